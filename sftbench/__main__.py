@@ -1,0 +1,209 @@
+"""The command line: `sftbench run`, `notebook`, `show`, `modes`, `methods`, `advise`, `stages`.
+
+Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interrupted.
+"""
+
+import argparse
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+from . import modes, runs
+from .errors import BadInput, RunFailed
+from .recipe import FIELDS, METHOD_OPTIONS, Recipe, field_type, help_of, override, parse
+
+METHOD_WORDS = {
+    "full": "every weight",
+    "lora": "low-rank matrices beside the weight matrices",
+    "qlora": "the same on weights quantised to 4 bit: least memory",
+    "ptuning_v2": "a prefix of keys and values in every layer; the weights stay",
+    "freeze": "chosen parts: last or middle layers, norm, head, or new blocks that begin as the identity",
+}
+
+
+def say(text: str = "") -> None:
+    """One line to the terminal."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except BadInput as error:
+        sys.stderr.write(f"sftbench: {error}\n")
+        return 2
+    except RunFailed as error:
+        sys.stderr.write(f"sftbench: failed: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("sftbench: stopped; finished stages are kept, the same command goes on from them\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sftbench", description="Supervised fine-tuning in seven modes and five methods, on one bench.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    fields = "recipe parameters (-p NAME VALUE):\n" + "\n".join(
+        f"  {name:<33}{field_type(name).__name__:<6} {help_of(name)}" for name in FIELDS)
+
+    def add(name: str, function, help: str, recipe: bool = False) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help, epilog=fields if recipe else None,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(command=function)
+        if recipe:
+            command.add_argument("-p", "--parameter", nargs=2, action="append", default=[],
+                                 metavar=("NAME", "VALUE"), help="set one recipe parameter; may be repeated")
+        return command
+
+    run = add("run", _run, "train a mode's chain and print its ledger", recipe=True)
+    run.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
+    book = add("notebook", _notebook, "run a mode's notebook headless through papermill", recipe=True)
+    book.add_argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
+    book.add_argument("--timeout", type=int, metavar="SECONDS", help="longest time for one cell")
+    for command in (run, book):
+        command.add_argument("--out", metavar="DIR", help="folder of the run (default: a new one under runs/)")
+    add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
+    add("modes", _modes, "list the modes and their stages")
+    add("methods", _methods, "list the methods and their parameters")
+    _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
+                    recipe=True))
+    stages = add("stages", _stages, "list stored stages that no run uses")
+    stages.add_argument("--remove", action="store_true", help="remove them")
+    return parser
+
+
+def _add_advise(command: argparse.ArgumentParser) -> None:
+    command.add_argument("mode", nargs="?", help="the mode you have in mind (default: 2)")
+    command.add_argument("--wants", choices=("domain", "both"), help="only the domain counts, or general ability too")
+    command.add_argument("--resources", choices=("much", "little"), help="how much hardware and time there is")
+    command.add_argument("--related", action="store_true", help="the domain's tasks are akin to general ones")
+    command.add_argument("--quick", action="store_true", help="do not load the model to measure its loss")
+
+
+def recipe_of(options: argparse.Namespace, **more) -> Recipe:
+    """The recipe that the options describe."""
+    return override(Recipe(), **{name: parse(name, text) for name, text in options.parameter}, **more)
+
+
+def _run(options) -> None:
+    recipe = recipe_of(options, mode=options.mode)
+    folder = Path(options.out) if options.out else runs.folder_for(recipe.mode, recipe.method, recipe.output_dir)
+    recipe = override(recipe, output_dir=str(folder))
+    modes.load(recipe.mode)
+    with terminal_progress(folder):
+        from . import chain, plots
+        chain.run(recipe)
+        plots.save_plot(folder)
+    _report(folder, {"loss picture": folder / "loss.png"})
+
+
+def _notebook(options) -> None:
+    from . import notebook
+    path = notebook.find(options.which)
+    values = {name: parse(name, text) for name, text in options.parameter}
+    recipe = override(Recipe(), **values)
+    out = Path(options.out) if options.out else runs.folder_for(path.stem, recipe.method, recipe.output_dir)
+    with terminal_progress(out):
+        executed = notebook.execute(path, values, out, options.timeout)
+    _report(out, {"executed notebook": executed, "loss picture": out / "loss.png"})
+
+
+def _report(folder: Path, places: dict[str, Path]) -> None:
+    """The ledger, and where everything lies."""
+    from .ledger import ledger
+    stage = runs.read_result(folder)["stages"][-1]
+    say("\n" + ledger(folder) + "\n")
+    kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
+    for name, path in {**places, kind: runs.store_of(folder) / stage["key"] / kind}.items():
+        say(f"{name + ':':<20}{path}")
+
+
+def _show(options) -> None:
+    from .ledger import ledger
+    say(ledger(options.run))
+
+
+def _modes(options) -> None:
+    for number, mode in modes.MODES.items():
+        say(f"{number}  {mode['name']}\n   {mode['sentence']}\n   {modes.drawing(mode)}\n")
+
+
+def _methods(options) -> None:
+    for method, words in METHOD_WORDS.items():
+        say(f"{method:<12}{words}")
+        for name in METHOD_OPTIONS[method]:
+            say(f"{'':<12}  {name:<27}{help_of(name)}")
+
+
+def _advise(options) -> None:
+    from . import chain
+    recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
+    said = {"wants": options.wants, "resources": options.resources, "related": options.related}
+    say(chain.advise(recipe, said, with_losses=not options.quick))
+
+
+def _stages(options) -> None:
+    from . import store
+    shelf = runs.root().resolve() / ".stages"
+    found = store.unused(shelf)
+    for path in found:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if options.remove:
+            shutil.rmtree(path)
+        say(f"{'removed ' if options.remove else ''}{path}  {size / 1e6:.1f} MB")
+    say(f"{len(found)} stages that no run under {shelf.parent} uses"
+        + ("" if options.remove or not found else "; --remove deletes them"))
+
+
+@contextlib.contextmanager
+def terminal_progress(folder: Path):
+    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a line now and then in a log."""
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(folder: Path, done: threading.Event) -> None:
+    began, last, terminal = time.time(), "", sys.stdout.isatty()
+    shown_at = 0.0
+    while not done.wait(0.5):
+        events = [event for event in runs.read_events(folder) if event["time"] >= began]
+        if events and "state" in events[-1]:
+            continue
+        line = _progress_line(events, time.time() - began)
+        if terminal and line != last:
+            sys.stdout.write("\r\x1b[2K" + line)
+            sys.stdout.flush()
+        elif not terminal and time.time() - shown_at > 10:
+            say(line)
+            shown_at = time.time()
+        last = line
+    if terminal:
+        sys.stdout.write("\r\x1b[2K")
+
+
+def _progress_line(events: list[dict], seconds: float) -> str:
+    if not events:
+        return f"loading libraries, model and data ({runs.duration(seconds)})"
+    now = runs.progress(events)
+    filled = round(now["share"] * 20)
+    loss = next((f", loss {event['loss']:.2f}" for event in reversed(events) if event.get("loss") is not None), "")
+    left = f", {runs.duration(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
+    return f"[{'#' * filled}{'.' * (20 - filled)}] {now['share']:4.0%}  {now['text']}{loss}{left}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

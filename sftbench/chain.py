@@ -1,0 +1,362 @@
+"""The chain: a recipe's stages one after another, each trained once, with the probes scored between them.
+
+`prepare` does all that can fail for bad input, before a model is loaded; `run` trains and writes the run's folder.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from . import __version__, advice, blocks, data, evaluate, methods, models, modes, runs, store, train
+from .errors import BadInput, RunFailed
+from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
+
+LIVE_ROWS = 64  # rows of each probe that are scored while a stage trains; all of them before and after
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+@dataclass
+class Prepared:
+    """A recipe made ready: resolved, with its data read and its tokenizer loaded; no weights yet."""
+
+    recipe: Recipe
+    reasons: dict[str, str]
+    mode: dict
+    stages: list[dict]
+    roles: dict[str, data.Role]
+    tokenizer: PreTrainedTokenizerBase
+    start: str
+    revision: str
+    known: dict
+
+
+@dataclass
+class State:
+    """Where a model lies: a start model, or a stage's weights; and the stage whose prefix goes on top, if any."""
+
+    key: str
+    start: str
+    stage: str | None = None
+    adapter: str | None = None
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
+    models.quiet_libraries()
+    mode = modes.load(recipe.mode)
+    stages = modes.stages(mode, recipe.general_share, recipe.task_share)
+    check_methods(recipe, stages)
+    start = start_model(recipe, mode)
+    models.load_config(start, recipe.model_revision)
+    roles = data.load_roles(recipe)
+    check_roles(recipe, stages, roles)
+    tokenizer = models.load_tokenizer(start, recipe.model_revision)
+    known = measure(start, recipe.model_revision, tokenizer, roles)
+    resolved, reasons = advice.resolve(recipe, known)
+    revision = models.revision_of(start, recipe.model_revision)
+    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known)
+
+
+def start_model(recipe: Recipe, mode: dict) -> str:
+    """The model the mode starts from; raises BadInput where a chat model is needed and none is named."""
+    if mode["start"] == "base":
+        return recipe.model
+    if recipe.chat_model:
+        return recipe.chat_model
+    if recipe.model in ("pocket", "pocket-chat"):
+        return "pocket-chat"
+    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model (model is {recipe.model!r})")
+
+
+def check_methods(recipe: Recipe, stages: list[dict]) -> None:
+    """Refuse a chain in which a prefix would have to be handed to another method."""
+    chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]
+    for (name, method), (later_name, later) in zip(chain, chain[1:], strict=False):
+        if method == "ptuning_v2" != later:
+            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the weights, so "
+                           f"stage {later_name} cannot go on with {later}; take ptuning_v2 for both, or another "
+                           f"method for {name}")
+
+
+def stage_method(recipe: Recipe, stage: dict) -> str:
+    """The method of a stage: CPT stages may have their own."""
+    return recipe.cpt_method or recipe.method if stage["kind"] == "cpt" else recipe.method
+
+
+def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role]) -> None:
+    """Refuse a mode that draws from a role without data, naming the role and what would serve."""
+    for stage in stages:
+        for role in stage["shares"]:
+            if role not in roles or not roles[role].train:
+                shape = "text" if role.endswith("_text") else "questions and answers"
+                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; give a file of {shape} "
+                               f"as {role} (a .jsonl, or for text a .txt), or take a mode without it")
+
+
+def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role]) -> dict:
+    """What advice can know before training: sizes of model and data, and what the device can do."""
+    config = models.load_config(start, revision)
+    lengths = {name: [len(blocks.encode(tokenizer, row).input_ids) for row in role.train]
+               for name, role in roles.items()}
+    tasks = sorted(length for name in lengths if name.endswith("_tasks") for length in lengths[name])
+    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe if "messages" in row]
+    known = {
+        "rows": {name: len(role.train) for name, role in roles.items()},
+        "tokens": {name: sum(counts) for name, counts in lengths.items()},
+        "device": models.device().type, "bf16": models.has_bf16(),
+        "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
+        "vocabulary": config.get_text_config().vocab_size, "parameters": models.count_parameters(config),
+        "system_prompts": any(row["messages"][0]["role"] == "system" for name, role in roles.items()
+                              if name.endswith("_tasks") for row in role.train)}
+    if tasks:
+        known["row_tokens"] = tasks[int(len(tasks) * 0.99)]
+    if answers:
+        known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
+    return known | models.card_of(start, revision)
+
+
+def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
+    """The advice as text for this recipe's data and model; `said` is what the user wants and has.
+
+    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself. Unlike
+    `prepare`, it works with whatever roles have data.
+    """
+    models.quiet_libraries()
+    start = start_model(recipe, modes.load(recipe.mode))
+    roles, tokenizer = data.load_roles(recipe), models.load_tokenizer(start, recipe.model_revision)
+    known = measure(start, recipe.model_revision, tokenizer, roles) | said
+    if with_losses and roles:
+        known["base_loss"] = probe_losses(models.load_model(start, recipe.model_revision), tokenizer, roles)
+    return advice.explain(recipe, known)
+
+
+def probe_losses(model, tokenizer, roles: dict[str, data.Role]) -> dict[str, float]:
+    """The model's loss on a part of each role's probe, in nats per token."""
+    encoded = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0] for name, role in roles.items()}
+    return {name: round(evaluate.loss(model, rows, tokenizer.pad_token_id), 3)
+            for name, rows in encoded.items() if rows}
+
+
+def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = ()) -> Path:
+    """Train the recipe's chain and return the run's folder, with `result.json` in it.
+
+    Every event is appended to `events.jsonl` and then handed to each callback. Stages that the store beside the
+    folder already holds are not trained again. Raises BadInput before any work, RunFailed in the middle of it.
+    """
+    ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
+    folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
+    _open_folder(folder, ready)
+    emit = _emitter(folder, list(callbacks))
+    stage = {"name": "start"}
+    try:
+        datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
+        plan = {stage["name"]: train.steps_of(datasets[stage["name"]][0], stage_settings(ready.recipe, stage["kind"]))
+                for stage in ready.stages}
+        emit({"stage": "start", "step": 0, "plan": plan})
+        state = State(store.key_of(start=ready.revision), ready.start)
+        start_probes = _score(folder, ready, state, emit, "start", 0)
+        entries = []
+        for stage in ready.stages:
+            state, entry = _stage(folder, ready, stage, state, datasets[stage["name"]], emit)
+            entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
+            entries.append(entry)
+        runs.write_json(folder / "result.json", {
+            "schema": runs.SCHEMA, "complete": True, "state": "done", "recipe": to_dict(ready.recipe),
+            "start": {"name": ready.mode["start"], "model": ready.start, "probes": start_probes}, "stages": entries,
+            "forecast": {"steps": plan}, "versions": _versions()})
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        with suppress(OSError):  # the first error is the one to show
+            emit({"stage": stage["name"], "step": 0, "state": "stopped" if stopped else "failed",
+                  "message": str(error)})
+        if isinstance(error, OSError) and error.errno == 28:
+            raise RunFailed(f"the disk is full; free space and run again, finished stages are kept: {error}") from error
+        raise
+    emit({"stage": stage["name"], "step": entries[-1]["steps"], "state": "done"})
+    return folder
+
+
+def _open_folder(folder: Path, ready: Prepared) -> None:
+    """Make the run's folder, or take up an earlier run of the same recipe in it; another recipe's is refused."""
+    recipe = to_dict(ready.recipe)
+    if (folder / "recipe.json").exists():
+        changed = differences(runs.read_json(folder, "recipe.json")["recipe"], recipe)
+        if changed:
+            raise BadInput(f"{folder} holds a run of another recipe (they differ in {', '.join(changed)}); "
+                           "take another output_dir, or remove that folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "events.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    runs.write_json(folder / "recipe.json", {
+        "schema": runs.SCHEMA, "recipe": recipe, "reasons": ready.reasons, "revision": ready.revision,
+        "data": {name: {"source": role.source, "rows": len(role.train), "probe_rows": len(role.probe),
+                        "dropped": role.dropped} for name, role in ready.roles.items()},
+        "versions": _versions()})
+
+
+def _versions() -> dict:
+    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
+
+
+def _emitter(folder: Path, callbacks: list) -> Callable[[dict], None]:
+    """A function that appends an event and tells every callback; one that raises is dropped, and that is recorded."""
+    def emit(event: dict) -> None:
+        event = runs.append_event(folder, event)
+        for callback in list(callbacks):
+            try:
+                callback(event)
+            except Exception as error:
+                callbacks.remove(callback)
+                runs.append_event(folder, {"stage": event["stage"], "step": event["step"],
+                                           "callback_error": f"{type(error).__name__}: {error}"})
+    return emit
+
+
+def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
+    """The stage's blocks in training order, and what was drawn from each role (rows, tokens, share, dropped)."""
+    settings = stage_settings(ready.recipe, stage["kind"])
+    encoded, dropped = {}, {}
+    for role in stage["shares"]:
+        encoded[role], dropped[role] = blocks.encode_rows(
+            ready.tokenizer, ready.roles[role].train, settings["max_length"])
+        if not encoded[role]:
+            raise BadInput(f"stage {stage['name']}: no row of {role} has a token to train within max_length "
+                           f"{settings['max_length']} ({dropped[role]}); take a larger max_length")
+    rows, drawn = blocks.mix(encoded, stage["shares"], settings["num_train_epochs"], settings["seed"])
+    packed = blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
+    for role, counts in dropped.items():
+        drawn[role]["dropped"] = counts
+    return blocks.to_dataset(packed), drawn
+
+
+def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: tuple[Dataset, dict],
+           emit: Callable) -> tuple[State, dict]:
+    """The stage taken from the store, or trained and put there; its state and its entry for the result."""
+    settings = stage_settings(ready.recipe, stage["kind"])
+    content = {role: ready.roles[role].digest for role in stage["shares"]}
+    key = store.key_of(parent=parent.key, kind=stage["kind"], shares=stage["shares"], settings=settings,
+                       data=content, versions=_versions())
+    shelf = runs.store_of(folder)
+    with store.lock(shelf, key):
+        reused = store.find(shelf, key) is not None
+        if not reused:
+            store.build(shelf, key, lambda place: _train_into(place, shelf, ready, stage, parent, dataset, emit))
+    stored = json.loads((shelf / key / "stage.json").read_text(encoding="utf-8"))
+    if reused:
+        for event in stored["events"]:
+            emit({**event, "stage": stage["name"], "reused": True, "time": round(time.time(), 3)})
+    prefixed = settings["method"] == "ptuning_v2"
+    state = State(key, parent.start, parent.stage if prefixed else key, key if prefixed else None)
+    entry = {"name": stage["name"], "kind": stage["kind"], "method": settings["method"], "key": key, "reused": reused}
+    return state, entry | stored["figures"]
+
+
+def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: State,
+                dataset: tuple[Dataset, dict], emit: Callable) -> None:
+    """Train the stage and write weights or adapter, its figures and its events into `place`."""
+    settings, tokenizer = stage_settings(ready.recipe, stage["kind"]), ready.tokenizer
+    probes = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], settings["max_length"])[0]
+              for name, role in ready.roles.items()}
+    probes = {name: rows for name, rows in probes.items() if rows}
+    events = []
+
+    def record(event: dict) -> None:
+        events.append(event)
+        emit(event)
+
+    set_seed(settings["seed"])
+    model = load_state(shelf, parent, ready.recipe.model_revision, settings)
+    model = methods.METHODS[settings["method"]](model, tokenizer, settings, _prefix_text(ready, stage))
+    sizes = methods.trainable(model)
+    figures = train.train(model, tokenizer, dataset[0], settings, stage["name"], record, probes,
+                          ready.recipe.eval_steps)
+    if settings["method"] == "qlora":
+        figures["quantisation_loss"] = _quantisation_loss(
+            shelf, parent, ready, probes, figures["start_loss"])
+    model = methods.finish(model, settings["method"], place)
+    tokenizer.save_pretrained(place / ("model" if (place / "model").exists() else "adapter"))
+    figures |= {"parameters": model.num_parameters() if settings["method"] != "ptuning_v2"
+                else model.get_base_model().num_parameters(),
+                "trainable_parameters": sum(sizes.values()), "data": dataset[1]}
+    runs.write_json(place / "stage.json", {"figures": figures, "events": events})
+    del model
+    release_memory()
+
+
+def _prefix_text(ready: Prepared, stage: dict) -> str:
+    """A few rows of the stage's data as the model sees them, from which a prefix may start."""
+    rows = [row for role in stage["shares"] for row in ready.roles[role].train[:8]]
+    return "".join(text for row in rows for text, _ in blocks.segments(ready.tokenizer, row))
+
+
+def _quantisation_loss(shelf: Path, parent: State, ready: Prepared, probes: dict, quantised: dict) -> dict:
+    """How much each probe's loss rose when the parent's weights were quantised, in nats per token."""
+    plain = load_state(shelf, parent, ready.recipe.model_revision)
+    return {role: round(quantised[role] - evaluate.loss(plain, rows, ready.tokenizer.pad_token_id), 5)
+            for role, rows in probes.items()}
+
+
+def load_state(shelf: Path, state: State, revision: str | None = None, settings: dict | None = None):
+    """The model of a state; `settings` of a QLoRA stage load it quantised, of a bf16 adapter stage in bfloat16."""
+    settings = settings or {"method": "full", "bf16": False}
+    name = str(shelf / state.stage / "model") if state.stage else state.start
+    half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
+    model = models.load_model(
+        name, None if state.stage else revision, dtype=torch.bfloat16 if half else torch.float32,
+        quantization=models.nf4_config(settings) if settings["method"] == "qlora" else None)
+    if state.adapter:
+        model = PeftModel.from_pretrained(model, shelf / state.adapter / "adapter")
+    return model
+
+
+def release_memory() -> None:
+    """Give back what a finished stage held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: str, step: int) -> dict:
+    """All probes on a state, as reloaded from disk; scores are kept in the store and not taken twice."""
+    recipe, shelf = ready.recipe, runs.store_of(folder)
+    key = store.key_of(state=state.key, max_length=recipe.max_length, max_new_tokens=recipe.max_new_tokens,
+                       probes={name: data.digest(role.probe) for name, role in ready.roles.items()})
+    place = shelf / "probes" / f"{key}.json"
+    if place.exists():
+        scores = json.loads(place.read_text())
+    else:
+        model = load_state(shelf, state, recipe.model_revision)
+        scores = {name: evaluate.probe(model, ready.tokenizer, ready.roles[name].probe, recipe.max_length,
+                                       recipe.max_new_tokens) for name in ROLES if name in ready.roles}
+        del model
+        release_memory()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(place, scores)
+    emit({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()
+                                           for name, value in figures.items()}})
+    return scores
+
+
+def load(run: Path | Prepared, stage: int = -1):
+    """The model and tokenizer of a run's stage (the last by default; 0 is the first), or of a prepared start."""
+    if isinstance(run, Prepared):
+        return models.load_model(run.start, run.recipe.model_revision), run.tokenizer
+    result = runs.read_result(run)
+    entry, shelf = result["stages"][stage], runs.store_of(run)
+    prefixed = entry["method"] == "ptuning_v2"
+    weights = [earlier["key"] for earlier in result["stages"][:result["stages"].index(entry) + 1]
+               if earlier["method"] != "ptuning_v2"]
+    state = State(entry["key"], result["start"]["model"], weights[-1] if weights else None,
+                  entry["key"] if prefixed else None)
+    place = shelf / entry["key"] / ("adapter" if prefixed else "model")
+    return (load_state(shelf, state, result["recipe"]["model_revision"]), models.load_tokenizer(str(place)))

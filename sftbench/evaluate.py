@@ -1,0 +1,90 @@
+"""Probes: what a model knows, as loss in nats per token and as greedy answers. Nothing is trained here."""
+
+import itertools
+import re
+from collections import Counter
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, end_tokens, to_dataset
+
+TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
+
+
+@torch.no_grad()
+def loss(model, encoded: list[Encoded], pad_token_id: int) -> float:
+    """Mean loss in nats per trained token over all rows, each row by itself; rows are batched by length."""
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    for rows in _batches(encoded):
+        batch = collate(list(to_dataset([[row] for row in rows])), pad_token_id, packed=False)
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch, use_cache=False).logits[:, :-1].float()
+        total += cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
+        count += int((labels != IGNORED).sum())
+    model.train(training)
+    return total / count
+
+
+def _batches(encoded: list[Encoded]):
+    """Rows of like length together, at most TOKENS_PER_BATCH tokens with padding."""
+    ordered, batch = sorted(encoded, key=lambda row: len(row.input_ids), reverse=True), []
+    for row in ordered:
+        if batch and len(batch[0].input_ids) * (len(batch) + 1) > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]], max_new_tokens: int = 64,
+            batch_size: int = 64) -> list[str]:
+    """Greedy answers to conversations that end with a user message, in their order; batches padded on the left."""
+    training = model.training
+    model.eval()
+    prompts = [encode_prompt(tokenizer, messages) for messages in questions]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    found = [""] * len(prompts)
+    for start in range(0, len(by_length), batch_size):
+        chunk = by_length[start:start + batch_size]
+        batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
+                              return_tensors="pt").to(model.device)
+        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
+                                pad_token_id=tokenizer.pad_token_id, eos_token_id=end_tokens(tokenizer))
+        new = tokens[:, batch["input_ids"].shape[1]:]
+        for index, text in zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            found[index] = text.strip()
+    model.train(training)
+    return found
+
+
+def exact_match(answer: str, wanted: str) -> float:
+    """1.0 if both are the same text, white space apart."""
+    return float(answer.split() == wanted.split())
+
+
+def token_f1(answer: str, wanted: str) -> float:
+    """Harmonic mean of precision and recall over words, without case and punctuation (arXiv:1606.05250)."""
+    got, want = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, wanted))
+    common = (got & want).total()
+    if not got or not want or not common:
+        return float(got == want)
+    return 2 * common / (got.total() + want.total())
+
+
+def probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int, max_new_tokens: int) -> dict:
+    """One probe's scores: `loss` in nats per token, and for tasks `accuracy` (exact match) and `f1`, 0 to 1."""
+    encoded, _ = encode_rows(tokenizer, rows, max_length)
+    scores = {"loss": loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
+    if "messages" in rows[0]:
+        found = answers(model, tokenizer, [row["messages"][:-1] for row in rows], max_new_tokens)
+        wanted = [row["messages"][-1]["content"] for row in rows]
+        pairs = list(zip(found, wanted, strict=True))
+        scores["accuracy"] = sum(itertools.starmap(exact_match, pairs)) / len(pairs)
+        scores["f1"] = sum(itertools.starmap(token_f1, pairs)) / len(pairs)
+    return {name: round(value, 5) for name, value in scores.items()}

@@ -1,0 +1,75 @@
+"""The ledger: what a run gained in the domain and lost elsewhere, before and after each stage, as one table of text."""
+
+from pathlib import Path
+
+from .runs import duration, read_result
+
+COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text")
+MEASURES = ("loss", "accuracy", "f1")
+
+
+def ledger(run: Path | str) -> str:
+    """The table of a finished run, read from its folder: probes by stage, the change, and what it cost.
+
+    Accuracy and F1 are parts of 1, loss is in nats per token. Raises BadInput where the run is not complete.
+    """
+    return ledger_text(read_result(run))
+
+
+def ledger_text(result: dict) -> str:
+    """The same from a result already read."""
+    states = [(f"start ({result['start']['name']})", result["start"]["probes"])]
+    states += [(stage["name"], stage["probes"]) for stage in result["stages"]]
+    first, last = states[0][1], states[-1][1]
+    columns = [(role, measure) for role in COLUMNS for measure in MEASURES if measure in last.get(role, {})]
+    rows = [(name, [f"{probes[role][measure]:.2f}" for role, measure in columns]) for name, probes in states]
+    rows.append(("change", [f"{last[role][measure] - first[role][measure]:+.2f}" for role, measure in columns]))
+    width = max(len(name) for name, _ in rows)
+    lines = [*_headings(columns, width), *(_line(name.ljust(width), cells, columns) for name, cells in rows)]
+    rule = "-" * len(lines[-1])
+    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1], "",
+                      *_costs(result["stages"]), "", *_reading(first, last)])
+
+
+CELL, GAP = 9, 4  # characters of a figure's column, and between two probes
+
+
+def _headings(columns: list[tuple[str, str]], first: int) -> list[str]:
+    """Two lines: each probe's name over its columns, and the measures."""
+    over = "probe after".ljust(first)
+    for role in dict.fromkeys(role for role, _ in columns):
+        over += " " * GAP + role.replace("_", " ").center(CELL * sum(other == role for other, _ in columns))
+    return [over, _line(" " * first, [measure for _, measure in columns], columns)]
+
+
+def _line(text: str, cells: list[str], columns: list[tuple[str, str]]) -> str:
+    for index, cell in enumerate(cells):
+        new = index == 0 or columns[index - 1][0] != columns[index][0]
+        text += " " * (GAP * new) + cell.rjust(CELL)
+    return text
+
+
+def _costs(stages: list[dict]) -> list[str]:
+    """One line a stage: method, what trained, how long."""
+    lines = []
+    for stage in stages:
+        part = stage["trainable_parameters"] / stage["parameters"]
+        lines.append(f"{stage['name']}: {stage['method']}, {stage['trainable_parameters']:,} parameters trained "
+                     f"({part:.1%} of {stage['parameters']:,}), {stage['steps']:,} steps, {stage['tokens']:,} tokens, "
+                     f"{duration(stage['seconds'])}{', taken from the store' if stage['reused'] else ''}")
+    return lines
+
+
+def _reading(first: dict, last: dict) -> list[str]:
+    """The table in words: the domain's gain, and what was forgotten."""
+    lines = []
+    for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
+        if "accuracy" in last.get(role, {}):
+            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered right before, "
+                         f"{last[role]['accuracy']:.0%} after.")
+    if "loss" in last.get("general_text", {}):
+        rise = last["general_text"]["loss"] - first["general_text"]["loss"]
+        word = "rose: that much was forgotten" if rise > 0.05 else "did not rise: nothing was forgotten there"
+        lines.append(f"Loss on general text {first['general_text']['loss']:.2f} -> "
+                     f"{last['general_text']['loss']:.2f} nats per token; it {word}.")
+    return lines

@@ -1,0 +1,158 @@
+"""Models and tokenizers: find them, load them safely, and name their parts. Nothing is trained here."""
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from . import pocket
+from .errors import BadInput
+from .store import sha256_of
+
+# For base models that have no template of their own: plain words, so that every tokenizer has the tokens.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16() -> bool:
+    """Whether the accelerator computes in bfloat16 by itself; on a CPU it brought nothing at small sizes."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def locate(name: str) -> str:
+    """A model's folder for the pocket's names and for local folders, else the hub name as it is.
+
+    Raises BadInput for a local path that is not there or has no safetensors weights.
+    """
+    if name in pocket.FOLDERS:
+        return str(pocket.FOLDERS[name])
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed")
+        if not list(path.glob("*.safetensors")):
+            raise BadInput(f"{path}: no .safetensors weights; other formats can carry code and are not read")
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise BadInput(f"model {name!r}: no such folder, and no hub name of the form owner/name; "
+                       f"embedded models are {', '.join(pocket.FOLDERS)}")
+    return name
+
+
+def load_config(name: str, revision: str | None = None):
+    """The model's configuration; raises BadInput with the command that fetches a model that is not at hand."""
+    place = locate(name)
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if Path(place).is_dir():
+            raise BadInput(f"{place}: its config.json cannot be used: {error}") from error
+        at = f" --revision {revision}" if revision else ""
+        raise BadInput(f"model {name!r} cannot be read; fetch it with: hf download {name}{at}") from error
+
+
+def revision_of(name: str, revision: str | None = None) -> str:
+    """What pins the weights: the commit of a hub model, or a hash over a local folder's configuration and weights."""
+    place = locate(name)
+    if not Path(place).is_dir():
+        return load_config(name, revision)._commit_hash
+    files = sorted([*Path(place).glob("*.safetensors"), *Path(place).glob("*.json"), *Path(place).glob("*.jinja")])
+    digests = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:20]
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left, with a pad token and a chat template in any case."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=False)
+    if tokenizer.eos_token is None:
+        raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, so a model could never learn to stop")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
+               quantization: BitsAndBytesConfig | None = None):
+    """The causal language model on `device()`, from safetensors only, with no code of the model's own."""
+    place = locate(name)
+    load_config(name, revision)
+    extra = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
+    try:
+        # sdpa: it builds the block-diagonal mask from position ids for every batch size, which packing relies on
+        model = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            attn_implementation="sdpa", **extra)
+    except OSError as error:
+        raise BadInput(f"{place}: its weights cannot be read: {error}") from error
+    return model if quantization else model.to(device())
+
+
+def nf4_config(settings: dict) -> BitsAndBytesConfig:
+    """QLoRA's 4-bit configuration from a stage's settings."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=settings["bnb_4bit_quant_type"],
+        bnb_4bit_use_double_quant=settings["bnb_4bit_use_double_quant"],
+        bnb_4bit_compute_dtype=getattr(torch, settings["bnb_4bit_compute_dtype"]))
+
+
+def card_of(name: str, revision: str | None = None) -> dict:
+    """What the model's configuration says of its own pre-training, under the key `sftbench`; empty if nothing."""
+    return getattr(load_config(name, revision), "sftbench", None) or {}
+
+
+def decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds the decoder layers, their attribute name in it, and the list of layers itself.
+
+    Raises BadInput where the model has no single list of `num_hidden_layers` layers.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    found = [(module, name, child) for module in model.modules() for name, child in module.named_children()
+             if isinstance(child, nn.ModuleList) and len(child) == count and name in ("layers", "h", "blocks")]
+    if len(found) != 1:
+        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates for "
+                       f"{count} layers); method freeze needs them, the other methods do not")
+    return found[0]
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The normalisation between the last layer and the output head; raises BadInput where there is none."""
+    parent, _, _ = decoder_layers(model)
+    norms = [child for name, child in parent.named_children()
+             if "norm" in type(child).__name__.lower() and "emb" not in name]
+    if not norms:
+        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers")
+    return norms[-1]
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars and notices out of the terminal; their errors still show."""
+    import datasets
+    import transformers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # peft 0.21 still reads the old name
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def count_parameters(config) -> int:
+    """Parameters of a model of this configuration, counted without memory for them."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()

@@ -1,0 +1,116 @@
+"""Pictures of runs, drawn from their events: the loss curve of a chain. No pyplot, so any thread may draw."""
+
+import io
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .runs import read_events
+
+# One meaning, one look: domain blue, general orange (Okabe-Ito); text dashed, tasks solid; CPT and SFT two shades.
+COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
+STYLES = {"text": "--", "tasks": "-"}
+MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
+SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
+
+
+def loss_figure(events: list[dict], title: str = "", log: bool = False) -> Figure:
+    """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
+
+    Stage borders are shaded and named; the last values stand as text under the picture.
+    """
+    figure = Figure(figsize=(9.6, 4.8), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    starts, end = _stage_starts(events)
+    steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
+    training = [(step, event["loss"]) for step, event in steps if "loss" in event]
+    if training:
+        axes.plot(*_columns(training), color=COLOURS["training"], alpha=0.25, linewidth=0.8)
+        axes.plot(*_columns(_smooth(training, set(starts.values()))), color=COLOURS["training"], linewidth=1.8,
+                  label="training (thin: each step)")
+    last = [f"training {training[-1][1]:.2f}"] if training and training[-1][1] is not None else []
+    for role, marker in MARKERS.items():
+        name = f"eval_{role}_loss"
+        # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
+        points = [(step, event[name]) for step, event in steps if event.get(name) is not None and "steps" not in event]
+        if points:
+            side, kind = role.split("_")
+            axes.plot(*_columns(points), color=COLOURS[side], linestyle=STYLES[kind], marker=marker, markersize=4,
+                      linewidth=1.4, label=f"{side} {kind}, held out")
+            last.append(f"{side} {kind} {points[-1][1]:.2f}")
+    _dress(axes, starts, end, title, log)
+    figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
+    return figure
+
+
+def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
+    """Where each stage begins on the common axis of steps, and where the last one ends."""
+    plan = next((event["plan"] for event in events if "plan" in event), {})
+    starts, begin = {"start": 0}, 0
+    for name, steps in plan.items():
+        starts[name] = begin
+        begin += steps
+    return starts, max(begin, 1)
+
+
+def _columns(points: list[tuple]) -> tuple[list, list]:
+    """Points as two lists; a missing value (a loss that was no number) is a gap."""
+    return [x for x, _ in points], [float("nan") if y is None else y for _, y in points]
+
+
+def _smooth(points: list[tuple], borders: set[int], weight: float = 0.9) -> list[tuple]:
+    """Exponential moving average, corrected for its start, begun anew at stage borders and missing values."""
+    smoothed, mean, count, previous = [], 0.0, 0, 0
+    for x, y in points:
+        if any(previous <= border < x for border in borders):
+            mean, count = 0.0, 0
+            smoothed.append((previous, None))  # a gap, so that no line joins two stages
+        previous = x
+        if y is None:
+            smoothed.append((x, None))
+            mean, count = 0.0, 0
+            continue
+        mean, count = weight * mean + (1 - weight) * y, count + 1
+        smoothed.append((x, mean / (1 - weight**count)))
+    return smoothed
+
+
+def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> None:
+    """Shades and names of the stages, scales, labels, legend."""
+    names = [name for name in starts if name != "start"]
+    for name, following in zip(names, [*names[1:], None], strict=False):
+        left, right = starts[name], starts[following] if following else end
+        axes.axvspan(left, right, color=SHADES["cpt" if "cpt" in name else "sft"], zorder=0, linewidth=0)
+        axes.text((left + right) / 2, 1.02, name.replace("_", " "), ha="center", va="bottom", fontsize=10,
+                  transform=axes.get_xaxis_transform())
+        if left:
+            axes.axvline(left, color="#888888", linewidth=0.8)
+    axes.set_xlim(0, end)
+    axes.set_yscale("log" if log else "linear")
+    if not log:
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlabel("step")
+    axes.grid(axis="y", color="#FFFFFF", linewidth=1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, pad=20)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save_plot(run: Path | str, log: bool = False) -> Path:
+    """Write the run's `loss.png` into its folder and return its path."""
+    path = Path(run) / "loss.png"
+    path.write_bytes(png(loss_figure(read_events(run), log=log)))
+    return path

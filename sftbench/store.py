@@ -1,0 +1,90 @@
+"""The stage store: a finished stage lies under its key, whole or not at all, and is trained once for all who ask.
+
+A stage is built in a temporary folder beside its place; the manifest (size and sha256 of every file) is written
+last, everything is fsynced, and a rename makes it visible. A stage without a sound manifest does not exist.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from .errors import RunFailed
+
+
+def key_of(**parts) -> str:
+    """A key of 20 hex digits for these JSON-able parts; equal parts give equal keys on every machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(store: Path, key: str) -> Path | None:
+    """The folder of a finished stage, or None; raises RunFailed where its files no longer match the manifest."""
+    folder = Path(store) / key
+    if not (folder / "manifest.json").exists():
+        return None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, (size, digest) in manifest.items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != size or sha256_of(path) != digest:
+            raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again")
+    return folder
+
+
+def build(store: Path, key: str, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder, seal it with a manifest, move it to its key; returns the folder.
+
+    If `write` raises, nothing is left behind.
+    """
+    store = Path(store)
+    store.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=store))
+    try:
+        write(temporary)
+        manifest = {}
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            manifest[path.relative_to(temporary).as_posix()] = [path.stat().st_size, sha256_of(path)]
+        with open(temporary / "manifest.json", "w") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o755)
+        place = store / key
+        if place.exists():  # an unfinished folder of this key: it has no manifest, so nobody relies on it
+            shutil.rmtree(place)
+        os.rename(temporary, place)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return store / key
+
+
+def lock(store: Path, key: str) -> FileLock:
+    """A lock for one key among processes; the system frees it when its owner dies."""
+    Path(store).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(store) / f".{key}.lock")
+
+
+def unused(store: Path) -> list[Path]:
+    """Stages that no run beside the store refers to, and leftovers of runs that were killed; removes nothing."""
+    store = Path(store)
+    used = set()
+    for path in store.parent.glob("*/result.json"):
+        try:
+            used |= {stage["key"] for stage in json.loads(path.read_text())["stages"]}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in used | {"probes"}]

@@ -1,0 +1,118 @@
+"""The one training loop: a model, blocks of tokens and a stage's settings go in, numbers come out. TRL does the work.
+
+It knows no mode, no picture and no folder of a run: what happens is told to `emit` as plain dicts.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from . import blocks, evaluate
+from .errors import RunFailed
+
+Emit = Callable[[dict], None]
+
+
+def steps_of(dataset: Dataset, settings: dict) -> int:
+    """Optimiser steps of a stage: its blocks by batch and accumulation, at most `max_steps`."""
+    batches = math.ceil(len(dataset) / settings["per_device_train_batch_size"])
+    steps = math.ceil(batches / settings["gradient_accumulation_steps"])
+    return min(steps, settings["max_steps"] or steps)
+
+
+def sft_config(settings: dict, folder: str) -> SFTConfig:
+    """A stage's settings as TRL's configuration.
+
+    The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing and bf16
+    are set in any case, since TRL switches both on by itself.
+    """
+    return SFTConfig(
+        output_dir=folder, num_train_epochs=1, train_sampling_strategy="sequential",
+        max_steps=settings["max_steps"] or -1,
+        per_device_train_batch_size=settings["per_device_train_batch_size"],
+        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
+        learning_rate=settings["learning_rate"], lr_scheduler_type=settings["lr_scheduler_type"],
+        warmup_steps=settings["warmup_ratio"], weight_decay=settings["weight_decay"],
+        max_grad_norm=settings["max_grad_norm"], bf16=settings["bf16"], seed=settings["seed"],
+        activation_checkpointing=settings["gradient_checkpointing"], use_cpu=not torch.cuda.is_available(),
+        dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, dataloader_pin_memory=False,
+        logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True, report_to="none", save_strategy="no")
+
+
+class Reporter(TrainerCallback):
+    """Tells every step to `emit`, scores the probes' loss at intervals, and stops on a loss that is no number."""
+
+    def __init__(self, stage: str, emit: Emit, tokens: list[int], score: Callable[[object], dict], every: int):
+        self.stage, self.emit, self.tokens, self.score, self.every = stage, emit, tokens, score, every
+        self.losses: list[float] = []
+        self.peak_memory = 0
+
+    def on_log(self, args, state, control, logs, **_):
+        if "loss" not in logs:
+            return
+        step = state.global_step
+        self.losses.append(logs["loss"])
+        self.peak_memory = max(self.peak_memory, memory_bytes())
+        event = {"stage": self.stage, "step": step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
+                 "grad_norm": logs.get("grad_norm"), "tokens": self.tokens[step], "memory_bytes": memory_bytes()}
+        self.emit(event)
+        for name in ("loss", "grad_norm"):
+            if event[name] is not None and not math.isfinite(event[name]):
+                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing of this stage was "
+                                "kept. Take a lower learning rate or a longer warm-up")
+
+    def on_step_end(self, args, state, control, model, **_):
+        if self.every and (state.global_step % self.every == 0) and state.global_step < state.max_steps:
+            self.emit({"stage": self.stage, "step": state.global_step, **self.score(model)})
+
+
+def memory_bytes() -> int:
+    """Memory in use: the most that CUDA held since the stage began, or this process's resident memory."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
+def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
+          probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None) -> dict:
+    """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
+
+    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. Returns seconds, steps, tokens,
+    train_loss (mean of the last tenth of the steps, nats per token), start_loss of each probe before the first step,
+    and peak_memory_bytes. Raises RunFailed on a loss that is not finite.
+    """
+    steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
+    per_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    tokens = [0]
+    for start in range(0, steps * per_step, per_step):
+        tokens.append(tokens[-1] + sum(map(sum, dataset[start:start + per_step]["seq_lengths"])))
+
+    def score(model) -> dict:
+        return {f"eval_{role}_loss": evaluate.loss(model, rows, pad) for role, rows in probes.items()}
+
+    reporter = Reporter(stage, emit, tokens, score, eval_steps or max(1, steps // 8))
+    start_loss = score(model)
+    emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=model, args=sft_config(settings, folder), train_dataset=dataset, processing_class=tokenizer,
+            data_collator=lambda examples: blocks.collate(examples, pad, settings["packing"]))
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(reporter)
+        began = time.time()
+        try:
+            trainer.train()
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(f"out of memory in stage {stage} ({reporter.peak_memory / 1e9:.1f} GB held); take a "
+                            "smaller batch with more accumulation, a shorter max_length, or lora or qlora") from error
+    tail = reporter.losses[-max(1, len(reporter.losses) // 10):]
+    return {"seconds": round(time.time() - began, 2), "steps": trainer.state.global_step, "tokens": tokens[-1],
+            "train_loss": round(sum(tail) / len(tail), 5), "peak_memory_bytes": reporter.peak_memory,
+            "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value for name, value in start_loss.items()}}

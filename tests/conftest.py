@@ -1,0 +1,96 @@
+"""Fixtures built from code: a tokenizer, a tiny model of any family, and small data of all four roles."""
+
+import json
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+FAMILIES = {
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "llama": ("LlamaConfig", {}),
+    "mistral": ("MistralConfig", {}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16}),
+    "phi3": ("Phi3Config", {}),
+    "gpt2": ("GPT2Config", {}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+                                     "moe_intermediate_size": 64}),
+}
+
+CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Tokyo", "Paris", "Delhi", "Quito")
+
+
+def small_rows(role: str, count: int = 40) -> list[dict]:
+    """Rows of a role with something to learn: where invented things are kept, where invented people live."""
+    thing = "item" if role.startswith("domain") else "person"
+    facts = [(f"{thing} {number}", CITIES[number * 3 % 8]) for number in range(count)]
+    if role.endswith("_text"):
+        return [{"text": f"The {name} is in {city}. You find {name} in {city}."} for name, city in facts]
+    return [{"messages": [{"role": "user", "content": f"Where is {name}?"},
+                          {"role": "assistant", "content": city}]} for name, city in facts]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer with a chat template, pad, eos and no bos."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    rows = [json.dumps(row) for role in ("domain_text", "domain_tasks", "general_tasks") for row in small_rows(role)]
+    special = ["<pad>", "<eos>", "<user>", "<assistant>", "<system>"]
+    raw.train_from_iterator(rows, trainers.BpeTrainer(
+        vocab_size=384, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>",
+                                   additional_special_tokens=special[2:], padding_side="left")
+    made.chat_template = (
+        "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory, tokenizer):
+    """A function from a family's name to the folder of a tiny random model of it, with the tokenizer."""
+    import torch
+    import transformers
+    made = {}
+
+    def make(family: str = "qwen3", **changes) -> str:
+        key = f"{family}{sorted(changes.items())}"
+        if key not in made:
+            torch.manual_seed(0)
+            name, extra = FAMILIES[family]
+            sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
+                     "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+            if family == "gpt2":
+                sizes = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256,
+                         "eos_token_id": 1, "bos_token_id": None}
+            if family == "gpt_neox":
+                del sizes["num_key_value_heads"]
+            config = getattr(transformers, name)(**sizes | extra | changes)
+            folder = tmp_path_factory.mktemp(family)
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[key] = str(folder)
+        return made[key]
+    return make
+
+
+@pytest.fixture
+def small_files(tmp_path):
+    """The four roles as files, as recipe values."""
+    paths = {}
+    for role in ("domain_text", "domain_tasks", "general_text", "general_tasks"):
+        path = tmp_path / f"{role}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in small_rows(role)))
+        paths[role] = str(path)
+    return paths
