@@ -3,6 +3,7 @@
 Names and types of parameters are checked before a kernel starts, and the run is judged by its `result.json` alone.
 """
 
+import logging
 import time
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None)
         if name not in FIELDS:
             raise BadInput(f"unknown parameter {name!r}{nearest(name, FIELDS)}")
     override(Recipe(), **values)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of recipe fields that the cell does not list
     out.mkdir(parents=True, exist_ok=True)
     began, executed = time.time(), out / "notebook.ipynb"
     try:
         papermill.execute_notebook(
             notebook, executed, parameters=values | {"output_dir": str(out)}, kernel_name="python3",
-            progress_bar=False, log_output=False, execution_timeout=timeout)
+            progress_bar=False, log_output=False, execution_timeout=timeout,
+            extra_arguments=["--IPKernelApp.log_level=40"])
     except papermill.PapermillExecutionError as error:
         kind = BadInput if error.ename == "BadInput" else RunFailed
         raise kind(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {executed})") from None

@@ -27,7 +27,7 @@ def steps_of(dataset: Dataset, settings: dict) -> int:
     return min(steps, settings["max_steps"] or steps)
 
 
-def sft_config(settings: dict, folder: str) -> SFTConfig:
+def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
     """A stage's settings as TRL's configuration.
 
     The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing and bf16
@@ -35,7 +35,7 @@ def sft_config(settings: dict, folder: str) -> SFTConfig:
     """
     return SFTConfig(
         output_dir=folder, num_train_epochs=1, train_sampling_strategy="sequential",
-        max_steps=settings["max_steps"] or -1,
+        max_steps=steps,
         per_device_train_batch_size=settings["per_device_train_batch_size"],
         gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         learning_rate=settings["learning_rate"], lr_scheduler_type=settings["lr_scheduler_type"],
@@ -95,14 +95,14 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     def score(model) -> dict:
         return {f"eval_{role}_loss": evaluate.loss(model, rows, pad) for role, rows in probes.items()}
 
-    reporter = Reporter(stage, emit, tokens, score, eval_steps or max(1, steps // 8))
+    reporter = Reporter(stage, emit, tokens, score, (eval_steps or max(1, steps // 8)) if probes else 0)
     start_loss = score(model)
     emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=model, args=sft_config(settings, folder), train_dataset=dataset, processing_class=tokenizer,
+            model=model, args=sft_config(settings, folder, steps), train_dataset=dataset, processing_class=tokenizer,
             data_collator=lambda examples: blocks.collate(examples, pad, settings["packing"]))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(reporter)

@@ -94,3 +94,17 @@ def small_files(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in small_rows(role)))
         paths[role] = str(path)
     return paths
+
+
+@pytest.fixture
+def settings():
+    """A function from a method and changed fields to a stage's settings, resolved for the small models."""
+    from sftbench.advice import resolve
+    from sftbench.recipe import Recipe, override, stage_settings
+
+    def make(method: str = "full", kind: str = "sft", **values) -> dict:
+        values = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lora_dropout": 0.0, "max_length": 64,
+                  "per_device_train_batch_size": 4} | values
+        recipe = override(Recipe(), method=method, pretraining_learning_rate=1e-2, **values)
+        return stage_settings(resolve(recipe, {"context": 256})[0], kind)
+    return make

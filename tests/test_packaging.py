@@ -18,9 +18,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DIRECT = [
-    Requirement(text)
-    for text in PROJECT["dependencies"] + [t for e in PROJECT["optional-dependencies"].values() for t in e]
+RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
+DIRECT = RUNTIME + [
+    Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra
 ]
 # A CUDA build of torch requires these at exact versions of its own, so the lock does not repeat them.
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
@@ -109,12 +109,15 @@ def test_binder_gets_the_same_torch_without_cuda():
     assert {"-c ../requirements.lock", "-e .."} < set(pip_lines)
 
 
-def test_every_imported_package_is_a_requirement():
+@pytest.mark.parametrize(
+    ("files", "requirements"), [("sftbench/**/*.py", RUNTIME), ("tests/*.py", DIRECT)], ids=["package", "tests"]
+)
+def test_every_imported_package_is_a_requirement(files, requirements):
     distributions = metadata.packages_distributions()
-    direct = {canonicalize_name(requirement.name) for requirement in DIRECT}
+    direct = {canonicalize_name(requirement.name) for requirement in requirements}
     known = {"sftbench", *sys.stdlib_module_names, *(path.stem for path in ROOT.glob("tests/*.py"))}
     strangers = {}
-    for path in [*ROOT.glob("sftbench/**/*.py"), *ROOT.glob("tests/*.py")]:
+    for path in ROOT.glob(files):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.Import):

@@ -1,0 +1,133 @@
+"""Rows to blocks: masks, packing, mixing, and that packing changes no loss."""
+
+import pytest
+import torch
+
+from sftbench import blocks, evaluate, models
+from sftbench.blocks import IGNORED, Encoded, collate, encode, mix, pack, to_dataset
+from sftbench.errors import BadInput
+from tests.conftest import FAMILIES, small_rows
+
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is item 1?"},
+         {"role": "assistant", "content": "Lima"}, {"role": "user", "content": "And item 2?"},
+         {"role": "assistant", "content": "Oslo"}]
+
+
+def trained_text(tokenizer, encoded: Encoded) -> str:
+    return tokenizer.decode([label for label in encoded.labels if label != IGNORED])
+
+
+def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
+    encoded = encode(tokenizer, {"messages": TURNS})
+    assert trained_text(tokenizer, encoded) == " Lima<eos> Oslo<eos>"
+    assert tokenizer.decode(encoded.input_ids) == blocks.render(tokenizer, TURNS)
+    assert blocks.look(tokenizer, {"messages": TURNS}).count("«") == 2
+
+
+def test_text_trains_on_every_token_and_ends(tokenizer):
+    encoded = encode(tokenizer, {"text": "The item 1 is in Oslo."})
+    assert encoded.labels == encoded.input_ids
+    assert tokenizer.decode(encoded.input_ids) == "The item 1 is in Oslo.<eos>"
+
+
+def test_the_prompt_of_training_is_the_prompt_of_answering(tokenizer):
+    encoded, prompt = encode(tokenizer, {"messages": TURNS}), blocks.encode_prompt(tokenizer, TURNS[:-1])
+    assert encoded.input_ids[:len(prompt)] == prompt
+    assert all(label == IGNORED for label in encoded.labels[len(prompt) - 3:len(prompt)])
+
+
+def test_an_end_token_of_the_template_is_trained_and_stops_answers(tokenizer):
+    import copy
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<system>\n{% endfor %}"
+                           "{% if add_generation_prompt %}<assistant>{% endif %}")
+    encoded = encode(other, {"messages": TURNS[1:3]})
+    assert trained_text(other, encoded) == "Lima<system>"
+    assert other.decode(encoded.input_ids).endswith("Lima<system>\n")
+    assert blocks.end_tokens(other) == [1, other.convert_tokens_to_ids("<system>")]
+
+
+def test_a_template_that_rewrites_history_is_refused_for_several_turns(tokenizer):
+    import copy
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = ("{% for m in messages %}{% if loop.last or m['role'] == 'user' %}<{{ m['role'] }}>"
+                           "{{ m['content'] }}{% endif %}{% endfor %}"
+                           "{% if add_generation_prompt %}<assistant>{% endif %}")
+    with pytest.raises(BadInput, match="rewrites earlier turns"):
+        encode(other, {"messages": TURNS})
+
+
+def test_bos_stands_once(tokenizer):
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+    other = copy.deepcopy(tokenizer)
+    other.bos_token = "<system>"
+    other._tokenizer.post_processor = TemplateProcessing(single="<system> $A", special_tokens=[
+        ("<system>", other.bos_token_id)])
+    for template in (tokenizer.chat_template, "{{ bos_token }}" + tokenizer.chat_template):
+        other.chat_template = template
+        ids = encode(other, {"messages": TURNS[1:3]}).input_ids
+        assert ids.count(other.bos_token_id) == 1 and ids[0] == other.bos_token_id
+        assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == 1
+
+
+def test_long_text_is_cut_and_long_tasks_are_dropped_and_counted(tokenizer):
+    rows = [{"text": "Oslo " * 50}, {"text": "Oslo"}]
+    encoded, counts = blocks.encode_rows(tokenizer, rows, 16)
+    whole = sum((row.input_ids for row in encoded), [])
+    assert tokenizer.decode(whole) == "Oslo " * 50 + "<eos>Oslo<eos>" and counts == {"text cut": 1}
+    tasks = [{"messages": TURNS}, {"messages": TURNS[1:3]}]
+    encoded, counts = blocks.encode_rows(tokenizer, tasks, 30)
+    assert len(encoded) == 1 and counts == {"task longer than max_length": 1}
+
+
+def numbered(role: int, sizes: list[int]) -> list[Encoded]:
+    return [Encoded([role] * size, [role] * size) for size in sizes]
+
+
+def test_mixing_keeps_shares_of_tokens_spreads_roles_and_repeats(tokenizer):
+    encoded = {"domain_tasks": numbered(1, [10, 20, 30] * 20), "general_tasks": numbered(2, [5] * 100)}
+    shares = {"domain_tasks": 0.25, "general_tasks": 0.75}
+    rows, drawn = mix(encoded, shares, epochs=2, seed=3)
+    assert drawn["domain_tasks"]["tokens"] == 2400 and drawn["domain_tasks"]["passes"] == 2
+    assert drawn["general_tasks"]["share"] == pytest.approx(0.75, abs=0.01)
+    half = rows[:len(rows) // 2]
+    assert sum(row.input_ids[0] == 1 for row in half) == pytest.approx(60, abs=6)
+    assert mix(encoded, shares, 2, 3)[0] == rows and mix(encoded, shares, 2, 4)[0] != rows
+
+
+def test_an_epoch_is_every_row_once():
+    rows, _ = mix({"domain_text": [Encoded([n], [n]) for n in range(50)]}, {"domain_text": 1.0}, 1, 0)
+    assert sorted(row.input_ids[0] for row in rows) == list(range(50))
+
+
+def test_packing_loses_nothing_and_fills_blocks():
+    rows = numbered(1, [7, 13, 29, 3, 41, 17] * 30)
+    packed = pack(rows, 64)
+    assert sum(len(row.input_ids) for block in packed for row in block) == sum(len(row.input_ids) for row in rows)
+    sizes = [sum(len(row.input_ids) for row in block) for block in packed]
+    assert max(sizes) <= 64 and sum(sizes) / (64 * len(sizes)) > 0.9
+
+
+def test_a_batch_restarts_positions_and_trains_no_padding():
+    dataset = to_dataset([[Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [IGNORED, 9])], [Encoded([5], [5])]])
+    batch = collate(list(dataset), pad_token_id=0, packed=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100] * 5]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]
+    assert "attention_mask" not in batch
+    assert collate(list(dataset), 0, packed=False)["attention_mask"].tolist() == [[1] * 5, [1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
+    model = models.load_model(make_model(family)).eval()
+    rows = [encode(tokenizer, row) for role in ("domain_tasks", "domain_text") for row in small_rows(role, 12)]
+    unpacked = evaluate.loss(model, rows, 0)
+    batch = collate(list(to_dataset(pack(rows, 64))), 0, packed=True)
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+    packed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    assert packed.item() == pytest.approx(unpacked, abs=2e-5)

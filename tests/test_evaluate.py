@@ -1,0 +1,52 @@
+"""Probes: loss per token, greedy answers, scores."""
+
+import pytest
+import torch
+
+from sftbench import blocks, evaluate, models
+from tests.conftest import small_rows
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return models.load_model(make_model("qwen3"))
+
+
+def test_loss_is_weighed_by_tokens_whatever_the_batch(model, tokenizer, monkeypatch):
+    rows = [blocks.encode(tokenizer, row) for row in small_rows("domain_tasks", 9) + small_rows("domain_text", 5)]
+    whole = evaluate.loss(model, rows, 0)
+    single = [(evaluate.loss(model, [row], 0), row.trained) for row in rows]
+    assert whole == pytest.approx(sum(value * count for value, count in single) / sum(n for _, n in single), rel=1e-5)
+    monkeypatch.setattr(evaluate, "TOKENS_PER_BATCH", 40)
+    assert evaluate.loss(model, rows, 0) == pytest.approx(whole, rel=1e-5)
+
+
+def test_answers_do_not_depend_on_their_batch(model, tokenizer):
+    questions = [row["messages"][:-1] for row in small_rows("domain_tasks", 7)] + [
+        [{"role": "user", "content": "Where " * 20}]]
+    together = evaluate.answers(model, tokenizer, questions, 6)
+    assert together == [evaluate.answers(model, tokenizer, [question], 6)[0] for question in questions]
+
+
+def test_answers_stop_at_the_end_token(model, tokenizer):
+    import copy
+    stubborn = copy.deepcopy(model)
+    with torch.no_grad():  # a model that says <eos> whatever is asked
+        stubborn.get_input_embeddings().weight.zero_()
+        stubborn.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(len(tokenizer), 64))
+        stubborn.get_output_embeddings().bias = torch.nn.Parameter(torch.eye(len(tokenizer))[1])
+    assert evaluate.answers(stubborn, tokenizer, [[{"role": "user", "content": "x"}]], 5) == [""]
+
+
+@pytest.mark.parametrize(("answer", "wanted", "match", "f1"), [
+    ("Oslo", "Oslo", 1, 1), ("  Oslo\n", "Oslo", 1, 1), ("oslo.", "Oslo", 0, 1), ("in Oslo", "Oslo", 0, 2 / 3),
+    ("Lima", "Oslo", 0, 0), ("", "Oslo", 0, 0), ("a a b", "a b b", 0, 2 / 3),
+])
+def test_scores(answer, wanted, match, f1):
+    assert evaluate.exact_match(answer, wanted) == match
+    assert evaluate.token_f1(answer, wanted) == pytest.approx(f1)
+
+
+def test_a_probe_scores_text_by_loss_and_tasks_by_answers_too(model, tokenizer):
+    assert set(evaluate.probe(model, tokenizer, small_rows("domain_text", 4), 64, 4)) == {"loss"}
+    assert set(evaluate.probe(model, tokenizer, small_rows("domain_tasks", 4), 64, 4)) == {"loss", "accuracy", "f1"}

@@ -1,0 +1,155 @@
+"""Each method trains exactly its parameters, all others stay bit-equal, and what it hands on keeps the function."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from sftbench import blocks, evaluate, methods, models, train
+from sftbench.errors import BadInput
+from tests.conftest import FAMILIES, small_rows
+
+LAYERS, HIDDEN, WIDE, KEYS = 3, 64, 128, 32  # of the small Qwen3: layers, hidden, intermediate, kv heads × head size
+LORA = 16 * LAYERS * ((HIDDEN + HIDDEN) + 2 * (HIDDEN + KEYS) + (HIDDEN + HIDDEN) + 3 * (HIDDEN + WIDE))
+BLOCK = (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KEYS + 3 * HIDDEN * WIDE) + 2 * HIDDEN + 2 * 16
+
+CASES = [
+    ("full", {}, lambda name: True, None),
+    ("lora", {}, lambda name: "lora_" in name, LORA),
+    ("lora", {"lora_target_modules": "q_proj, v_proj", "lora_r": 4, "use_rslora": True},
+     lambda name: "lora_" in name, 4 * LAYERS * ((HIDDEN + HIDDEN) + (HIDDEN + KEYS))),
+    ("lora", {"use_dora": True}, lambda name: "lora_" in name, LORA + LAYERS * (2 * HIDDEN + 2 * KEYS + 2 * WIDE + HIDDEN)),
+    ("qlora", {}, lambda name: "lora_" in name, LORA),
+    ("ptuning_v2", {"num_virtual_tokens": 7}, lambda name: "prompt_encoder" in name, 7 * LAYERS * 2 * KEYS),
+    ("ptuning_v2", {"num_virtual_tokens": 7, "prefix_init": "random"}, lambda name: "prompt_encoder" in name,
+     7 * LAYERS * 2 * KEYS),
+    ("freeze", {"trainable_parts": "last:1"}, lambda name: ".layers.2." in name, BLOCK),
+    ("freeze", {"trainable_parts": "layers:0-1"}, lambda name: ".layers.0." in name or ".layers.1." in name, 2 * BLOCK),
+    ("freeze", {"trainable_parts": "norm"}, lambda name: name == "model.norm.weight", HIDDEN),
+    ("freeze", {"trainable_parts": "new_head"}, lambda name: name == "lm_head.weight", None),
+    ("freeze", {"trainable_parts": "new_blocks:1"}, lambda name: ".layers.3." in name, BLOCK),
+    ("freeze", {"trainable_parts": "new_blocks:3, norm"},
+     lambda name: any(f".layers.{index}." in name for index in (1, 3, 5)) or name == "model.norm.weight",
+     3 * BLOCK + HIDDEN),
+]
+
+
+def dataset_of(tokenizer, settings, count=120):
+    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", count), settings["max_length"])
+    return blocks.to_dataset(blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[r] for r in rows])
+
+
+def trained(folder, tokenizer, settings, steps=3):
+    """The small model after a few steps of a method, its weights before and after, and the trainable sizes."""
+    settings = settings | {"max_steps": steps}
+    quantised = models.nf4_config(settings) if settings["method"] == "qlora" else None
+    model = methods.METHODS[settings["method"]](
+        models.load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1? Lima.")
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    sizes = methods.trainable(model)
+    figures = train.train(model, tokenizer, dataset_of(tokenizer, settings), settings, "sft", lambda event: None, {})
+    assert figures["steps"] == steps
+    return model, before, sizes
+
+
+@pytest.mark.parametrize(("method", "options", "expected", "count"), CASES)
+def test_exactly_the_named_parameters_change(make_model, tokenizer, settings, method, options, expected, count):
+    model, before, sizes = trained(make_model(), tokenizer, settings(method, **options))
+    after = dict(model.named_parameters())
+    assert set(after) == set(before)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in after if expected(name)} and changed == set(sizes)
+    assert sum(sizes.values()) == (count or sum(after[name].numel() for name in changed))
+
+
+def test_the_output_head_alone_of_an_untied_model(make_model, tokenizer, settings):
+    folder = make_model(tie_word_embeddings=False)
+    model, before, sizes = trained(folder, tokenizer, settings("freeze", trainable_parts="head"))
+    assert set(sizes) == {"lm_head.weight"}
+    assert {name for name, value in model.named_parameters() if not torch.equal(value, before[name])} == set(sizes)
+
+
+@pytest.mark.parametrize(("parts", "words"), [
+    ("last:4", "from 1 to 3"), ("last", "needs a number"), ("layers:2-1", "not a range"), ("layers:0-3", "0-2"),
+    ("tail", "unknown part 'tail'"), ("new_blocks:x", "needs a number"),
+])
+def test_parts_that_are_not_there_are_refused(make_model, tokenizer, settings, parts, words):
+    with pytest.raises(BadInput, match=words):
+        methods.freeze(models.load_model(make_model()), tokenizer, settings("freeze", trainable_parts=parts), "")
+
+
+def test_the_head_of_a_tied_model_is_refused(make_model, tokenizer, settings):
+    model = models.load_model(make_model(tie_word_embeddings=True))
+    with pytest.raises(BadInput, match="new_head"):
+        methods.freeze(model, tokenizer, settings("freeze", trainable_parts="head"), "")
+
+
+def test_a_model_without_a_list_of_layers_is_refused(tokenizer, settings, make_model):
+    model = models.load_model(make_model())
+    model.config.num_hidden_layers = 5
+    with pytest.raises(BadInput, match="decoder layers cannot be found"):
+        methods.freeze(model, tokenizer, settings("freeze"), "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("parts", ["new_blocks:2", "new_head", "last:1, norm"])
+def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, settings, tmp_path, family, parts):
+    tokens = torch.randint(5, 300, (2, 20))
+    model = models.load_model(make_model(family)).eval()
+    before = model(input_ids=tokens).logits
+    model = methods.freeze(model, tokenizer, settings("freeze", trainable_parts=parts), "")
+    assert torch.equal(model(input_ids=tokens, use_cache=False).logits, before)
+    assert sum(methods.trainable(model).values()) > 0
+    model.save_pretrained(tmp_path)
+    again = models.load_model(str(tmp_path)).eval()
+    assert torch.equal(again(input_ids=tokens, use_cache=False).logits, before)
+    answer = again.generate(tokens, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    plain = models.load_model(make_model(family)).eval().generate(tokens, max_new_tokens=3, do_sample=False,
+                                                                  pad_token_id=0)
+    assert torch.equal(answer, plain)
+
+
+def test_a_new_head_stays_apart_after_reload(make_model, tokenizer, settings, tmp_path):
+    model, _, _ = trained(make_model(tie_word_embeddings=True), tokenizer, settings("freeze", trainable_parts="new_head"))
+    model.save_pretrained(tmp_path)
+    again = models.load_model(str(tmp_path))
+    assert not torch.equal(again.lm_head.weight, again.get_input_embeddings().weight)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    more = methods.freeze(again, tokenizer, settings("freeze", trainable_parts="new_head"), "")
+    assert set(methods.trainable(more)) == {"lm_head.weight"}
+
+
+def test_blocks_of_an_earlier_stage_go_on(make_model, tokenizer, settings, tmp_path):
+    options = settings("freeze", trainable_parts="new_blocks:1")
+    model, _, sizes = trained(make_model(), tokenizer, options)
+    model.save_pretrained(tmp_path)
+    again = methods.freeze(models.load_model(str(tmp_path)), tokenizer, options, "")
+    assert again.config.num_hidden_layers == LAYERS + 1 and methods.trainable(again) == sizes
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "ptuning_v2", "freeze"])
+def test_the_hand_over_keeps_the_loss(make_model, tokenizer, settings, tmp_path, method):
+    folder, options = make_model(), settings(method, learning_rate=3e-2)
+    model, _, _ = trained(folder, tokenizer, options, steps=6)
+    rows = [blocks.encode(tokenizer, row) for row in small_rows("domain_tasks", 30)]
+    loss = evaluate.loss(model, rows, 0)
+    start = evaluate.loss(models.load_model(folder), rows, 0)
+    assert loss < start - 0.2
+    methods.finish(model, method, tmp_path)
+    if method == "ptuning_v2":
+        assert not (tmp_path / "model").exists()
+        again = PeftModel.from_pretrained(models.load_model(folder), tmp_path / "adapter")
+    else:
+        again = models.load_model(str(tmp_path / "model"))
+    assert evaluate.loss(again, rows, 0) == pytest.approx(loss, abs=2e-3 if method == "qlora" else 2e-5)
+    assert (tmp_path / "adapter").exists() == (method in ("lora", "qlora", "ptuning_v2"))
+
+
+def test_a_text_prefix_is_the_cache_of_its_text(make_model, tokenizer, settings):
+    model = models.load_model(make_model()).eval()
+    text = "Where is item 1? Lima. Where is item 2?"
+    ids = tokenizer(text)["input_ids"]
+    options = settings("ptuning_v2", num_virtual_tokens=len(ids))
+    question = torch.tensor([tokenizer("The item 3 is in")["input_ids"]])
+    plain = model(input_ids=torch.cat([torch.tensor([ids]), question], 1)).logits[:, len(ids):]
+    prefixed = methods.ptuning_v2(model, tokenizer, options, text).eval()
+    assert torch.allclose(prefixed(input_ids=question, attention_mask=torch.ones_like(question)).logits, plain, atol=1e-4)

@@ -1,0 +1,86 @@
+"""The modes as data, the mixing knobs, and modes from TOML files."""
+
+import pytest
+
+from sftbench import modes
+from sftbench.errors import BadInput
+
+TABLE = {
+    "1": ("base", ["sft"]), "2": ("base", ["cpt", "sft"]), "3": ("base", ["cpt", "sft", "sft"]),
+    "4": ("base", ["cpt", "sft"]), "5": ("base", ["cpt", "sft"]), "6": ("chat", ["sft"]), "7": ("chat", ["cpt", "sft"]),
+}
+
+
+def test_the_seven_modes_are_the_table():
+    assert {number: (mode["start"], [stage["kind"] for stage in mode["stages"]])
+            for number, mode in modes.MODES.items()} == TABLE
+    assert list(modes.stages(modes.load("5"))[0]["shares"]) == ["domain_text", "general_tasks", "domain_tasks"]
+    assert set(modes.stages(modes.load("4"))[1]["shares"]) == {"domain_tasks", "general_tasks"}
+
+
+@pytest.mark.parametrize("number", TABLE)
+def test_shares_add_up_with_and_without_the_knobs(number):
+    for knobs in ({}, {"general_share": 0.9}, {"task_share": 0.5}, {"general_share": 0.1, "task_share": 0.2}):
+        for stage in modes.stages(modes.load(number), **knobs):
+            assert sum(stage["shares"].values()) == pytest.approx(1)
+
+
+def test_the_knobs_do_what_they_say():
+    cpt, sft = modes.stages(modes.load("5"), general_share=0.75, task_share=0.4)
+    assert cpt["shares"] == pytest.approx({"domain_text": 0.6, "general_tasks": 0.3, "domain_tasks": 0.1})
+    assert sft["shares"] == pytest.approx({"domain_tasks": 0.25, "general_tasks": 0.75})
+    assert modes.stages(modes.load("2"), general_share=0.75, task_share=0.4) == modes.stages(modes.load("2"))
+
+
+def test_names_serve_too_and_typing_errors_are_answered():
+    assert modes.load("base_cpt_sft") is modes.MODES["2"]
+    with pytest.raises(BadInput, match="did you mean 'base_cpt_sft'"):
+        modes.load("base_cpt_sf")
+    with pytest.raises(BadInput, match="1 to 7"):
+        modes.load("8")
+
+
+GOOD = """
+name = "mine"
+sentence = "Text inside SFT."
+start = "base"
+[[stages]]
+name = "cpt"
+kind = "cpt"
+shares = { domain_text = 1 }
+[[stages]]
+name = "sft"
+kind = "sft"
+shares = { domain_tasks = 3, general_text = 1 }
+"""
+
+
+def test_a_mode_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    mode = modes.load(str(path))
+    assert modes.stages(mode)[1]["shares"] == {"domain_tasks": 0.75, "general_text": 0.25}
+    assert modes.roles(mode) == ["domain_text", "domain_tasks", "general_text"]
+    assert "75% domain tasks" in modes.drawing(mode)
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ('start = "base"', 'start = "middle"', "'base' or 'chat'"),
+    ('kind = "sft"', 'kind = "rl"', "'cpt' or 'sft'"),
+    ("domain_tasks = 3", "domain_task = 3", "did you mean 'domain_tasks'"),
+    ("domain_tasks = 3", "domain_tasks = 0", "above 0"),
+    ('name = "sft"', 'name = "cpt"', "of its own"),
+    ('name = "sft"', 'name = "../x"', "plain word"),
+    ('sentence = "Text inside SFT."', "", "lacks 'sentence'"),
+    ("[[stages]]", "[[stages", "not a TOML file"),
+])
+def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, words):
+    path = tmp_path / "bad.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(BadInput, match="bad.toml.*" + words):
+        modes.load(str(path))
+
+
+def test_a_missing_mode_file_is_named():
+    with pytest.raises(BadInput, match="no such mode file"):
+        modes.load("nowhere.toml")

@@ -1,0 +1,92 @@
+"""The recipe: one door, and what it refuses."""
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftbench.errors import BadInput
+from sftbench.recipe import (FIELDS, METHODS, Recipe, differences, field_type, from_dict, from_parameters, help_of,
+                             override, parse, stage_settings, to_dict)
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"metod": "lora"}, "did you mean 'method'"),
+    ({"method": "Lora"}, "did you mean 'lora'"),
+    ({"learning_rate": "1e-4"}, "1.0e-4"),
+    ({"learning_rate": float("nan")}, "finite"),
+    ({"learning_rate": -1e-4}, "above 0"),
+    ({"learning_rate": True}, "not bool"),
+    ({"lora_r": True}, "not bool"),
+    ({"lora_r": 8.0}, "must be int"),
+    ({"lora_r": 0}, "at least 1"),
+    ({"packing": 1}, "must be bool"),
+    ({"seed": None}, "may not be None"),
+    ({"general_share": 1.5}, "at most 1"),
+    ({"domain_text": ""}, "empty"),
+    ({"output_dir": "a\nb"}, "unprintable"),
+    ({"method": ("lora",)}, "not tuple"),
+])
+def test_bad_values_are_refused_with_the_remedy(values, words):
+    with pytest.raises(BadInput, match="(?s).*" + words.replace(".", r"\.")):
+        override(Recipe(), **values)
+
+
+def test_numpy_scalars_are_converted_and_ints_serve_as_floats():
+    recipe = override(Recipe(), learning_rate=numpy.float32(0.5), lora_r=numpy.int64(4), num_train_epochs=2)
+    assert (recipe.learning_rate, recipe.lora_r, recipe.num_train_epochs) == (0.5, 4, 2.0)
+    assert type(recipe.lora_r) is int and type(recipe.num_train_epochs) is float
+
+
+def test_mode_may_be_a_number_since_papermill_reads_one():
+    assert override(Recipe(), mode=4).mode == "4"
+
+
+def test_a_recipe_survives_its_dict():
+    recipe = override(Recipe(), method="qlora", learning_rate=3e-4, packing=False)
+    assert from_dict(to_dict(recipe)) == recipe
+    assert differences(to_dict(Recipe()), to_dict(recipe)) == ["method", "learning_rate", "packing"]
+
+
+def test_every_field_has_help_and_a_scalar_type():
+    for name in FIELDS:
+        assert help_of(name) and field_type(name) in (str, int, float, bool)
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.one_of(
+    st.floats(1e-6, 0.5), st.integers(1, 100), st.booleans(), st.sampled_from(METHODS), st.none()))
+def test_command_line_text_and_notebook_value_make_the_same_recipe(name, value):
+    try:
+        by_value = from_parameters({name: value, "In": [], "_": 3})
+    except BadInput:
+        return
+    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    assert override(Recipe(), **{name: parse(name, text)}) == by_value
+
+
+@pytest.mark.parametrize(("name", "text"), [("lora_r", "8.5"), ("learning_rate", "fast"), ("packing", "1"),
+                                            ("lerning_rate", "1")])
+def test_command_line_text_of_a_wrong_type_is_refused(name, text):
+    with pytest.raises(BadInput):
+        parse(name, text)
+
+
+def test_a_typing_error_in_a_notebook_is_refused():
+    with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
+        from_parameters({"mode": "2", "learning_rat": 1e-4})
+    assert from_parameters({"mode": "2", "x": 3, "model_text": object()}).mode == "2"
+
+
+def test_stage_settings_hold_only_their_methods_options():
+    recipe = override(Recipe(), method="freeze", cpt_method="lora", learning_rate=1e-4, cpt_learning_rate=2e-4)
+    sft, cpt = stage_settings(recipe, "sft"), stage_settings(recipe, "cpt")
+    assert (sft["method"], sft["learning_rate"], "lora_r" in sft, "trainable_parts" in sft) == (
+        "freeze", 1e-4, False, True)
+    assert (cpt["method"], cpt["learning_rate"], "lora_r" in cpt, "trainable_parts" in cpt) == (
+        "lora", 2e-4, True, False)
+
+
+def test_a_prefix_is_never_packed_nor_checkpointed():
+    recipe = override(Recipe(), method="ptuning_v2", packing=True, gradient_checkpointing=True)
+    settings = stage_settings(recipe, "sft")
+    assert settings["packing"] is False and settings["gradient_checkpointing"] is False

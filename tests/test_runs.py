@@ -1,0 +1,75 @@
+"""A run's folder: events, results, progress."""
+
+import json
+
+import pytest
+
+from sftbench import runs
+from sftbench.errors import BadInput
+
+
+def test_events_are_whole_lines_with_null_for_what_is_no_number(tmp_path):
+    runs.append_event(tmp_path, {"stage": "cpt", "step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert event["loss"] is None and event["grad_norm"] is None and event["time"] > 1e9
+
+
+def test_torn_and_foreign_lines_are_passed_over(tmp_path):
+    runs.append_event(tmp_path, {"stage": "cpt", "step": 1})
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('[1, 2]\n{"foreign": true}\n{"stage": "cpt", "st')
+    assert [event["step"] for event in runs.read_events(tmp_path)] == [1]
+    assert runs.read_events(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    (None, "not there"), ('{"schema": 1, "comp', "not readable"), ('{"schema": 2}', "schema 2 is not known"),
+    ('{"schema": 1, "complete": false, "state": "stopped"}', "not complete"),
+])
+def test_only_a_complete_known_result_counts(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(BadInput, match=words):
+        runs.read_result(tmp_path)
+
+
+def test_json_is_written_in_one_move_and_refuses_nan(tmp_path):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        runs.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def event(stage, step, time, **more):
+    return {"stage": stage, "step": step, "time": time, **more}
+
+
+def test_progress_tells_share_and_time_left():
+    plan = {"cpt": 30, "sft": 10}
+    assert runs.progress([])["share"] == 0
+    events = [event("start", 0, 0, plan=plan), event("cpt", 0, 100, steps=30), event("cpt", 20, 110, loss=1)]
+    now = runs.progress(events, now=110)
+    assert now["share"] == 0.5 and now["seconds_left"] == pytest.approx(10)
+    assert now["text"] == "cpt: 20 of 40 steps"
+
+
+def test_stages_from_the_store_cost_no_time():
+    events = [event("start", 0, 0, plan={"cpt": 30, "sft": 10}),
+              *(event("cpt", step, 1, loss=1, reused=True) for step in range(31)),
+              event("sft", 0, 10, steps=10), event("sft", 5, 15, loss=1)]
+    now = runs.progress(events, now=15)
+    assert now["share"] == pytest.approx(35 / 40) and now["seconds_left"] == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "?"), (8.4, "8 s"), (80, "1 min 20 s"), (7500, "2 h 5 min")])
+def test_durations(seconds, text):
+    assert runs.duration(seconds) == text
+
+
+def test_new_folders_are_new(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    first = runs.folder_for("2", "full", None)
+    first.mkdir()
+    assert runs.folder_for("2", "full", None) != first and first.parent == tmp_path
+    assert runs.folder_for("2", "full", "x/y").as_posix() == "x/y"

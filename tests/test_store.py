@@ -1,0 +1,84 @@
+"""The stage store: whole or not at all, once for all, and never damaged silently."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from sftbench import store
+from sftbench.errors import RunFailed
+
+
+def write_text(text):
+    def write(place):
+        (place / "model").mkdir()
+        (place / "model" / "weights").write_text(text)
+    return write
+
+
+def test_keys_depend_on_content_alone():
+    assert store.key_of(a=1, b={"x": [1, 2]}) == store.key_of(b={"x": [1, 2]}, a=1)
+    assert store.key_of(a=1) != store.key_of(a=1.5) and len(store.key_of(a=1)) == 20
+
+
+def test_a_built_stage_is_found_and_sealed(tmp_path):
+    assert store.find(tmp_path, "k") is None
+    folder = store.build(tmp_path, "k", write_text("one"))
+    assert store.find(tmp_path, "k") == folder and (folder / "model" / "weights").read_text() == "one"
+    assert list(json.loads((folder / "manifest.json").read_text())) == ["model/weights"]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    def fail(place):
+        (place / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError):
+        store.build(tmp_path, "k", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_text("two"), lambda path: path.unlink()])
+def test_damage_is_named(tmp_path, harm):
+    folder = store.build(tmp_path, "k", write_text("one"))
+    harm(folder / "model" / "weights")
+    with pytest.raises(RunFailed, match="damaged.*remove"):
+        store.find(tmp_path, "k")
+
+
+def test_an_unfinished_folder_of_the_same_key_is_replaced(tmp_path):
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "junk").write_text("x")
+    assert store.find(tmp_path, "k") is None
+    assert not (store.build(tmp_path, "k", write_text("one")) / "junk").exists()
+
+
+def _hold(folder, started):
+    with store.lock(folder, "k"):
+        started.set()
+        time.sleep(60)
+
+
+def test_a_lock_whose_owner_died_is_free_again(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    owner = context.Process(target=_hold, args=(tmp_path, started))
+    owner.start()
+    assert started.wait(30)
+    with pytest.raises(TimeoutError):
+        store.lock(tmp_path, "k").acquire(timeout=0.2)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.join()
+    with store.lock(tmp_path, "k").acquire(timeout=5):
+        pass
+
+
+def test_unused_stages_are_listed_and_not_removed(tmp_path):
+    shelf = tmp_path / ".stages"
+    for key in ("used", "spare"):
+        store.build(shelf, key, write_text(key))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"stages": [{"key": "used"}]}))
+    assert [path.name for path in store.unused(shelf)] == ["spare"] and (shelf / "spare").exists()

@@ -1,0 +1,102 @@
+"""The one loop: accumulation, repeatability, what it tells, and that it stops on a loss that is no number."""
+
+import math
+
+import pytest
+import torch
+from transformers import set_seed
+
+from sftbench import blocks, evaluate, methods, models, train
+from sftbench.errors import RunFailed
+from tests.conftest import small_rows
+
+
+def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
+    """Train the small model; returns it, its figures and its events."""
+    set_seed(settings["seed"])
+    model = methods.METHODS[settings["method"]](models.load_model(folder), tokenizer, settings, "Where is item 1?")
+    if prepare:
+        prepare(model)
+    rows = rows or small_rows("domain_tasks", 120)
+    encoded, _ = blocks.encode_rows(tokenizer, rows, settings["max_length"])
+    packed = blocks.pack(encoded, settings["max_length"]) if settings["packing"] else [[row] for row in encoded]
+    events = []
+    figures = train.train(model, tokenizer, blocks.to_dataset(packed), settings, "sft", events.append, probes or {}, **more)
+    return model, figures, events
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_batch_8_is_8_times_batch_1_accumulated(make_model, tokenizer, settings, packing):
+    mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)  # rows of very different trained length
+    results = []
+    for batch, accumulate in ((8, 1), (1, 8)):
+        options = settings(packing=packing, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+                           max_steps=3, learning_rate=1e-3)
+        results.append(run(make_model(), tokenizer, options, mixed))
+    (one, figures, events), (other, _, accumulated) = results
+    assert figures["steps"] == 3
+    for first, second in zip(events[1:], accumulated[1:], strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=2e-4), name
+
+
+def test_packed_training_takes_the_same_loss_as_unpacked(make_model, tokenizer, settings):
+    rows = small_rows("domain_tasks", 12)
+    whole = [run(make_model(), tokenizer, settings(packing=packing, per_device_train_batch_size=12), rows)[2]
+             for packing in (True, False)]
+    assert whole[0][1]["loss"] == pytest.approx(whole[1][1]["loss"], abs=1e-5)
+
+
+def test_equal_seeds_give_equal_losses_and_weights(make_model, tokenizer, settings):
+    def seeded(seed):
+        model, _, events = run(make_model(), tokenizer, settings("lora", lora_dropout=0.1, seed=seed, max_steps=4))
+        return [event["loss"] for event in events[1:]], methods.trainable(model) and next(
+            value for name, value in model.named_parameters() if "lora_B" in name)
+    first, again, other = seeded(1), seeded(1), seeded(2)
+    assert first[0] == again[0] and torch.equal(first[1], again[1])
+    assert first[0] != other[0]
+
+
+def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, settings):
+    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", 8), 64)
+    model, figures, events = run(make_model(), tokenizer, settings(max_steps=4), probes={"domain_tasks": rows},
+                                 eval_steps=2)
+    assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4]
+    scored = [event for event in events if "eval_domain_tasks_loss" in event]
+    assert [event["step"] for event in scored] == [0, 2]
+    assert scored[0]["eval_domain_tasks_loss"] == figures["start_loss"]["domain_tasks"]
+    start = evaluate.loss(models.load_model(make_model()), rows, 0)
+    assert figures["start_loss"]["domain_tasks"] == pytest.approx(start, abs=1e-6)
+    tokens = [event["tokens"] for event in events if "loss" in event]
+    assert tokens == sorted(tokens) and tokens[-1] == figures["tokens"] and figures["peak_memory_bytes"] > 1e8
+    assert all(math.isfinite(event["learning_rate"]) for event in events if "loss" in event)
+
+
+def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, settings):
+    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_text", 8), 64)
+    losses = [[event["loss"] for event in run(make_model(), tokenizer, settings("lora", lora_dropout=0.2, max_steps=5),
+                                              probes=probes, eval_steps=1)[2] if "loss" in event]
+              for probes in ({}, {"domain_text": rows})]
+    assert losses[0] == losses[1]
+
+
+def test_max_steps_never_adds_a_second_pass(make_model, tokenizer, settings):
+    _, figures, _ = run(make_model(), tokenizer, settings(max_steps=10_000), small_rows("domain_tasks", 16))
+    assert figures["steps"] < 10
+
+
+def test_a_loss_that_is_no_number_stops_the_stage(make_model, tokenizer, settings):
+    def poison(model):
+        with torch.no_grad():
+            model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(RunFailed, match="non-finite loss at step 1 of stage sft"):
+        run(make_model(), tokenizer, settings(max_steps=4), prepare=poison)
+
+
+def test_warm_up_and_schedule_are_as_asked(make_model, tokenizer, settings):
+    options = settings(max_steps=10, warmup_ratio=0.2, learning_rate=1e-3, lr_scheduler_type="linear")
+    _, _, events = run(make_model(), tokenizer, options, small_rows("domain_tasks", 200))
+    rates = [event["learning_rate"] for event in events if "loss" in event]
+    assert rates[:4] == pytest.approx([0, 5e-4, 1e-3, 8.75e-4], rel=1e-3)
