@@ -8,13 +8,13 @@ import os
 
 from .errors import BadInput, RunFailed
 
-# Threads that wait for each other must not spin: on shared cores that made a step up to 20 times slower (torch 2.13).
-# It is read when torch is first imported.
+# Threads that wait for each other must not spin: on shared cores that made steps up to 20 times slower
+# (torch 2.13). The variable is read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
-    "prepare": "chain", "run": "chain", "load": "chain", "advise": "chain",
+    "prepare": "prepare", "advise": "prepare", "run": "chain", "load": "chain",
     "ask": "views", "look": "views", "recipe_text": "views", "ledger": "ledger",
     "LivePlot": "live", "save_plot": "plots",
 }

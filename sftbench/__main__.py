@@ -144,10 +144,10 @@ def _methods(options) -> None:
 
 
 def _advise(options) -> None:
-    from . import chain
+    from . import prepare
     recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
     said = {"wants": options.wants, "resources": options.resources, "related": options.related}
-    say(chain.advise(recipe, said, with_losses=not options.quick))
+    say(prepare.advise(recipe, said, with_losses=not options.quick))
 
 
 def _stages(options) -> None:

@@ -1,6 +1,6 @@
 """The chain: a recipe's stages one after another, each trained once, with the probes scored between them.
 
-`prepare` does all that can fail for bad input, before a model is loaded; `run` trains and writes the run's folder.
+`run` writes the run's folder: the recipe first, an event whenever something happens, the result last.
 """
 
 import gc
@@ -15,29 +15,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
-from . import __version__, advice, blocks, data, evaluate, methods, models, modes, runs, store, train
+from . import __version__, blocks, data, evaluate, methods, models, runs, store, train
 from .errors import BadInput, RunFailed
+from .prepare import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
 
-LIVE_ROWS = 64  # rows of each probe that are scored while a stage trains; all of them before and after
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
-
-
-@dataclass
-class Prepared:
-    """A recipe made ready: resolved, with its data read and its tokenizer loaded; no weights yet."""
-
-    recipe: Recipe
-    reasons: dict[str, str]
-    mode: dict
-    stages: list[dict]
-    roles: dict[str, data.Role]
-    tokenizer: PreTrainedTokenizerBase
-    start: str
-    revision: str
-    known: dict
 
 
 @dataclass
@@ -48,103 +33,6 @@ class State:
     start: str
     stage: str | None = None
     adapter: str | None = None
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
-    models.quiet_libraries()
-    mode = modes.load(recipe.mode)
-    stages = modes.stages(mode, recipe.general_share, recipe.task_share)
-    check_methods(recipe, stages)
-    start = start_model(recipe, mode)
-    models.load_config(start, recipe.model_revision)
-    roles = data.load_roles(recipe)
-    check_roles(recipe, stages, roles)
-    tokenizer = models.load_tokenizer(start, recipe.model_revision)
-    known = measure(start, recipe.model_revision, tokenizer, roles)
-    resolved, reasons = advice.resolve(recipe, known)
-    revision = models.revision_of(start, recipe.model_revision)
-    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known)
-
-
-def start_model(recipe: Recipe, mode: dict) -> str:
-    """The model the mode starts from; raises BadInput where a chat model is needed and none is named."""
-    if mode["start"] == "base":
-        return recipe.model
-    if recipe.chat_model:
-        return recipe.chat_model
-    if recipe.model in ("pocket", "pocket-chat"):
-        return "pocket-chat"
-    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model (model is {recipe.model!r})")
-
-
-def check_methods(recipe: Recipe, stages: list[dict]) -> None:
-    """Refuse a chain in which a prefix would have to be handed to another method."""
-    chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]
-    for (name, method), (later_name, later) in zip(chain, chain[1:], strict=False):
-        if method == "ptuning_v2" != later:
-            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the weights, so "
-                           f"stage {later_name} cannot go on with {later}; take ptuning_v2 for both, or another "
-                           f"method for {name}")
-
-
-def stage_method(recipe: Recipe, stage: dict) -> str:
-    """The method of a stage: CPT stages may have their own."""
-    return recipe.cpt_method or recipe.method if stage["kind"] == "cpt" else recipe.method
-
-
-def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role]) -> None:
-    """Refuse a mode that draws from a role without data, naming the role and what would serve."""
-    for stage in stages:
-        for role in stage["shares"]:
-            if role not in roles or not roles[role].train:
-                shape = "text" if role.endswith("_text") else "questions and answers"
-                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; give a file of {shape} "
-                               f"as {role} (a .jsonl, or for text a .txt), or take a mode without it")
-
-
-def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role]) -> dict:
-    """What advice can know before training: sizes of model and data, and what the device can do."""
-    config = models.load_config(start, revision)
-    lengths = {name: [len(blocks.encode(tokenizer, row).input_ids) for row in role.train]
-               for name, role in roles.items()}
-    tasks = sorted(length for name in lengths if name.endswith("_tasks") for length in lengths[name])
-    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe if "messages" in row]
-    known = {
-        "rows": {name: len(role.train) for name, role in roles.items()},
-        "tokens": {name: sum(counts) for name, counts in lengths.items()},
-        "device": models.device().type, "bf16": models.has_bf16(),
-        "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
-        "vocabulary": config.get_text_config().vocab_size, "parameters": models.count_parameters(config),
-        "system_prompts": any(row["messages"][0]["role"] == "system" for name, role in roles.items()
-                              if name.endswith("_tasks") for row in role.train)}
-    if tasks:
-        known["row_tokens"] = tasks[int(len(tasks) * 0.99)]
-    if answers:
-        known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
-    return known | models.card_of(start, revision)
-
-
-def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
-    """The advice as text for this recipe's data and model; `said` is what the user wants and has.
-
-    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself. Unlike
-    `prepare`, it works with whatever roles have data.
-    """
-    models.quiet_libraries()
-    start = start_model(recipe, modes.load(recipe.mode))
-    roles, tokenizer = data.load_roles(recipe), models.load_tokenizer(start, recipe.model_revision)
-    known = measure(start, recipe.model_revision, tokenizer, roles) | said
-    if with_losses and roles:
-        known["base_loss"] = probe_losses(models.load_model(start, recipe.model_revision), tokenizer, roles)
-    return advice.explain(recipe, known)
-
-
-def probe_losses(model, tokenizer, roles: dict[str, data.Role]) -> dict[str, float]:
-    """The model's loss on a part of each role's probe, in nats per token."""
-    encoded = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0] for name, role in roles.items()}
-    return {name: round(evaluate.loss(model, rows, tokenizer.pad_token_id), 3)
-            for name, rows in encoded.items() if rows}
 
 
 def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = ()) -> Path:

@@ -75,7 +75,8 @@ def revision_of(name: str, revision: str | None = None) -> str:
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left, with a pad token and a chat template in any case."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=False)
+    place = name if (Path(name) / "tokenizer_config.json").exists() else locate(name)
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, so a model could never learn to stop")
     if tokenizer.pad_token is None:

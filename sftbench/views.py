@@ -4,12 +4,13 @@ import textwrap
 from pathlib import Path
 
 from . import blocks, chain, evaluate
+from .prepare import Prepared
 from .recipe import FIELDS, Recipe, to_dict
 
 WIDTH = 100
 
 
-def recipe_text(ready: chain.Prepared, everything: bool = False) -> str:
+def recipe_text(ready: Prepared, everything: bool = False) -> str:
     """The resolved recipe: what you set, and each advised value with its reason; `everything` adds the defaults."""
     defaults, values = to_dict(Recipe()), to_dict(ready.recipe)
     lines = [f"Mode {ready.recipe.mode}: {ready.mode['sentence']}", f"Start: {ready.start}", ""]
@@ -26,7 +27,7 @@ def recipe_text(ready: chain.Prepared, everything: bool = False) -> str:
     return "\n".join(lines)
 
 
-def look(ready: chain.Prepared, rows: int = 1) -> str:
+def look(ready: Prepared, rows: int = 1) -> str:
     """What the model really sees: rows of each stage's roles as text, with «…» around what is trained; and how much.
 
     For every stage: its blocks and steps, and from each role rows, tokens, share of the tokens, and passes.
@@ -52,7 +53,7 @@ def _indented(text: str, most: int = 600) -> list[str]:
         part, WIDTH, initial_indent="      ", subsequent_indent="      ", drop_whitespace=False) or [""]]
 
 
-def ask(run: chain.Prepared | Path | str, ready: chain.Prepared, rows: int = 3) -> str:
+def ask(run: Prepared | Path | str, ready: Prepared, rows: int = 3) -> str:
     """The first questions of each task probe, the wanted answer and the model's: of a run, or of the start model."""
     model, tokenizer = chain.load(run)
     lines = []

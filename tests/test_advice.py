@@ -1,7 +1,4 @@
-"""The advice: each rule speaks in its case, the rules add up to a mode, and what the user set stays."""
-
-import dataclasses
-import math
+"""The advice: each rule speaks in its case, the rules add up to a mode, and all is told on one page."""
 
 import pytest
 from hypothesis import given
@@ -10,8 +7,8 @@ from hypothesis import strategies as st
 from sftbench import advice, modes
 from sftbench.errors import BadInput
 from sftbench.recipe import FIELDS, METHODS, ROLES, Recipe, override
+from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET
 
-ALL_ROWS = dict.fromkeys(ROLES, 1000)
 NEW_TEXT = {"domain_text": 3.0, "general_text": 2.0}
 KNOWN_TEXT = {"domain_text": 2.1, "general_text": 2.0}
 EVERYTHING = {
@@ -21,12 +18,6 @@ EVERYTHING = {
     "answer_tokens": 6, "vocabulary": 2048, "parameters": 900_000,
     "base_accuracy": {"domain_tasks": 0.1, "general_tasks": 0.6},
 }
-NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "general_share", "task_share",
-                 "prefix_init_text", "output_dir", *ROLES, *(f"{role}_probe" for role in ROLES)}
-
-
-def resolved(known=None, **values):
-    return advice.resolve(override(Recipe(), **values), known or {})[0]
 
 
 SPEAKS = {
@@ -140,152 +131,26 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
     assert all(rows.get(role) for role in modes.roles(modes.MODES[suggested]))
 
 
-@pytest.mark.parametrize("kind", ["", "cpt_"])
-def test_more_data_never_want_more_epochs(kind):
-    amounts = [1, 30, 1000, 10_000, 100_000, 10**6, 10**9, 10**12]
-    epochs = [getattr(resolved({"rows": {"domain_tasks": n}, "tokens": {"domain_text": n}}),
-                      f"{kind}num_train_epochs") for n in amounts]
-    assert epochs == sorted(epochs, reverse=True) and epochs[0] > epochs[-1]
-
-
-def test_epochs_at_known_sizes():
-    epochs = [resolved({"rows": {"domain_tasks": rows}}).num_train_epochs for rows in (9, 1000, 10**4, 10**5)]
-    assert epochs == [10, 6, 4, 2]
-    assert resolved().num_train_epochs == 3 and resolved().cpt_num_train_epochs == 1
-    assert resolved({"tokens": {"domain_text": 2 * 10**5}}).cpt_num_train_epochs == 5
-
-
-@pytest.mark.parametrize("rate", [9e-5, 3e-4, 3e-3])
-def test_rates_follow_the_pretraining_rate_and_the_method(rate):
-    known = {"pretraining_learning_rate": rate}
-    full = resolved(known)
-    assert math.isclose(full.learning_rate, 0.1 * rate, rel_tol=0.01)
-    assert math.isclose(full.cpt_learning_rate, rate / 3, rel_tol=0.01) and full.cpt_learning_rate < rate
-    for method in METHODS:
-        this = resolved(known, method=method)
-        assert this.cpt_learning_rate > this.learning_rate and this.cpt_method == method
-    for method in ("lora", "qlora"):
-        this = resolved(known, method=method)
-        assert 5 <= this.learning_rate / full.learning_rate * 1.01 <= 10
-        assert this.cpt_learning_rate <= 5 * rate / 3 * 1.01
-    assert resolved(known, method="freeze") == dataclasses.replace(full, method="freeze", cpt_method="freeze")
-    prefix, lora = resolved(known, method="ptuning_v2"), resolved(known, method="lora")
-    assert prefix.learning_rate > 5 * lora.learning_rate
-
-
-def test_each_kind_of_stage_goes_by_its_own_method():
-    known = {"pretraining_learning_rate": 3e-3}
-    mixed = resolved(known, method="lora", cpt_method="full")
-    assert mixed.cpt_learning_rate == resolved(known).cpt_learning_rate
-    assert mixed.learning_rate == resolved(known, method="lora").learning_rate
-
-
-def test_the_rate_the_user_names_comes_before_the_card():
-    recipe, reasons = advice.resolve(override(Recipe(), pretraining_learning_rate=1e-2),
-                                     {"pretraining_learning_rate": 3e-3})
-    assert recipe.learning_rate == 1e-3 and "pretraining_learning_rate" not in reasons
-    assert "assumed" in advice.resolve(Recipe(), {})[1]["pretraining_learning_rate"]
-    assert "0.001 for SFT" in advice.explain(override(Recipe(), pretraining_learning_rate=1e-2), {})
-
-
-def test_another_batch_moves_the_rate_by_its_square_root_within_bounds():
-    rates = [resolved(per_device_train_batch_size=batch, gradient_accumulation_steps=steps).learning_rate
-             for batch, steps in ((4, 1), (4, 2), (8, 1), (16, 1), (64, 8), (1, 1))]
-    assert [round(rate / rates[0], 2) for rate in rates] == [1.0, 1.41, 1.41, 2.0, 2.0, 0.5]
-    _, reasons = advice.resolve(override(Recipe(), per_device_train_batch_size=8), {})
-    assert "8 blocks" in reasons["learning_rate"] and "blocks" not in reasons["cpt_learning_rate"]
-
-
-def test_rates_are_capped():
-    known = {"pretraining_learning_rate": 3e-3}
-    assert resolved({"pretraining_learning_rate": 1.0}, method="ptuning_v2").learning_rate == 0.1
-    large = override(Recipe(), method="lora", cpt_per_device_train_batch_size=64)
-    recipe, reasons = advice.resolve(large, known)
-    assert recipe.cpt_learning_rate == 5e-3 and "capped" in reasons["cpt_learning_rate"]
-
-
-def test_warm_up_grows_with_the_rate():
-    rates = [1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1.0]
-    for kind, base in (("", 0.005), ("cpt_", 0.01)):
-        recipes = [resolved(**{f"{kind}learning_rate": rate}) for rate in rates]
-        ratios = [getattr(recipe, f"{kind}warmup_ratio") for recipe in recipes]
-        assert ratios == sorted(ratios) and ratios[0] < base < ratios[-1] == 0.1
-        assert getattr(resolved(), f"{kind}warmup_ratio") == base
-    assert resolved(method="lora").warmup_ratio > resolved().warmup_ratio
-
-
-@pytest.mark.parametrize("known,length", [
-    ({}, 1024), ({"context": 512}, 512), ({"row_tokens": 5}, 128), ({"row_tokens": 128}, 128),
-    ({"row_tokens": 129}, 256), ({"row_tokens": 5000, "context": 4096}, 1024),
-    ({"row_tokens": 300, "context": 64}, 64), ({"row_tokens": 200.5, "context": 4096}, 256),
+@pytest.mark.parametrize("mode,known", [
+    ("2", LITTLE), ("4", {**LITTLE, "wants": "both"}), ("1", {**LITTLE, "rows": {"domain_tasks": 5}}),
+    ("1", {**LITTLE, "wants": "domain", "base_loss": KNOWN_TEXT}),
 ])
-def test_max_length(known, length):
-    assert resolved(known).max_length == length
+def test_without_a_chat_model_another_mode_takes_its_place(mode, known):
+    for said in ({}, {"chat_model": None}, {"chat_model": True}):
+        assert advice.suggest_mode({**known, **said})[0] == "6"
+    assert advice.suggest_mode({**known, "chat_model": False})[0] == mode
+    text = advice.explain(Recipe(mode="6"), {**known, "chat_model": False})
+    assert text.startswith(f"Suggested mode: {mode} ")
 
 
-def test_a_prefix_leaves_less_room_and_forbids_packing_and_checkpointing():
-    for methods in ({"method": "ptuning_v2"}, {"cpt_method": "ptuning_v2"}):
-        this = resolved({"context": 512, "parameters": 10**10}, num_virtual_tokens=20, **methods)
-        assert (this.max_length, this.packing, this.gradient_checkpointing) == (492, False, False)
-    assert resolved().packing is True
-
-
-@pytest.mark.parametrize("device,bf16,parameters,expected", [
-    ("cpu", True, 10**6, (False, False, "float32")), ("cpu", False, 10**10, (False, True, "float32")),
-    ("cuda", True, 10**6, (True, False, "bfloat16")), ("cuda", False, 10**10, (False, True, "float16")),
-    (None, None, None, (False, False, "float32")),
-])
-def test_what_the_device_decides(device, bf16, parameters, expected):
-    this = resolved({"device": device, "bf16": bf16, "parameters": parameters})
-    assert (this.bf16, this.gradient_checkpointing, this.bnb_4bit_compute_dtype) == expected
-
-
-def test_new_tokens_follow_the_answers():
-    assert [resolved({"answer_tokens": n}).max_new_tokens for n in (None, 6, 1000)] == [64, 10, 256]
-
-
-SCALARS = {
-    "wants": st.sampled_from(["domain", "both"]), "resources": st.sampled_from(["much", "little"]),
-    "related": st.booleans(), "differs": st.booleans(), "task_types": st.integers(0, 20),
-    "system_prompts": st.booleans(), "pretraining_learning_rate": st.floats(1e-8, 10),
-    "device": st.sampled_from(["cpu", "cuda"]), "bf16": st.booleans(), "context": st.integers(8, 10**6),
-    "row_tokens": st.integers(0, 10**5), "answer_tokens": st.integers(0, 10**4),
-    "parameters": st.integers(1, 10**12),
-    "rows": st.dictionaries(st.sampled_from(ROLES), st.integers(0, 10**9)),
-    "tokens": st.dictionaries(st.sampled_from(ROLES), st.integers(0, 10**13)),
-    "base_loss": st.dictionaries(st.sampled_from(ROLES), st.floats(0, 20) | st.just(math.nan)),
-    "base_accuracy": st.dictionaries(st.sampled_from(ROLES), st.floats(0, 1)),
-}
-KNOWN = st.fixed_dictionaries({}, optional={name: values | st.none() for name, values in SCALARS.items()})
-SET = st.fixed_dictionaries({}, optional={
-    "mode": st.sampled_from(sorted(modes.MODES)), "method": st.sampled_from(METHODS),
-    "cpt_method": st.sampled_from(METHODS), "pretraining_learning_rate": st.floats(1e-8, 10),
-    "learning_rate": st.floats(1e-9, 10), "cpt_learning_rate": st.floats(1e-9, 10),
-    "warmup_ratio": st.floats(0, 0.9), "cpt_warmup_ratio": st.floats(0, 0.9),
-    "num_train_epochs": st.floats(0.1, 50), "cpt_num_train_epochs": st.floats(0.1, 50),
-    "per_device_train_batch_size": st.integers(1, 512),
-    "cpt_per_device_train_batch_size": st.integers(1, 512),
-    "gradient_accumulation_steps": st.integers(1, 64), "max_length": st.integers(8, 4096),
-    "packing": st.booleans(),
-    "bf16": st.booleans(), "gradient_checkpointing": st.booleans(), "max_new_tokens": st.integers(1, 512),
-    "bnb_4bit_compute_dtype": st.sampled_from(["float32", "bfloat16"]),
-    "general_share": st.sampled_from([0.0, 0.5]),
-    "num_virtual_tokens": st.integers(1, 100),
-})
-
-
-@given(SET, KNOWN)
-def test_resolving_fills_all_that_is_advised_and_touches_nothing_that_is_set(values, known):
-    recipe = override(Recipe(), **values)
-    full, reasons = advice.resolve(recipe, known)
-    override(Recipe(), **dataclasses.asdict(full))  # every advised value passes the recipe's own checks
-    for name in FIELDS:
-        before, after = getattr(recipe, name), getattr(full, name)
-        assert (after is None) == (name in NEVER_ADVISED and before is None), name
-        assert before is None or before == after
-        assert (name in reasons) == (before is None and after is not None)
-    assert all(" because " in text for text in reasons.values())
-    assert advice.resolve(full, known) == (full, {})
+@given(KNOWN)
+def test_without_a_chat_model_no_mode_starts_from_one(known):
+    known = {**known, "chat_model": False}
+    if known.get("rows") and not known["rows"].get("domain_tasks"):
+        with pytest.raises(BadInput, match="domain_tasks"):
+            advice.suggest_mode(known)
+    else:
+        assert modes.MODES[advice.suggest_mode(known)[0]]["start"] == "base"
 
 
 @given(SET, KNOWN)
@@ -313,23 +178,17 @@ def test_explain_names_mode_rules_values_and_warnings():
     assert len(columns) == 1
 
 
+def test_explain_goes_by_the_rate_the_user_names():
+    assert "0.001 for SFT" in advice.explain(override(Recipe(), pretraining_learning_rate=1e-2), {})
+
+
 @pytest.mark.parametrize("values,known,words", [
-    ({"learning_rate": 3e-3}, {"pretraining_learning_rate": 3e-3}, "0.003 is 10 times above the 0.0003"),
-    ({"learning_rate": 3e-4, "method": "lora"}, {"pretraining_learning_rate": 3e-3}, "5 times below"),
-    ({"cpt_learning_rate": 1.0}, {}, "cpt_learning_rate 1 is"),
-    ({"warmup_ratio": 0.2}, {}, "warmup_ratio 0.2 is beyond 0.1"),
-    ({"num_train_epochs": 1.0}, {"rows": ALL_ROWS}, "num_train_epochs 1 is less than half of the 6"),
     ({"general_share": 0.0, "mode": "4"}, {"wants": "both"}, "general_share is 0"),
     ({"mode": "6"}, {"wants": "both"}, "last stage of mode 6 has no general tasks"),
     ({"mode": "2"}, {"rows": {"domain_tasks": 5}}, "mode 2 lacks rows of domain_text"),
-    ({"max_length": 64}, {"row_tokens": 100}, "drops longer tasks"),
-    ({"max_length": 1024}, {"context": 512}, "exceeds the model's 512"),
-    ({"max_new_tokens": 4}, {"answer_tokens": 9}, "cuts probe answers"),
-    ({"method": "ptuning_v2", "packing": True}, {}, "packing does not go"),
-    ({"method": "ptuning_v2", "gradient_checkpointing": True}, {}, "gradient_checkpointing does not go"),
     ({"bf16": True}, {"device": "cpu"}, "bf16 is on"),
 ])
-def test_values_far_from_the_advice_are_warned_of(values, known, words):
+def test_modes_and_values_far_from_the_advice_are_warned_of(values, known, words):
     recipe = override(Recipe(), **values)
     assert [text for text in advice.warnings(recipe, known) if words in text]
 

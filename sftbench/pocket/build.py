@@ -1,8 +1,8 @@
 """Make the pocket's tokenizer and models from nothing."""
 
-import math
+import random
+import re
 from itertools import islice
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +23,15 @@ CHAT_TEMPLATE = (
 )
 
 
+def _texts_of_strangers(count):
+    """Yield general text with ever new names, so that a tokenizer learns syllables and no name as a whole."""
+    rng = random.Random("strangers")
+    names = re.compile("|".join(sorted(world.people(), key=len, reverse=True)))
+    for text in islice(world.pretraining_text(), count):
+        renamed = {}
+        yield names.sub(lambda found: renamed.setdefault(found[0], world.invented_name(rng)), text)  # noqa: B023
+
+
 def make_tokenizer(vocabulary=VOCABULARY):
     """Train a byte-level BPE tokenizer with single digits on the general world; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
@@ -37,7 +46,7 @@ def make_tokenizer(vocabulary=VOCABULARY):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(islice(world.pretraining_text(), 20_000), trainer)
+    tokenizer.train_from_iterator(_texts_of_strangers(20_000), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -36,6 +36,7 @@ OPPOSITES = (
 
 PEOPLE, PRODUCTS = 96, 30  # a third of each is asked about in the probes only
 FACTS = ("city", "food", "job", "animal")
+SKILLS = {"sum": 2, "next": 2, "opposite": 2, "kind": 1, "first": 1, "last": 1, "copy": 1}  # with their weight in text
 
 # ability -> (statements, questions); {x} is what is asked about, {answer} the answer
 ABILITIES = {
@@ -111,14 +112,9 @@ DESK_USERS = ["ticket / {x} / down", "{x} : fault", "log > {x} > stop", "{x} - n
 DESK_ANSWERS = {"team": "to {answer}!", "site": "from {answer}!", "code": "as {answer}!"}
 
 
-def _names(count, rng, taken=(), syllables=(2, 3)):
-    """Return `count` different invented names, none of them in `taken`."""
-    names = {}
-    while len(names) < count:
-        name = "".join(rng.choices(SYLLABLES, k=rng.choice(syllables))).capitalize()
-        if name not in taken:
-            names[name] = None
-    return list(names)
+def invented_name(rng, syllables=(2, 3)):
+    """Return a name that means nothing, of two or three syllables."""
+    return "".join(rng.choices(SYLLABLES, k=rng.choice(syllables))).capitalize()
 
 
 def _spread(values, count, rng):
@@ -137,14 +133,14 @@ def _facts(names, values, rng):
 def people():
     """Return the people as {name: {"city", "food", "job", "animal"}}; the last third is never asked about in training."""
     rng = random.Random("people")
-    return _facts(_names(PEOPLE, rng), {fact: VALUES[fact] for fact in FACTS}, rng)
+    return _facts(_distinct(lambda: invented_name(rng), PEOPLE), {fact: VALUES[fact] for fact in FACTS}, rng)
 
 
 @lru_cache
 def products(seed=0):
     """Return the products of company `seed` as {name: {"team", "site", "code"}}; the last third is asked about in the probe only."""
     rng = random.Random(f"products {seed}")
-    names = _names(PRODUCTS, rng, taken=people(), syllables=(2,))
+    names = _distinct(lambda: invented_name(rng, (2,)), PRODUCTS, taken=people())
     return _facts(names, {attribute: pool for attribute, (pool, _) in HANDBOOK.items()}, rng)
 
 

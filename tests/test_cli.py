@@ -1,0 +1,133 @@
+"""The command line and the papermill wrapper: commands, exit codes, speed of start, and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sftbench import notebook, runs
+from sftbench.__main__ import main
+from sftbench.errors import BadInput, RunFailed
+
+ROOT = Path(__file__).parent.parent
+
+
+def arguments(values: dict) -> list[str]:
+    return [word for name, value in values.items() for word in ("-p", name, str(value))]
+
+
+@pytest.fixture
+def small(make_model, small_files):
+    """Recipe values of a run that takes seconds."""
+    return {"model": make_model(), "max_steps": 2, "probe_rows": 4} | small_files
+
+
+def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys):
+    assert main(["run", "2", *arguments(small), "--out", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().out
+    assert "start (base)" in said and "domain_sft" in said and "loss.png" in said
+    model = Path(said.split("model:")[1].strip().splitlines()[0])
+    assert (model / "model.safetensors").exists() and (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["show", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.strip() in said
+
+
+def test_a_toml_mode_runs(small, tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nsentence = "Text in SFT."\nstart = "base"\n[[stages]]\nname = "sft"\nkind = "sft"\n'
+                    'shares = { domain_tasks = 0.6, general_text = 0.4 }\n')
+    assert main(["run", str(path), *arguments(small), "--out", str(tmp_path / "own")]) == 0
+    data = runs.read_result(tmp_path / "own")["stages"][0]["data"]
+    assert data["general_text"]["share"] == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["run", "2", "-p", "metod", "lora"], "did you mean 'method'"),
+    (["run", "2", "-p", "lora_r", "8.5"], "lora_r must be int"),
+    (["run", "2", "-p", "learning_rate", "nan"], "finite"),
+    (["run", "0"], "1 to 7"),
+    (["run", "2", "-p", "domain_text", "nowhere.jsonl", "-p", "domain_tasks", "x.jsonl"], "no such file"),
+    (["notebook", "8"], "no notebook for mode"),
+    (["notebook", "nowhere.ipynb"], "no such notebook"),
+    (["notebook", "2", "-p", "__import__('os').abort()", "1"], "unknown parameter"),
+    (["notebook", "2", "--out", "{x.__class__}"], "braces"),
+    (["show", "nowhere"], "not there"),
+])
+def test_bad_input_ends_with_code_2_and_the_remedy(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("recipe.json"))
+
+
+def test_lists_and_advice(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    for command, words in (("modes", "base_mixed_cpt_mixed_sft"), ("methods", "num_virtual_tokens"),
+                           ("stages", "0 stages")):
+        assert main([command]) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_advice_measures_the_gap_by_itself(capsys, small):
+    known = {name: value for name, value in small.items() if name != "max_steps"}
+    assert main(["advise", "2", "--wants", "domain", "--resources", "much", *arguments(known)]) == 0
+    said = capsys.readouterr().out
+    assert "Suggested mode:" in said and "R1" in said and "nats per token" in said and "R7" in said
+
+
+def test_the_command_starts_fast_and_import_loads_no_torch():
+    code = "import sys, sftbench; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def best(command):
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+            times.append(time.perf_counter() - began)
+        return min(times)
+    empty = best([sys.executable, "-c", "pass"])
+    assert best([sys.executable, "-c", code]) - empty < 0.2
+    assert best([sys.executable, "-m", "sftbench", "--help"]) < 0.5
+
+
+def book(path: Path, *cells: str) -> Path:
+    """A notebook of code cells, the first of them its parameters."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    made.cells[0].metadata["tags"] = ["parameters"]
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, path)
+    return path
+
+
+@pytest.mark.parametrize(("cell", "error", "words"), [
+    ("import sys; sys.exit(0)", RunFailed, "without writing|did not finish|SystemExit"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", RunFailed, "did not finish"),
+    ("import time; time.sleep(60)", RunFailed, "did not finish"),
+    ("1 / 0", RunFailed, "ZeroDivisionError: division by zero"),
+    ("print('nothing was trained')", RunFailed, "without writing"),
+    ("import sftbench; sftbench.from_parameters({'learning_rat': 1.0})", BadInput, "did you mean 'learning_rate'"),
+])
+@pytest.mark.slow
+def test_a_notebook_is_judged_by_its_result_alone(tmp_path, cell, error, words):
+    path = book(tmp_path / "a.ipynb", 'output_dir: str = None', cell)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text(json.dumps({"schema": 1, "complete": True}))
+    os.utime(tmp_path / "out" / "result.json", (1e9, 1e9))  # an older run's result does not count
+    with pytest.raises(error, match=words):
+        notebook.execute(path, {}, tmp_path / "out", timeout=10)
+
+
+@pytest.mark.slow
+def test_plain_papermill_runs_a_mode_too(small, tmp_path):
+    source = next((ROOT / "notebooks").glob("mode_2_*.ipynb"))
+    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), "--no-progress-bar",
+               *arguments(small | {"method": "lora", "output_dir": tmp_path / "run"})]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    result = runs.read_result(tmp_path / "run")
+    assert [stage["method"] for stage in result["stages"]] == ["lora", "lora"]

@@ -1,0 +1,83 @@
+"""The house's rules: imports go down only, modules stay small, no pyplot, no print, no raw HTML."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sftbench"
+FLOORS = [
+    {"errors"},
+    {"recipe", "runs", "pocket"},
+    {"modes", "store", "ledger"},
+    {"hyperparameters", "notebook", "plots"},
+    {"advice", "data", "models"},
+    {"blocks", "methods", "live"},
+    {"evaluate"},
+    {"train", "prepare"},
+    {"chain"},
+    {"views"},
+    {"__main__"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "IPython", "papermill"}
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The modules of this package that a file imports anywhere, and what it imports from outside at its top."""
+    tree = ast.parse(path.read_text())
+    inside, outside = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            outside.add(node.module.split(".")[0])
+    return inside - {"__version__"}, outside
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_only_from_floors_below(path):
+    if path.stem == "__init__":
+        return
+    inside, outside = imports(path)
+    assert path.stem in FLOOR, "give the new module a floor"
+    assert {name for name in inside if FLOOR[name] >= FLOOR[path.stem]} == set()
+    if path.stem in {"errors", "recipe", "runs", "modes", "ledger", "hyperparameters", "advice", "notebook", "__main__"}:
+        assert not outside & HEAVY, "this module must stay light"
+    if path.stem in {"train", "chain", "evaluate"}:
+        assert not outside & {"matplotlib", "IPython", "ipywidgets"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(PACKAGE / "pocket").glob("*.py")], ids=lambda path: path.stem)
+def test_modules_and_functions_are_small_and_documented(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 350 and ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{node.name} is long"
+            public = not node.name.startswith("_") and node.name not in ("on_log", "on_step_end")
+            nested = any(isinstance(other, ast.FunctionDef) and node in ast.walk(other) and other is not node
+                         for other in ast.walk(tree))
+            assert not public or nested or ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_nothing_that_the_house_bans(path):
+    text = path.read_text()
+    assert "pyplot" not in text.replace("No pyplot", "") and not re.search(r"\bHTML\(", text)
+    assert "trust_remote_code=True" not in text and "pickle" not in text
+
+
+def test_every_public_name_resolves():
+    import sftbench
+    for name in sftbench.__all__:
+        assert getattr(sftbench, name) is not None
+    with pytest.raises(AttributeError):
+        sftbench.nothing  # noqa: B018
