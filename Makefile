@@ -3,7 +3,7 @@
 # Every tool runs as `python -m …` of that environment, so nothing has to be activated.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test quick lint clean
+.PHONY: help setup demo figures lab test quick lint clean
 
 ifneq ($(VIRTUAL_ENV),)
 ENV := $(VIRTUAL_ENV)
@@ -22,7 +22,7 @@ TORCH := $(shell grep '^torch==' requirements.lock)
 PIP_INSTALL := $(PY) -m pip install -q -q --disable-pip-version-check --no-input -c requirements.lock
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## make the environment and install the packages, unless that is done
 	@test -e "$(MARK)" || { $(NEW_ENV) && $(INSTALL); }
@@ -30,8 +30,11 @@ setup:  ## make the environment and install the packages, unless that is done
 demo: setup  ## run the notebook of mode 2 on the pocket model and data; results in runs/demo
 	@$(PY) -m sftbench notebook 2 --out runs/demo
 
-lab: setup  ## open JupyterLab on the notebooks
-	@PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+figures: demo  ## draw README's picture anew
+	cp runs/demo/loss.png docs/demo_loss.png
+
+lab: setup  ## open JupyterLab on the notebooks; runs gather in runs/
+	@SFTBENCH_RUNS="$${SFTBENCH_RUNS:-$(CURDIR)/runs}" PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
 test: setup  ## run every test (make test ARGS="-k word" for some)
 	@$(PY) -m pytest $(ARGS)

@@ -2,8 +2,8 @@
 
     python benchmarks/modes.py [--seeds 3] [--method full] [--out runs/modes]
 
-Prints one line a mode: accuracy on domain and general tasks after the last stage, mean (lowest to highest) over the
-seeds, and the seconds that its stages trained, whether or not another mode had trained them first.
+Prints one line a mode: accuracy on domain and general tasks after the last stage, mean (lowest to highest)
+over the seeds, and the seconds that its stages trained, whether or not another mode had trained them first.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def line(number: str, results: list[dict]) -> str:
     seconds = [sum(stage["seconds"] for stage in result["stages"]) for result in results]
     chain = modes.drawing(modes.MODES[number]).replace("[ ", "").replace(" ]", "").replace("  ->  ", " → ")
     return (f"| {number} | {chain} | {spread([probes['domain_tasks']['accuracy'] for probes in last])} "
-            f"| {spread([probes['general_tasks']['accuracy'] for probes in last])} | {spread(seconds, '{:.0f}')} |")
+            f"| {spread([probes['general_tasks']['accuracy'] for probes in last])} "
+            f"| {spread(seconds, '{:.0f}')} |")
 
 
 def main() -> None:
@@ -45,8 +46,10 @@ def main() -> None:
                               output_dir=str(options.out / f"mode_{number}-{options.method}-{seed}"))
             results[number].append(runs.read_result(chain.run(recipe)))
             sys.stderr.write(f"seed {seed}, mode {number}: {runs.duration(time.time() - began)}\n")
-    start = {name: next(result["start"]["probes"] for result in results[mode]) for name, mode in (("base", "1"), ("chat", "6"))}
-    sys.stdout.write("| mode | chain | domain accuracy | general accuracy | seconds |\n|---|---|---|---|---|\n")
+    start = {name: next(result["start"]["probes"] for result in results[mode])
+             for name, mode in (("base", "1"), ("chat", "6"))}
+    sys.stdout.write("| mode | chain | domain accuracy | general accuracy | seconds |\n"
+                     "|---|---|---|---|---|\n")
     for name, probes in start.items():
         sys.stdout.write(f"| – | the {name} model, untouched | {probes['domain_tasks']['accuracy']:.2f} "
                          f"| {probes['general_tasks']['accuracy']:.2f} | |\n")

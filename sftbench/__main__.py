@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     book.add_argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
     book.add_argument("--timeout", type=int, metavar="SECONDS", help="longest time for one cell")
     for command in (run, book):
-        command.add_argument("--out", metavar="DIR", help="folder of the run (default: a new one under runs/)")
+        command.add_argument("--out", metavar="DIR",
+                             help="folder of the run (default: a new one under runs/)")
     add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
     add("modes", _modes, "list the modes and their stages")
     add("methods", _methods, "list the methods and their parameters")
@@ -82,8 +83,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_advise(command: argparse.ArgumentParser) -> None:
     command.add_argument("mode", nargs="?", help="the mode you have in mind (default: 2)")
-    command.add_argument("--wants", choices=("domain", "both"), help="only the domain counts, or general ability too")
-    command.add_argument("--resources", choices=("much", "little"), help="how much hardware and time there is")
+    command.add_argument("--wants", choices=("domain", "both"),
+                         help="only the domain counts, or general ability too")
+    command.add_argument("--resources", choices=("much", "little"),
+                         help="how much hardware and time there is")
     command.add_argument("--related", action="store_true", help="the domain's tasks are akin to general ones")
     command.add_argument("--quick", action="store_true", help="do not load the model to measure its loss")
 
@@ -95,7 +98,8 @@ def recipe_of(options: argparse.Namespace, **more) -> Recipe:
 
 def _run(options) -> None:
     recipe = recipe_of(options, mode=options.mode)
-    folder = Path(options.out) if options.out else runs.folder_for(recipe.mode, recipe.method, recipe.output_dir)
+    folder = (Path(options.out) if options.out
+              else runs.folder_for(recipe.mode, recipe.method, recipe.output_dir))
     recipe = override(recipe, output_dir=str(folder))
     modes.load(recipe.mode)
     with terminal_progress(folder):
@@ -165,7 +169,7 @@ def _stages(options) -> None:
 
 @contextlib.contextmanager
 def terminal_progress(folder: Path):
-    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a line now and then in a log."""
+    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a few in a log."""
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, done), daemon=True)
     watcher.start()
@@ -200,7 +204,8 @@ def _progress_line(events: list[dict], seconds: float) -> str:
         return f"loading libraries, model and data ({runs.duration(seconds)})"
     now = runs.progress(events)
     filled = round(now["share"] * 20)
-    loss = next((f", loss {event['loss']:.2f}" for event in reversed(events) if event.get("loss") is not None), "")
+    loss = next((f", loss {event['loss']:.2f}" for event in reversed(events)
+                 if event.get("loss") is not None), "")
     left = f", {runs.duration(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
     return f"[{'#' * filled}{'.' * (20 - filled)}] {now['share']:4.0%}  {now['text']}{loss}{left}"
 

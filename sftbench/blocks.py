@@ -1,7 +1,7 @@
-"""Rows to blocks of tokens: encode with a mask, mix roles by share, pack, pad. What the model really sees is here.
+"""Rows to blocks of tokens: encode with a mask, mix roles by share, pack, pad. All the model sees is here.
 
-A label of -100 is not trained. Text trains on all its tokens, tasks on the answers and their end token only. In a
-packed block every row begins anew: its positions start at 0 and attention does not cross its border.
+A label of -100 is not trained. Text trains on all its tokens, tasks on the answers and their end token only.
+In a packed block every row begins anew: its positions start at 0 and attention does not cross its border.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from .errors import BadInput
 
 IGNORED = -100
-OPEN_BLOCKS = 32  # blocks kept open while packing: enough to fill them to 97 % and more, few enough to keep the order
+OPEN_BLOCKS = 32  # blocks kept open while packing: enough to fill them to 97 %, few enough to keep the order
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], ask: bool =
 def segments(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[tuple[str, bool]]:
     """The row as pieces of text, each with whether it is trained; joined they are the whole rendered row.
 
-    An answer's piece ends with its end token. Raises BadInput where the template shows a turn differently once more
-    turns follow, since then no mask over the whole would be true.
+    An answer's piece ends with its end token. Raises BadInput where the template shows a turn differently
+    once more turns follow, since then no mask over the whole would be true.
     """
     if "text" in row:
         return [(row["text"] + tokenizer.eos_token, True)]
@@ -49,10 +49,11 @@ def segments(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[tuple[str, b
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, whole = render(tokenizer, messages[:number], ask=True), render(tokenizer, messages[:number + 1])
+        prompt = render(tokenizer, messages[:number], ask=True)
+        whole = render(tokenizer, messages[:number + 1])
         if not (prompt.startswith(done) and whole.startswith(prompt)):
-            raise BadInput("the model's chat template rewrites earlier turns, so this row of several turns cannot "
-                           "be masked; give one row per answer")
+            raise BadInput("the model's chat template rewrites earlier turns, so this row of several turns "
+                           "cannot be masked; give one row per answer")
         answer, rest = _ended(whole[len(prompt):], message["content"], tokenizer.eos_token)
         pieces += [(prompt[len(done):], False), (answer, True), (rest, False)]
         done = whole
@@ -60,7 +61,7 @@ def segments(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[tuple[str, b
 
 
 def _ended(rendered: str, content: str, eos: str) -> tuple[str, str]:
-    """An answer as the template shows it, cut after its end token, and what follows; without one, `eos` is added."""
+    """An answer as the template shows it, cut after its end token (else `eos` is added), and what follows."""
     before, end, rest = rendered.partition(eos)
     if end:
         return before + end, rest
@@ -77,7 +78,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, row: dict) -> Encoded:
-    """One row as tokens and labels. Prompt and answer are tokenised apart, as they are when the model answers."""
+    """One row as tokens and labels; prompt and answer are tokenised apart, as when the model answers."""
     ids, labels = [], []
     for text, trained in segments(tokenizer, row):
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -94,22 +95,23 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> l
 
 
 def _missing_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer would set it and the template has not: never twice."""
+    """The beginning-of-sequence token, where the tokenizer sets it and the template has not: never twice."""
     bos = tokenizer.bos_token_id
     wanted = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
     return [bos] if wanted and ids[:1] != [bos] else []
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> tuple[list[Encoded], dict]:
-    """All rows as tokens, and how many were cut or dropped. Longer text is cut into rows; a longer task is dropped."""
+def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
+                max_length: int) -> tuple[list[Encoded], dict]:
+    """All rows as tokens, and how many were too long: text is then cut into rows, a task is dropped."""
     encoded, counts = [], Counter()
     for row in rows:
         whole = encode(tokenizer, row)
         if "text" in row:
             starts = range(0, len(whole.input_ids), max_length)
             counts["text cut"] += len(starts) > 1
-            pieces = [Encoded(whole.input_ids[start:start + max_length], whole.labels[start:start + max_length])
-                      for start in starts]
+            pieces = [Encoded(whole.input_ids[start:start + max_length],
+                              whole.labels[start:start + max_length]) for start in starts]
             encoded += [piece for piece in pieces if piece.trained]
         elif len(whole.input_ids) > max_length:
             counts["task longer than max_length"] += 1
@@ -120,11 +122,12 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length
     return encoded, {reason: count for reason, count in counts.items() if count}
 
 
-def mix(encoded: dict[str, list[Encoded]], shares: dict[str, float], epochs: float, seed: int) -> tuple[list, dict]:
+def mix(encoded: dict[str, list[Encoded]], shares: dict[str, float], epochs: float,
+        seed: int) -> tuple[list, dict]:
     """All rows of a stage in training order, and what was drawn from each role.
 
-    Shares are parts of the tokens. An epoch is one pass over the first role of `shares`; the others are drawn to
-    their share, and anew in another order once all their rows were used. Every role is spread evenly.
+    Shares are parts of the tokens. An epoch is one pass over the first role of `shares`; the others are drawn
+    to their share, and anew in another order once all their rows were used. Every role is spread evenly.
     """
     first = next(iter(shares))
     wanted = sum(len(row.input_ids) for row in encoded[first]) * epochs
@@ -155,7 +158,7 @@ def _draw(rows: list[Encoded], tokens: float, order: random.Random) -> list[Enco
 
 
 def pack(rows: list[Encoded], max_length: int) -> list[list[Encoded]]:
-    """Rows put together into blocks of at most `max_length` tokens, nearly in order: first fit among open blocks."""
+    """Rows in blocks of at most `max_length` tokens, nearly in order: first fit among the open blocks."""
     done, still_open = [], []
     for row in rows:
         size = len(row.input_ids)
@@ -192,7 +195,8 @@ def collate(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, 
     width = max(len(example["input_ids"]) for example in examples)
 
     def padded(name: str, filler: int) -> torch.Tensor:
-        return torch.tensor([list(example[name]) + [filler] * (width - len(example[name])) for example in examples])
+        return torch.tensor([list(example[name]) + [filler] * (width - len(example[name]))
+                             for example in examples])
 
     batch = {"input_ids": padded("input_ids", pad_token_id), "labels": padded("labels", IGNORED)}
     if packed:
@@ -211,4 +215,5 @@ def look(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     pairs = zip(encoded.input_ids, encoded.labels, strict=True)
     runs = [(trained, [token for token, _ in run])
             for trained, run in itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)]
-    return "".join(f"«{tokenizer.decode(tokens)}»" if trained else tokenizer.decode(tokens) for trained, tokens in runs)
+    return "".join(f"«{tokenizer.decode(tokens)}»" if trained else tokenizer.decode(tokens)
+                   for trained, tokens in runs)

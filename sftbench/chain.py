@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes
 
 @dataclass
 class State:
-    """Where a model lies: a start model, or a stage's weights; and the stage whose prefix goes on top, if any."""
+    """Where a model lies: a start model or a stage's weights, and the stage whose prefix goes on top."""
 
     key: str
     start: str
@@ -38,8 +38,9 @@ class State:
 def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = ()) -> Path:
     """Train the recipe's chain and return the run's folder, with `result.json` in it.
 
-    Every event is appended to `events.jsonl` and then handed to each callback. Stages that the store beside the
-    folder already holds are not trained again. Raises BadInput before any work, RunFailed in the middle of it.
+    Every event is appended to `events.jsonl` and then handed to each callback. Stages that the store beside
+    the folder already holds are not trained again. Raises BadInput before any work, RunFailed in the middle
+    of it.
     """
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
     folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
@@ -48,7 +49,8 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
     stage = {"name": "start"}
     try:
         datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
-        plan = {stage["name"]: train.steps_of(datasets[stage["name"]][0], stage_settings(ready.recipe, stage["kind"]))
+        plan = {stage["name"]: train.steps_of(datasets[stage["name"]][0],
+                                              stage_settings(ready.recipe, stage["kind"]))
                 for stage in ready.stages}
         emit({"stage": "start", "step": 0, "plan": plan})
         state = State(store.key_of(start=ready.revision), ready.start)
@@ -60,22 +62,23 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
             entries.append(entry)
         runs.write_json(folder / "result.json", {
             "schema": runs.SCHEMA, "complete": True, "state": "done", "recipe": to_dict(ready.recipe),
-            "start": {"name": ready.mode["start"], "model": ready.start, "probes": start_probes}, "stages": entries,
-            "forecast": {"steps": plan}, "versions": _versions()})
+            "start": {"name": ready.mode["start"], "model": ready.start, "probes": start_probes},
+            "stages": entries, "forecast": {"steps": plan}, "versions": _versions()})
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):  # the first error is the one to show
             emit({"stage": stage["name"], "step": 0, "state": "stopped" if stopped else "failed",
                   "message": str(error)})
         if isinstance(error, OSError) and error.errno == 28:
-            raise RunFailed(f"the disk is full; free space and run again, finished stages are kept: {error}") from error
+            raise RunFailed("the disk is full; free space and run again, finished stages are kept: "
+                            f"{error}") from error
         raise
     emit({"stage": stage["name"], "step": entries[-1]["steps"], "state": "done"})
     return folder
 
 
 def _open_folder(folder: Path, ready: Prepared) -> None:
-    """Make the run's folder, or take up an earlier run of the same recipe in it; another recipe's is refused."""
+    """Make the run's folder, or take up an earlier run of the same recipe in it; any other is refused."""
     recipe = to_dict(ready.recipe)
     if (folder / "recipe.json").exists():
         changed = differences(runs.read_json(folder, "recipe.json")["recipe"], recipe)
@@ -97,7 +100,7 @@ def _versions() -> dict:
 
 
 def _emitter(folder: Path, callbacks: list) -> Callable[[dict], None]:
-    """A function that appends an event and tells every callback; one that raises is dropped, and that is recorded."""
+    """A function that appends an event and tells every callback; one that raises is dropped, on record."""
     def emit(event: dict) -> None:
         event = runs.append_event(folder, event)
         for callback in list(callbacks):
@@ -111,7 +114,7 @@ def _emitter(folder: Path, callbacks: list) -> Callable[[dict], None]:
 
 
 def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
-    """The stage's blocks in training order, and what was drawn from each role (rows, tokens, share, dropped)."""
+    """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
     settings = stage_settings(ready.recipe, stage["kind"])
     encoded, dropped = {}, {}
     for role in stage["shares"]:
@@ -138,14 +141,16 @@ def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: t
     with store.lock(shelf, key):
         reused = store.find(shelf, key) is not None
         if not reused:
-            store.build(shelf, key, lambda place: _train_into(place, shelf, ready, stage, parent, dataset, emit))
+            store.build(shelf, key,
+                        lambda place: _train_into(place, shelf, ready, stage, parent, dataset, emit))
     stored = json.loads((shelf / key / "stage.json").read_text(encoding="utf-8"))
     if reused:
         for event in stored["events"]:
             emit({**event, "stage": stage["name"], "reused": True, "time": round(time.time(), 3)})
     prefixed = settings["method"] == "ptuning_v2"
     state = State(key, parent.start, parent.stage if prefixed else key, key if prefixed else None)
-    entry = {"name": stage["name"], "kind": stage["kind"], "method": settings["method"], "key": key, "reused": reused}
+    entry = {"name": stage["name"], "kind": stage["kind"], "method": settings["method"],
+             "key": key, "reused": reused}
     return state, entry | stored["figures"]
 
 
@@ -195,7 +200,7 @@ def _quantisation_loss(shelf: Path, parent: State, ready: Prepared, probes: dict
 
 
 def load_state(shelf: Path, state: State, revision: str | None = None, settings: dict | None = None):
-    """The model of a state; `settings` of a QLoRA stage load it quantised, of a bf16 adapter stage in bfloat16."""
+    """The model of a state; a QLoRA stage's `settings` load it quantised, a bf16 adapter's in bfloat16."""
     settings = settings or {"method": "full", "bf16": False}
     name = str(shelf / state.stage / "model") if state.stage else state.start
     half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
@@ -236,7 +241,7 @@ def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: s
 
 
 def load(run: Path | Prepared, stage: int = -1):
-    """The model and tokenizer of a run's stage (the last by default; 0 is the first), or of a prepared start."""
+    """The model and tokenizer of a run's stage (by default the last; 0 is the first), or of a ready start."""
     if isinstance(run, Prepared):
         return models.load_model(run.start, run.recipe.model_revision), run.tokenizer
     result = runs.read_result(run)

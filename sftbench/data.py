@@ -1,7 +1,7 @@
 """Data from files to rows: read, check, and split off probes. A row is `{"text": …}` or `{"messages": […]}`.
 
-JSON Lines with `text`, `messages` or `prompt`/`completion`, and plain text files are read. Whatever cannot be used
-is refused with its file and line before a model is loaded.
+JSON Lines with `text`, `messages` or `prompt`/`completion`, and plain text files are read. Whatever cannot be
+used is refused with its file and line before a model is loaded.
 """
 
 import hashlib
@@ -43,8 +43,9 @@ def digest(rows: list[dict]) -> str:
 def load_roles(recipe: Recipe) -> dict[str, Role]:
     """Every role that has data, with its probe; roles without data are absent.
 
-    A pocket model brings the pocket's data for the domain, and for the general side, where the user gave none of
-    that side; any other model brings nothing. Raises BadInput, naming file and line, for rows that cannot be used.
+    A pocket model brings the pocket's data for the domain, and for the general side, where the user gave none
+    of that side; any other model brings nothing. Raises BadInput, naming file and line, for rows that cannot
+    be used.
     """
     roles = {}
     for name in ROLES:
@@ -86,7 +87,8 @@ def split(rows: list[dict], share: float, source: str = "data") -> tuple[list[di
     """
     numbers = {_canonical(row): _canonical_hash(row) for row in rows}
     if len(numbers) < 2:
-        raise BadInput(f"{source}: {len(numbers)} different row(s); at least 2 are needed, one of them as a probe")
+        raise BadInput(f"{source}: {len(numbers)} different row(s); at least 2 are needed, "
+                       "one of them as a probe")
     border = max(share * 2**64, min(numbers.values()) + 1)
     probe = {row for row, number in numbers.items() if number < border}
     if len(probe) == len(numbers):
@@ -127,8 +129,8 @@ def read(path: str, role: str) -> list[dict]:
     if wrong:
         number = next(number for number, row in enumerate(rows, 1) if wanted not in row)
         shape = "'text'" if wanted == "text" else "'messages' or 'prompt' and 'completion'"
-        raise BadInput(f"{role}: {path}: {wrong} of {len(rows)} rows, the first of them row {number}, are not of "
-                       f"this role's shape; it needs {shape}")
+        raise BadInput(f"{role}: {path}: {wrong} of {len(rows)} rows, the first of them row {number}, "
+                       f"are not of this role's shape; it needs {shape}")
     return rows
 
 
@@ -139,7 +141,8 @@ def _decode(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[:error.start].count(b"\n") + 1
-        raise BadInput(f"{path}, line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        raise BadInput(f"{path}, line {line}: byte {error.start} is not UTF-8; "
+                       "save the file as UTF-8") from None
     if "\0" in text:
         line = text[:text.index("\0")].count("\n") + 1
         raise BadInput(f"{path}, line {line}: byte {raw.index(0)} is NUL; is this a text file?")
@@ -175,7 +178,8 @@ def _row(where: str, line: str) -> dict:
     if "text" in row:
         _text(where, "text", row["text"])
         return {"text": row["text"]}
-    raise BadInput(f"{where}: no field 'text', 'messages' or 'prompt'; it has {', '.join(map(repr, row)) or 'none'}")
+    raise BadInput(f"{where}: no field 'text', 'messages' or 'prompt'; "
+                   f"it has {', '.join(map(repr, row)) or 'none'}")
 
 
 def _text(where: str, name: str, value) -> None:
@@ -184,11 +188,12 @@ def _text(where: str, name: str, value) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {name!r} holds half a surrogate pair at character {error.start}") from None
+        raise BadInput(f"{where}: field {name!r} holds half a surrogate pair "
+                       f"at character {error.start}") from None
 
 
 def _messages(where: str, messages, names: tuple = ()) -> list[dict]:
-    """The messages if they are [system] (user assistant)+, each with text; raises BadInput naming the message."""
+    """The messages if [system] (user assistant)+, each with text; raises BadInput naming the message."""
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"{where}: 'messages' must be a list with at least one user and one assistant message")
     clean = []
@@ -196,7 +201,8 @@ def _messages(where: str, messages, names: tuple = ()) -> list[dict]:
         name = names[number - 1] if names else f"messages[{number}].content"
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
             role = message.get("role") if isinstance(message, dict) else message
-            raise BadInput(f"{where}: message {number} must have the role system, user or assistant, not {role!r:.40}")
+            raise BadInput(f"{where}: message {number} must have the role system, user or assistant, "
+                           f"not {role!r:.40}")
         _text(where, name, message.get("content"))
         clean.append({"role": message["role"], "content": message["content"]})
     turns = [message["role"] for message in clean]

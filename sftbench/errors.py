@@ -2,7 +2,7 @@
 
 
 class BadInput(ValueError):
-    """What the user gave cannot be used; the message names the place and the remedy, and nothing was started."""
+    """What the user gave cannot be used; the message names place and remedy, and nothing was started."""
 
 
 class RunFailed(RuntimeError):

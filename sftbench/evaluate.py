@@ -23,7 +23,8 @@ def loss(model, encoded: list[Encoded], pad_token_id: int) -> float:
         batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        total += cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
+        total += cross_entropy(logits.flatten(0, 1), labels.flatten(),
+                               ignore_index=IGNORED, reduction="sum").item()
         count += int((labels != IGNORED).sum())
     model.train(training)
     return total / count
@@ -44,7 +45,7 @@ def _batches(encoded: list[Encoded]):
 @torch.no_grad()
 def answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]], max_new_tokens: int = 64,
             batch_size: int = 64) -> list[str]:
-    """Greedy answers to conversations that end with a user message, in their order; batches padded on the left."""
+    """Greedy answers, in order, to conversations that end with a user message; batches padded on the left."""
     training = model.training
     model.eval()
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
@@ -77,8 +78,9 @@ def token_f1(answer: str, wanted: str) -> float:
     return 2 * common / (got.total() + want.total())
 
 
-def probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int, max_new_tokens: int) -> dict:
-    """One probe's scores: `loss` in nats per token, and for tasks `accuracy` (exact match) and `f1`, 0 to 1."""
+def probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
+          max_new_tokens: int) -> dict:
+    """One probe's scores: `loss` in nats per token; for tasks `accuracy` (exact match) and `f1`, 0 to 1."""
     encoded, _ = encode_rows(tokenizer, rows, max_length)
     scores = {"loss": loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:

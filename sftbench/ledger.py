@@ -1,4 +1,4 @@
-"""The ledger: what a run gained in the domain and lost elsewhere, before and after each stage, as one table of text."""
+"""The ledger: what a run gained in the domain and lost elsewhere, stage by stage, as one table of text."""
 
 from pathlib import Path
 
@@ -23,7 +23,8 @@ def ledger_text(result: dict) -> str:
     first, last = states[0][1], states[-1][1]
     columns = [(role, measure) for role in COLUMNS for measure in MEASURES if measure in last.get(role, {})]
     rows = [(name, [f"{probes[role][measure]:.2f}" for role, measure in columns]) for name, probes in states]
-    rows.append(("change", [f"{last[role][measure] - first[role][measure]:+.2f}" for role, measure in columns]))
+    rows.append(("change", [f"{last[role][measure] - first[role][measure]:+.2f}"
+                            for role, measure in columns]))
     width = max(len(name) for name, _ in rows)
     lines = [*_headings(columns, width), *(_line(name.ljust(width), cells, columns) for name, cells in rows)]
     rule = "-" * len(lines[-1])
@@ -54,8 +55,10 @@ def _costs(stages: list[dict]) -> list[str]:
     lines = []
     for stage in stages:
         part = stage["trainable_parameters"] / stage["parameters"]
-        lines.append(f"{stage['name']}: {stage['method']}, {stage['trainable_parameters']:,} parameters trained "
-                     f"({part:.1%} of {stage['parameters']:,}), {stage['steps']:,} steps, {stage['tokens']:,} tokens, "
+        lines.append(f"{stage['name']}: {stage['method']}, "
+                     f"{stage['trainable_parameters']:,} parameters trained "
+                     f"({part:.1%} of {stage['parameters']:,}), "
+                     f"{stage['steps']:,} steps, {stage['tokens']:,} tokens, "
                      f"{duration(stage['seconds'])}{', taken from the store' if stage['reused'] else ''}")
     return lines
 
@@ -65,8 +68,8 @@ def _reading(first: dict, last: dict) -> list[str]:
     lines = []
     for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
         if "accuracy" in last.get(role, {}):
-            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered right before, "
-                         f"{last[role]['accuracy']:.0%} after.")
+            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered right "
+                         f"before, {last[role]['accuracy']:.0%} after.")
     if "loss" in last.get("general_text", {}):
         rise = last["general_text"]["loss"] - first["general_text"]["loss"]
         word = "rose: that much was forgotten" if rise > 0.05 else "did not rise: nothing was forgotten there"

@@ -1,4 +1,4 @@
-"""The live view of a run in a notebook cell: one picture and one line of progress, redrawn as events come in."""
+"""The live view of a run in a notebook cell: one picture and one line of progress, redrawn at each event."""
 
 import time
 
@@ -11,7 +11,7 @@ SHARE = 0.02  # drawing may take this part of the time, and never happens more t
 
 
 class LivePlot:
-    """A callback for `run`: draws into the cell it was made in. Call it with events; `log=True` for a log scale."""
+    """A callback for `run`: called with events, draws into the cell it was made in; `log`: a log scale."""
 
     def __init__(self, title: str = "", log: bool = False):
         self.title, self.log, self.events = title, log, []

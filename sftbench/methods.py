@@ -1,7 +1,7 @@
-"""The five methods: which parameters train. Each is a function in `METHODS` from a loaded model to a trainable one.
+"""The five methods: which parameters train. Each, in `METHODS`, turns a loaded model into a trainable one.
 
-A method only sets the trainable set; the loop, the data and the loss are the same for all. `finish` turns the trained
-model into what the next stage starts from, such that the function it computes is kept.
+A method only sets the trainable set; the loop, the data and the loss are the same for all. `finish` turns the
+trained model into what the next stage starts from, such that the function it computes is kept.
 """
 
 import copy
@@ -42,8 +42,8 @@ def lora(model, tokenizer, settings: dict, text: str):
 def ptuning_v2(model, tokenizer, settings: dict, text: str):
     """Train a prefix of keys and values in every layer (arXiv:2110.07602); the model's own weights stay.
 
-    A prefix that starts from `text` is the model's own cache of that text. A model that already carries a prefix of
-    an earlier stage goes on with it.
+    A prefix that starts from `text` is the model's own cache of that text. A model that already carries a
+    prefix of an earlier stage goes on with it.
     """
     if isinstance(model, PeftModel):
         model.active_peft_config.inference_mode = False  # peft loads a prefix for inference only
@@ -61,7 +61,7 @@ def ptuning_v2(model, tokenizer, settings: dict, text: str):
 
 
 def freeze(model, tokenizer, settings: dict, text: str):
-    """Train chosen parts only (`trainable_parts`): existing layers, norm or head, or parts added as the identity.
+    """Train chosen parts only (`trainable_parts`): layers, norm or head, or parts added as the identity.
 
     `last:N`, `layers:A-B` (counted from 0), `head`, `norm`, `new_blocks:N`, `new_head`; several with commas.
     """
@@ -93,8 +93,8 @@ def _layer_range(model, value: str) -> list[nn.Module]:
 
 def _head(model, value: str) -> list[nn.Module]:
     if _tied(model):
-        raise BadInput("trainable_parts: this model's output head is its input embedding, so training it changes "
-                       "both; take new_head, which unties them first")
+        raise BadInput("trainable_parts: this model's output head is its input embedding, so training it "
+                       "changes both; take new_head, which unties them first")
     return [model.get_output_embeddings()]
 
 
@@ -103,7 +103,7 @@ def _norm(model, value: str) -> list[nn.Module]:
 
 
 def _new_head(model, value: str) -> list[nn.Module]:
-    """An output head of its own, equal to the shared embedding at first; one untied by an earlier stage goes on."""
+    """An output head of its own, at first equal to the shared embedding; an earlier stage's goes on."""
     head = model.get_output_embeddings()
     if not _tied(model):
         return [head]
@@ -117,14 +117,16 @@ def _new_head(model, value: str) -> list[nn.Module]:
 def _new_blocks(model, value: str) -> list[nn.Module]:
     """N copies of layers, spread over the depth, whose output projections are zero (arXiv:2401.02415).
 
-    Such a block adds nothing to the residual stream; that the function is unchanged is checked on a few tokens.
-    Blocks that an earlier stage added (the configuration's `added_blocks`) go on and no more are added.
+    Such a block adds nothing to the residual stream; that the function is unchanged is checked on a few
+    tokens. Blocks that an earlier stage added (the configuration's `added_blocks`) go on and no more are
+    added.
     """
     parent, name, layers = decoder_layers(model)
     if getattr(model.config, "added_blocks", None):
         return [layers[index] for index in model.config.added_blocks]
     count = _number("new_blocks", value, len(layers))
-    probe = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    probe = torch.arange(8, device=next(model.parameters()).device)[None]
+    probe %= model.config.get_text_config().vocab_size
     before = _logits(model, probe)
     blocks, added, sources = [], [], []
     borders = {round((number + 1) * len(layers) / count) - 1 for number in range(count)}
@@ -139,8 +141,8 @@ def _new_blocks(model, value: str) -> list[nn.Module]:
     _renumber(model.config.get_text_config(), blocks, sources)
     model.config.added_blocks = [blocks.index(block) for block in added]
     if not torch.equal(before, _logits(model, probe)):
-        raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections still "
-                       "changes the function, so blocks cannot be added to this family")
+        raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections "
+                       "still changes the function, so blocks cannot be added to this family")
     return added
 
 
@@ -186,15 +188,16 @@ def _renumber(config, blocks: list[nn.Module], sources: list[int]) -> None:
 
 def trainable(model) -> dict[str, int]:
     """Names and sizes of the parameters that train."""
-    return {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter.numel() for name, parameter in model.named_parameters()
+            if parameter.requires_grad}
 
 
 def finish(model, method: str, folder: Path):
     """Write the trained stage into `folder` and return the model that computes the same function.
 
-    `full` and `freeze`: weights in `model/`. LoRA: adapter in `adapter/`, merged weights in `model/`; QLoRA the same
-    after dequantising, since merging into 4-bit weights rounds the adapter away. P-tuning v2 has nothing to merge:
-    only `adapter/` is written, and the prefix goes on top of the parent's weights.
+    `full` and `freeze`: weights in `model/`. LoRA: adapter in `adapter/`, merged weights in `model/`; QLoRA
+    the same after dequantising, since merging into 4-bit weights rounds the adapter away. P-tuning v2 has
+    nothing to merge: only `adapter/` is written, and the prefix goes on top of the parent's weights.
     """
     folder = Path(folder)
     if method in ("lora", "qlora", "ptuning_v2"):

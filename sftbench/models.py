@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 
 from . import pocket
 from .errors import BadInput
@@ -52,7 +58,7 @@ def locate(name: str) -> str:
 
 
 def load_config(name: str, revision: str | None = None):
-    """The model's configuration; raises BadInput with the command that fetches a model that is not at hand."""
+    """The model's configuration; raises BadInput with the command that fetches a model not at hand."""
     place = locate(name)
     try:
         return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -64,11 +70,12 @@ def load_config(name: str, revision: str | None = None):
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
-    """What pins the weights: the commit of a hub model, or a hash over a local folder's configuration and weights."""
+    """What pins the weights: a hub model's commit, or a hash over a folder's configuration and weights."""
     place = locate(name)
     if not Path(place).is_dir():
         return load_config(name, revision)._commit_hash
-    files = sorted([*Path(place).glob("*.safetensors"), *Path(place).glob("*.json"), *Path(place).glob("*.jinja")])
+    files = sorted([*Path(place).glob("*.safetensors"), *Path(place).glob("*.json"),
+                    *Path(place).glob("*.jinja")])
     digests = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:20]
 
@@ -78,7 +85,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     place = name if (Path(name) / "tokenizer_config.json").exists() else locate(name)
     tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     if tokenizer.eos_token is None:
-        raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, so a model could never learn to stop")
+        raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, "
+                       "so a model could never learn to stop")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
     if tokenizer.chat_template is None:
@@ -94,7 +102,7 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
     load_config(name, revision)
     extra = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
     try:
-        # sdpa: it builds the block-diagonal mask from position ids for every batch size, which packing relies on
+        # sdpa builds the block-diagonal mask from position ids for every batch size; packing relies on that
         model = AutoModelForCausalLM.from_pretrained(
             place, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             attn_implementation="sdpa", **extra)
@@ -112,7 +120,7 @@ def nf4_config(settings: dict) -> BitsAndBytesConfig:
 
 
 def card_of(name: str, revision: str | None = None) -> dict:
-    """What the model's configuration says of its own pre-training, under the key `sftbench`; empty if nothing."""
+    """What the model's configuration says of its pre-training, under the key `sftbench`; empty if nothing."""
     return getattr(load_config(name, revision), "sftbench", None) or {}
 
 
@@ -123,10 +131,11 @@ def decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """
     count = model.config.get_text_config().num_hidden_layers
     found = [(module, name, child) for module in model.modules() for name, child in module.named_children()
-             if isinstance(child, nn.ModuleList) and len(child) == count and name in ("layers", "h", "blocks")]
+             if isinstance(child, nn.ModuleList) and len(child) == count
+             and name in ("layers", "h", "blocks")]
     if len(found) != 1:
-        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates for "
-                       f"{count} layers); method freeze needs them, the other methods do not")
+        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates "
+                       f"for {count} layers); method freeze needs them, the other methods do not")
     return found[0]
 
 
@@ -147,7 +156,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # peft 0.21 still reads the old name
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated",
+                            category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -1,7 +1,8 @@
 """The modes: named chains of stages from a base or a chat model, as plain data.
 
 A stage says its kind (`cpt` or `sft`) and the share of each role in its data. Shares are parts of the stage's
-tokens; one epoch is one pass over the stage's first role. A mode of your own is a small TOML file of the same shape:
+tokens; one epoch is one pass over the stage's first role. A mode of your own is a small TOML file of the same
+shape:
 
     name = "cpt_sft_with_text"
     sentence = "CPT, then SFT with a little of the text kept in."
@@ -30,7 +31,8 @@ MODES = {
           "sentence": "Teach a base model the domain's tasks, and nothing before."},
     "2": {"name": "base_cpt_sft", "start": "base", "stages": (_CPT, _DOMAIN_SFT),
           "sentence": "Read the domain's text first, then learn its tasks: a specialist."},
-    "3": {"name": "base_cpt_general_sft_domain_sft", "start": "base", "stages": (_CPT, _GENERAL_SFT, _DOMAIN_SFT),
+    "3": {"name": "base_cpt_general_sft_domain_sft", "start": "base",
+          "stages": (_CPT, _GENERAL_SFT, _DOMAIN_SFT),
           "sentence": "Read, learn to answer in general, then in the domain: two-stage SFT."},
     "4": {"name": "base_cpt_mixed_sft", "start": "base", "stages": (_CPT, _MIXED_SFT),
           "sentence": "Read, then learn general and domain tasks side by side."},
@@ -44,7 +46,7 @@ MODES = {
 
 
 def load(mode: str) -> dict:
-    """The mode of this number or name, or of the TOML file at this path; raises BadInput with the nearest name."""
+    """The mode of this number or name, or of this TOML file; raises BadInput with the nearest name."""
     mode = str(mode)
     if mode in MODES:
         return MODES[mode]
@@ -60,8 +62,8 @@ def load(mode: str) -> dict:
 def stages(mode: dict, general_share: float | None = None, task_share: float | None = None) -> list[dict]:
     """The mode's stages with the recipe's two mixing knobs applied; shares of each stage add up to 1.
 
-    `task_share` is the part of tasks in a CPT stage that mixes them in, `general_share` the part of general tasks
-    among all tasks of a stage that holds both kinds.
+    `task_share` is the part of tasks in a CPT stage that mixes them in, `general_share` the part of general
+    tasks among all tasks of a stage that holds both kinds.
     """
     return [{**stage, "shares": _shares(stage, general_share, task_share)} for stage in mode["stages"]]
 
@@ -121,7 +123,7 @@ def _from_toml(path: Path) -> dict:
 
 
 def _check_stage(where: str, stage: dict, seen: set) -> None:
-    """Raise BadInput unless the stage has a new plain name, a known kind, and positive shares of known roles."""
+    """Raise BadInput unless the stage has a new plain name, a known kind, positive shares of known roles."""
     name = stage.get("name", "")
     if not isinstance(name, str) or not name.isidentifier() or name in seen:
         raise BadInput(f"{where}: name must be a plain word of its own (letters, digits, _), not {name!r}")
@@ -133,6 +135,7 @@ def _check_stage(where: str, stage: dict, seen: set) -> None:
         raise BadInput(f"{where}: shares must name at least one role, as {{ domain_text = 1.0 }}")
     for role, share in shares.items():
         if role not in ROLES:
-            raise BadInput(f"{where}: unknown role {role!r}{nearest(role, ROLES)}; roles are {', '.join(ROLES)}")
+            raise BadInput(f"{where}: unknown role {role!r}{nearest(role, ROLES)}; "
+                           f"roles are {', '.join(ROLES)}")
         if type(share) not in (int, float) or not 0 < share < float("inf"):
             raise BadInput(f"{where}: the share of {role} must be a number above 0, not {share!r}")

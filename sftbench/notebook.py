@@ -1,6 +1,7 @@
 """The strict way to run a notebook headless: papermill, with every doubt it lets pass turned into an error.
 
-Names and types of parameters are checked before a kernel starts, and the run is judged by its `result.json` alone.
+Names and types of parameters are checked before a kernel starts, and the run is judged by its `result.json`
+alone.
 """
 
 import logging
@@ -28,8 +29,9 @@ def find(which: str) -> Path:
 def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None) -> Path:
     """Run a notebook with these recipe values into the folder `out`; returns the executed notebook's path.
 
-    `timeout` is in seconds per cell. Raises BadInput for unknown names and wrong types, before a kernel starts or as
-    the notebook says it, and RunFailed unless the folder ends with a complete result of this very execution.
+    `timeout` is in seconds per cell. Raises BadInput for unknown names and wrong types, before a kernel
+    starts or as the notebook says it, and RunFailed unless the folder ends with a complete result of this
+    very execution.
     """
     import papermill
     from papermill.exceptions import PapermillException
@@ -39,7 +41,8 @@ def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None)
         if name not in FIELDS:
             raise BadInput(f"unknown parameter {name!r}{nearest(name, FIELDS)}")
     override(Recipe(), **values)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of recipe fields that the cell does not list
+    # papermill warns of recipe fields that the cell does not list
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     began, executed = time.time(), out / "notebook.ipynb"
     try:
@@ -51,7 +54,8 @@ def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None)
         kind = BadInput if error.ename == "BadInput" else RunFailed
         raise kind(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {executed})") from None
     except (PapermillException, RuntimeError, TimeoutError) as error:
-        raise RunFailed(f"{executed}: the notebook did not finish: {type(error).__name__}: {error}") from error
+        raise RunFailed(f"{executed}: the notebook did not finish: "
+                        f"{type(error).__name__}: {error}") from error
     result = out / "result.json"
     if not result.exists() or result.stat().st_mtime < began - 1:
         raise RunFailed(f"{executed}: the notebook ended without writing {result}; its run is not done")

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from .runs import read_events
 
-# One meaning, one look: domain blue, general orange (Okabe-Ito); text dashed, tasks solid; CPT and SFT two shades.
+# One meaning, one look: domain blue, general orange (Okabe-Ito); text dashed, tasks solid; a shade each for
+# CPT and SFT.
 COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
@@ -28,17 +29,18 @@ def loss_figure(events: list[dict], title: str = "", log: bool = False) -> Figur
     training = [(step, event["loss"]) for step, event in steps if "loss" in event]
     if training:
         axes.plot(*_columns(training), color=COLOURS["training"], alpha=0.25, linewidth=0.8)
-        axes.plot(*_columns(_smooth(training, set(starts.values()))), color=COLOURS["training"], linewidth=1.8,
-                  label="training (thin: each step)")
+        axes.plot(*_columns(_smooth(training, set(starts.values()))), color=COLOURS["training"],
+                  linewidth=1.8, label="training (thin: each step)")
     last = [f"training {training[-1][1]:.2f}"] if training and training[-1][1] is not None else []
     for role, marker in MARKERS.items():
         name = f"eval_{role}_loss"
         # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
-        points = [(step, event[name]) for step, event in steps if event.get(name) is not None and "steps" not in event]
+        points = [(step, event[name]) for step, event in steps
+                  if event.get(name) is not None and "steps" not in event]
         if points:
             side, kind = role.split("_")
-            axes.plot(*_columns(points), color=COLOURS[side], linestyle=STYLES[kind], marker=marker, markersize=4,
-                      linewidth=1.4, label=f"{side} {kind}, held out")
+            axes.plot(*_columns(points), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
+                      markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
             last.append(f"{side} {kind} {points[-1][1]:.2f}")
     _dress(axes, starts, end, title, log)
     figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
@@ -64,7 +66,7 @@ def _smooth(points: list[tuple], borders: set[int], weight: float = 0.9) -> list
     """Exponential moving average, corrected for its start, begun anew at stage borders and missing values."""
     smoothed, mean, count, previous = [], 0.0, 0, 0
     for x, y in points:
-        if any(previous <= border < x for border in borders):
+        if smoothed and any(previous <= border < x for border in borders):
             mean, count = 0.0, 0
             smoothed.append((previous, None))  # a gap, so that no line joins two stages
         previous = x

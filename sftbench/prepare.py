@@ -11,7 +11,7 @@ from . import advice, blocks, data, evaluate, models, modes
 from .errors import BadInput
 from .recipe import Recipe
 
-LIVE_ROWS = 64  # rows of each probe that are scored while a stage trains, and for advice; all of them between stages
+LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
 
 
 @dataclass
@@ -54,7 +54,8 @@ def start_model(recipe: Recipe, mode: dict) -> str:
         return recipe.chat_model
     if recipe.model in ("pocket", "pocket-chat"):
         return "pocket-chat"
-    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model (model is {recipe.model!r})")
+    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model "
+                   f"(model is {recipe.model!r})")
 
 
 def check_methods(recipe: Recipe, stages: list[dict]) -> None:
@@ -62,9 +63,9 @@ def check_methods(recipe: Recipe, stages: list[dict]) -> None:
     chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]
     for (name, method), (later_name, later) in zip(chain, chain[1:], strict=False):
         if method == "ptuning_v2" != later:
-            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the weights, so "
-                           f"stage {later_name} cannot go on with {later}; take ptuning_v2 for both, or another "
-                           f"method for {name}")
+            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the "
+                           f"weights, so stage {later_name} cannot go on with {later}; take ptuning_v2 for "
+                           f"both, or another method for {name}")
 
 
 def stage_method(recipe: Recipe, stage: dict) -> str:
@@ -78,8 +79,9 @@ def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role])
         for role in stage["shares"]:
             if role not in roles or not roles[role].train:
                 shape = "text" if role.endswith("_text") else "questions and answers"
-                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; give a file of {shape} "
-                               f"as {role} (a .jsonl, or for text a .txt), or take a mode without it")
+                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; "
+                               f"give a file of {shape} as {role} (a .jsonl, or for text a .txt), "
+                               "or take a mode without it")
 
 
 def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role]) -> dict:
@@ -88,7 +90,8 @@ def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.R
     lengths = {name: [len(blocks.encode(tokenizer, row).input_ids) for row in role.train]
                for name, role in roles.items()}
     tasks = sorted(length for name in lengths if name.endswith("_tasks") for length in lengths[name])
-    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe if "messages" in row]
+    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
+               if "messages" in row]
     known = {
         "rows": {name: len(role.train) for name, role in roles.items()},
         "tokens": {name: sum(counts) for name, counts in lengths.items()},
@@ -107,8 +110,8 @@ def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.R
 def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
     """The advice as text for this recipe's data and model; `said` is what the user wants and has.
 
-    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself. Unlike
-    `prepare`, it works with whatever roles have data.
+    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
+    Unlike `prepare`, it works with whatever roles have data.
     """
     models.quiet_libraries()
     start = start_model(recipe, modes.load(recipe.mode))
@@ -121,6 +124,7 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
 
 def probe_losses(model, tokenizer, roles: dict[str, data.Role]) -> dict[str, float]:
     """The model's loss on a part of each role's probe, in nats per token."""
-    encoded = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0] for name, role in roles.items()}
+    encoded = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0]
+               for name, role in roles.items()}
     return {name: round(evaluate.loss(model, rows, tokenizer.pad_token_id), 3)
             for name, rows in encoded.items() if rows}

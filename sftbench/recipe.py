@@ -1,8 +1,8 @@
-"""A recipe: all that decides a run, as flat scalars, and the one door (`override`) through which values come in.
+"""A recipe: all that decides a run, as flat scalars, and the one door (`override`) by which values come in.
 
-The form, a notebook's parameters cell and the command line all edit a `Recipe` by `override`, so a wrong name or a
-wrong type is refused in the same words everywhere, before any work. `None` means "the advised value"; the advice
-module fills it in, and the filled (*resolved*) recipe is what a run stores.
+The form, a notebook's parameters cell and the command line all edit a `Recipe` by `override`, so a wrong name
+or a wrong type is refused in the same words everywhere, before any work. `None` means "the advised value";
+the advice module fills it in, and the filled (*resolved*) recipe is what a run stores.
 """
 
 import dataclasses
@@ -18,25 +18,32 @@ ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
 
 
 def _field(default: Any, help: str, **limits: Any) -> Any:
-    """A recipe field: its default, the one help line shown everywhere, and limits (min, max, above, choices)."""
+    """A recipe field: its default, its one help line shown everywhere, limits (min, max, above, choices)."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run; hyperparameters bear TRL's names, their twins for CPT stages the prefix `cpt_`."""
+    """All that decides a run; hyperparameters bear TRL's names, their twins for CPT the prefix `cpt_`."""
 
-    mode: str = _field("2", "which chain of stages: 1 to 7, or the path of a TOML file with a mode of your own")
+    mode: str = _field(
+        "2", "which chain of stages: 1 to 7, or the path of a TOML file with a mode of your own"
+    )
     method: str = _field("full", "which parameters are trained", choices=METHODS)
     cpt_method: str | None = _field(None, "method of the CPT stages; None: the same", choices=METHODS)
     model: str = _field("pocket", "base model: pocket, pocket-weak, a local folder or a hub name")
-    chat_model: str | None = _field(None, "chat model, where modes 6 and 7 start; None: pocket-chat beside a pocket")
+    chat_model: str | None = _field(
+        None, "chat model, where modes 6 and 7 start; None: pocket-chat beside a pocket"
+    )
     model_revision: str | None = _field(None, "revision of a hub model; None: the newest")
     pretraining_learning_rate: float | None = _field(
-        None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4", above=0
+        None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",
+        above=0
     )
 
-    domain_text: str | None = _field(None, "text of your field for CPT: a file; None: the pocket's, with a pocket")
+    domain_text: str | None = _field(
+        None, "text of your field for CPT: a file; None: the pocket's, with a pocket"
+    )
     domain_tasks: str | None = _field(None, "questions and answers of your field: a file; None: as above")
     general_text: str | None = _field(None, "text of everyday kind: shows what is forgotten; None: as above")
     general_tasks: str | None = _field(None, "questions and answers of everyday kind: a file; None: as above")
@@ -56,16 +63,26 @@ class Recipe:
     )
 
     learning_rate: float | None = _field(None, "peak learning rate of the SFT stages; None: advised", above=0)
-    cpt_learning_rate: float | None = _field(None, "peak learning rate of the CPT stages; None: advised", above=0)
+    cpt_learning_rate: float | None = _field(
+        None, "peak learning rate of the CPT stages; None: advised", above=0
+    )
     warmup_ratio: float | None = _field(None, "part of the SFT steps spent warming up", min=0, below=1)
     cpt_warmup_ratio: float | None = _field(None, "part of the CPT steps spent warming up", min=0, below=1)
-    num_train_epochs: float | None = _field(None, "passes over an SFT stage's first role; None: advised", above=0)
-    cpt_num_train_epochs: float | None = _field(None, "passes over a CPT stage's first role; None: advised", above=0)
+    num_train_epochs: float | None = _field(
+        None, "passes over an SFT stage's first role; None: advised", above=0
+    )
+    cpt_num_train_epochs: float | None = _field(
+        None, "passes over a CPT stage's first role; None: advised", above=0
+    )
     per_device_train_batch_size: int | None = _field(None, "blocks a step in SFT; None: advised", min=1)
     cpt_per_device_train_batch_size: int | None = _field(None, "blocks a step in CPT; None: advised", min=1)
     gradient_accumulation_steps: int = _field(1, "batches added up before a step", min=1)
-    max_steps: int | None = _field(None, "stop each stage after so many steps; None: as many as the epochs", min=1)
-    max_length: int | None = _field(None, "tokens in a block; longer tasks are dropped, longer texts cut", min=8)
+    max_steps: int | None = _field(
+        None, "stop each stage after so many steps; None: as many as the epochs", min=1
+    )
+    max_length: int | None = _field(
+        None, "tokens in a block; longer tasks are dropped, longer texts cut", min=8
+    )
     packing: bool | None = _field(None, "several rows in a block, attention kept apart; None: where possible")
     lr_scheduler_type: str = _field(
         "cosine", "course of the learning rate", choices=("cosine", "linear", "constant_with_warmup")
@@ -93,8 +110,12 @@ class Recipe:
         "last:2", "freeze trains these: last:N, layers:A-B, head, norm, new_blocks:N, new_head, with commas"
     )
 
-    eval_steps: int | None = _field(None, "steps between two scores of the probes' loss; None: eight a stage", min=1)
-    max_new_tokens: int | None = _field(None, "longest answer in a probe, in tokens; None: by the answers", min=1)
+    eval_steps: int | None = _field(
+        None, "steps between two scores of the probes' loss; None: eight a stage", min=1
+    )
+    max_new_tokens: int | None = _field(
+        None, "longest answer in a probe, in tokens; None: by the answers", min=1
+    )
     seed: int = _field(0, "decides order, new weights and dropout", min=0)
     output_dir: str | None = _field(None, "folder of the run; None: a new one under runs/")
 
@@ -120,10 +141,10 @@ def nearest(name: str, known) -> str:
 
 
 def override(recipe: Recipe, **values: Any) -> Recipe:
-    """A copy of the recipe with these values, each checked; the only way in for form, notebook and command line.
+    """A copy of the recipe with these values, each checked; the way in for form, notebook and command line.
 
-    Raises BadInput, naming the field and the remedy, for an unknown name, a wrong type (text for a number, a bool
-    for an int), NaN, or a value outside the field's limits. Numpy scalars are converted.
+    Raises BadInput, naming the field and the remedy, for an unknown name, a wrong type (text for a number, a
+    bool for an int), NaN, or a value outside the field's limits. Numpy scalars are converted.
     """
     checked = {}
     for name, value in values.items():
@@ -164,15 +185,17 @@ def _within_limits(name: str, value: Any) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInput(f"{name} must be a finite number, not {value}")
-    tests = (("min", lambda bound: value >= bound, "at least"), ("max", lambda bound: value <= bound, "at most"),
-             ("above", lambda bound: value > bound, "above"), ("below", lambda bound: value < bound, "below"))
+    tests = (("min", lambda bound: value >= bound, "at least"),
+             ("max", lambda bound: value <= bound, "at most"),
+             ("above", lambda bound: value > bound, "above"),
+             ("below", lambda bound: value < bound, "below"))
     for key, holds, words in tests:
         if key in limits and not holds(limits[key]):
             raise BadInput(f"{name} must be {words} {limits[key]}, not {value}")
 
 
 def parse(name: str, text: str) -> Any:
-    """A command line's text as the field's type: `none` is None, `true`/`false` are bools; raises BadInput."""
+    """A command line's text as the field's type: `none` is None, `true`/`false` a bool; raises BadInput."""
     if name not in FIELDS:
         raise BadInput(f"unknown parameter {name!r}{nearest(name, FIELDS)}")
     kind = field_type(name)
@@ -226,12 +249,12 @@ METHOD_OPTIONS["qlora"] = METHOD_OPTIONS["lora"] + (
     "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"
 )
 _TWINS = ("method", "learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size")
-_SHARED = ("gradient_accumulation_steps", "max_steps", "max_length", "packing", "lr_scheduler_type", "weight_decay",
-           "max_grad_norm", "bf16", "gradient_checkpointing", "seed")
+_SHARED = ("gradient_accumulation_steps", "max_steps", "max_length", "packing", "lr_scheduler_type",
+           "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing", "seed")
 
 
 def stage_settings(recipe: Recipe, kind: str) -> dict:
-    """What a stage of this kind (`cpt` or `sft`) is trained with: plain names, and its own method's options only."""
+    """What a stage of this kind (`cpt`, `sft`) is trained with: plain names, only its method's options."""
     prefix = "cpt_" if kind == "cpt" else ""
     settings = {name: getattr(recipe, prefix + name) for name in _TWINS}
     settings |= {name: getattr(recipe, name) for name in _SHARED}

@@ -1,7 +1,7 @@
 """A run's folder: its events, its recipe, its result. Everything a person sees is read from these files.
 
-`events.jsonl` is appended to while the run goes on, one whole line per event; `result.json` is written last, in one
-move, and a run without `"complete": true` in it is not done.
+`events.jsonl` is appended to while the run goes on, one whole line per event; `result.json` is written last,
+in one move, and a run without `"complete": true` in it is not done.
 """
 
 import json
@@ -46,7 +46,7 @@ def write_json(path: Path, data: dict) -> None:
 
 
 def append_event(folder: Path, event: dict) -> dict:
-    """Append one event as a whole line and return it as written, with its time; NaN and infinity become null."""
+    """Append one event as a whole line and return it as written, with its time; NaN and infinity are null."""
     event = {"time": round(time.time(), 3), **event}
     event = {key: None if isinstance(value, float) and not math.isfinite(value) else value
              for key, value in event.items()}
@@ -73,17 +73,18 @@ def read_events(folder: Path) -> list[dict]:
 
 
 def read_json(folder: Path, name: str) -> dict:
-    """A run's `recipe.json` or `result.json`; raises BadInput where it is missing, torn or of another schema."""
+    """A run's `recipe.json` or `result.json`; raises BadInput if it is missing, torn or of another schema."""
     path = Path(folder) / name
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: not there; is {folder} the folder of a {'finished ' * (name == 'result.json')}run?"
-                       ) from None
+        raise BadInput(f"{path}: not there; is {folder} the folder "
+                       f"of a {'finished ' * (name == 'result.json')}run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as JSON: {error}") from None
     if data.get("schema") != SCHEMA:
-        raise BadInput(f"{path}: schema {data.get('schema')!r} is not known here (known: {SCHEMA}); update sftbench")
+        raise BadInput(f"{path}: schema {data.get('schema')!r} is not known here (known: {SCHEMA}); "
+                       "update sftbench")
     return data
 
 
@@ -91,7 +92,8 @@ def read_result(folder: Path) -> dict:
     """The result of a finished run; raises BadInput where the run is not done."""
     result = read_json(folder, "result.json")
     if result.get("complete") is not True:
-        raise BadInput(f"{folder}: the run is not complete (state: {result.get('state')}); run its recipe again")
+        raise BadInput(f"{folder}: the run is not complete (state: {result.get('state')}); "
+                       "run its recipe again")
     return result
 
 

@@ -1,7 +1,8 @@
-"""The stage store: a finished stage lies under its key, whole or not at all, and is trained once for all who ask.
+"""The stage store: a finished stage lies under its key, whole or not at all, trained once for all who ask.
 
-A stage is built in a temporary folder beside its place; the manifest (size and sha256 of every file) is written
-last, everything is fsynced, and a rename makes it visible. A stage without a sound manifest does not exist.
+A stage is built in a temporary folder beside its place; the manifest (size and sha256 of every file) is
+written last, everything is fsynced, and a rename makes it visible. A stage without a sound manifest does not
+exist.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ def sha256_of(path: Path) -> str:
 
 
 def find(store: Path, key: str) -> Path | None:
-    """The folder of a finished stage, or None; raises RunFailed where its files no longer match the manifest."""
+    """The folder of a finished stage, or None; raises RunFailed if its files no longer match the manifest."""
     folder = Path(store) / key
     if not (folder / "manifest.json").exists():
         return None
@@ -38,7 +39,8 @@ def find(store: Path, key: str) -> Path | None:
     for name, (size, digest) in manifest.items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size or sha256_of(path) != digest:
-            raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again")
+            raise RunFailed(f"{path} is damaged (it differs from its manifest); "
+                            f"remove {folder} and run again")
     return folder
 
 
@@ -79,7 +81,7 @@ def lock(store: Path, key: str) -> FileLock:
 
 
 def unused(store: Path) -> list[Path]:
-    """Stages that no run beside the store refers to, and leftovers of runs that were killed; removes nothing."""
+    """Stages that no run beside the store refers to, and leftovers of killed runs; removes nothing."""
     store = Path(store)
     used = set()
     for path in store.parent.glob("*/result.json"):

@@ -1,4 +1,4 @@
-"""The one training loop: a model, blocks of tokens and a stage's settings go in, numbers come out. TRL does the work.
+"""The one training loop, TRL's: a model, blocks of tokens and a stage's settings go in, numbers come out.
 
 It knows no mode, no picture and no folder of a run: what happens is told to `emit` as plain dicts.
 """
@@ -30,8 +30,8 @@ def steps_of(dataset: Dataset, settings: dict) -> int:
 def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
     """A stage's settings as TRL's configuration.
 
-    The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing and bf16
-    are set in any case, since TRL switches both on by itself.
+    The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing
+    and bf16 are set in any case, since TRL switches both on by itself.
     """
     return SFTConfig(
         output_dir=folder, num_train_epochs=1, train_sampling_strategy="sequential",
@@ -43,13 +43,15 @@ def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
         max_grad_norm=settings["max_grad_norm"], bf16=settings["bf16"], seed=settings["seed"],
         activation_checkpointing=settings["gradient_checkpointing"], use_cpu=not torch.cuda.is_available(),
         dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, dataloader_pin_memory=False,
-        logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True, report_to="none", save_strategy="no")
+        logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
+        report_to="none", save_strategy="no")
 
 
 class Reporter(TrainerCallback):
-    """Tells every step to `emit`, scores the probes' loss at intervals, and stops on a loss that is no number."""
+    """Tells every step to `emit`, scores the probes' loss at intervals, stops on a loss that is no number."""
 
-    def __init__(self, stage: str, emit: Emit, tokens: list[int], score: Callable[[object], dict], every: int):
+    def __init__(self, stage: str, emit: Emit, tokens: list[int], score: Callable[[object], dict],
+                 every: int):
         self.stage, self.emit, self.tokens, self.score, self.every = stage, emit, tokens, score, every
         self.losses: list[float] = []
         self.peak_memory = 0
@@ -60,13 +62,14 @@ class Reporter(TrainerCallback):
         step = state.global_step
         self.losses.append(logs["loss"])
         self.peak_memory = max(self.peak_memory, memory_bytes())
-        event = {"stage": self.stage, "step": step, "loss": logs["loss"], "learning_rate": logs["learning_rate"],
-                 "grad_norm": logs.get("grad_norm"), "tokens": self.tokens[step], "memory_bytes": memory_bytes()}
+        event = {"stage": self.stage, "step": step, "loss": logs["loss"],
+                 "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
+                 "tokens": self.tokens[step], "memory_bytes": memory_bytes()}
         self.emit(event)
         for name in ("loss", "grad_norm"):
             if event[name] is not None and not math.isfinite(event[name]):
-                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing of this stage was "
-                                "kept. Take a lower learning rate or a longer warm-up")
+                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing of this "
+                                "stage was kept. Take a lower learning rate or a longer warm-up")
 
     def on_step_end(self, args, state, control, model, **_):
         if self.every and (state.global_step % self.every == 0) and state.global_step < state.max_steps:
@@ -75,16 +78,18 @@ class Reporter(TrainerCallback):
 
 def memory_bytes() -> int:
     """Memory in use: the most that CUDA held since the stage began, or this process's resident memory."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss
 
 
 def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
           probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None) -> dict:
     """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
 
-    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. Returns seconds, steps, tokens,
-    train_loss (mean of the last tenth of the steps, nats per token), start_loss of each probe before the first step,
-    and peak_memory_bytes. Raises RunFailed on a loss that is not finite.
+    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. Returns seconds, steps,
+    tokens, train_loss (mean of the last tenth of the steps, nats per token), start_loss of each probe before
+    the first step, and peak_memory_bytes. Raises RunFailed on a loss that is not finite.
     """
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
     per_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
@@ -102,7 +107,8 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=model, args=sft_config(settings, folder, steps), train_dataset=dataset, processing_class=tokenizer,
+            model=model, args=sft_config(settings, folder, steps), train_dataset=dataset,
+            processing_class=tokenizer,
             data_collator=lambda examples: blocks.collate(examples, pad, settings["packing"]))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(reporter)
@@ -110,9 +116,12 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:
-            raise RunFailed(f"out of memory in stage {stage} ({reporter.peak_memory / 1e9:.1f} GB held); take a "
-                            "smaller batch with more accumulation, a shorter max_length, or lora or qlora") from error
+            raise RunFailed(f"out of memory in stage {stage} ({reporter.peak_memory / 1e9:.1f} GB held); "
+                            "take a smaller batch with more accumulation, a shorter max_length, "
+                            "or lora or qlora") from error
     tail = reporter.losses[-max(1, len(reporter.losses) // 10):]
-    return {"seconds": round(time.time() - began, 2), "steps": trainer.state.global_step, "tokens": tokens[-1],
-            "train_loss": round(sum(tail) / len(tail), 5), "peak_memory_bytes": reporter.peak_memory,
-            "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value for name, value in start_loss.items()}}
+    return {"seconds": round(time.time() - began, 2), "steps": trainer.state.global_step,
+            "tokens": tokens[-1], "train_loss": round(sum(tail) / len(tail), 5),
+            "peak_memory_bytes": reporter.peak_memory,
+            "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value
+                           for name, value in start_loss.items()}}

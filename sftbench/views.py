@@ -11,7 +11,7 @@ WIDTH = 100
 
 
 def recipe_text(ready: Prepared, everything: bool = False) -> str:
-    """The resolved recipe: what you set, and each advised value with its reason; `everything` adds the defaults."""
+    """The resolved recipe: what you set, each advised value with its reason; `everything`: defaults too."""
     defaults, values = to_dict(Recipe()), to_dict(ready.recipe)
     lines = [f"Mode {ready.recipe.mode}: {ready.mode['sentence']}", f"Start: {ready.start}", ""]
     for name, value in values.items():
@@ -23,12 +23,13 @@ def recipe_text(ready: Prepared, everything: bool = False) -> str:
             reason = f"{value}: {FIELDS[name].metadata['help']}"
         else:
             continue
-        lines += textwrap.wrap(f"{name:<32} {reason}", WIDTH, subsequent_indent=" " * 33, break_long_words=False)
+        lines += textwrap.wrap(f"{name:<32} {reason}", WIDTH,
+                               subsequent_indent=" " * 33, break_long_words=False)
     return "\n".join(lines)
 
 
 def look(ready: Prepared, rows: int = 1) -> str:
-    """What the model really sees: rows of each stage's roles as text, with «…» around what is trained; and how much.
+    """What the model really sees, and how much: rows of each stage's roles as text, the trained part in «…».
 
     For every stage: its blocks and steps, and from each role rows, tokens, share of the tokens, and passes.
     """
@@ -54,7 +55,7 @@ def _indented(text: str, most: int = 600) -> list[str]:
 
 
 def ask(run: Prepared | Path | str, ready: Prepared, rows: int = 3) -> str:
-    """The first questions of each task probe, the wanted answer and the model's: of a run, or of the start model."""
+    """The first questions of each task probe, the wanted answer and that of a run's or the start model."""
     model, tokenizer = chain.load(run)
     lines = []
     for role in ("domain_tasks", "general_tasks"):
@@ -65,5 +66,6 @@ def ask(run: Prepared | Path | str, ready: Prepared, rows: int = 3) -> str:
             turns = " / ".join(message["content"] for message in row["messages"][:-1])
             right = "right" if evaluate.exact_match(answer, row["messages"][-1]["content"]) else "wrong"
             lines.append(f"{role}: {turns}")
-            lines.append(f"    wanted: {row['messages'][-1]['content']}\n    answer: {answer or '(nothing)'}   [{right}]")
+            lines.append(f"    wanted: {row['messages'][-1]['content']}\n"
+                         f"    answer: {answer or '(nothing)'}   [{right}]")
     return "\n".join(lines)

@@ -42,7 +42,8 @@ def tokenizer():
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    rows = [json.dumps(row) for role in ("domain_text", "domain_tasks", "general_tasks") for row in small_rows(role)]
+    rows = [json.dumps(row) for role in ("domain_text", "domain_tasks", "general_tasks")
+            for row in small_rows(role)]
     special = ["<pad>", "<eos>", "<user>", "<assistant>", "<system>"]
     raw.train_from_iterator(rows, trainers.BpeTrainer(
         vocab_size=384, special_tokens=special, show_progress=False,
@@ -70,10 +71,11 @@ def make_model(tmp_path_factory, tokenizer):
             name, extra = FAMILIES[family]
             sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
                      "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-                     "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+                     "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1,
+                     "bos_token_id": None}
             if family == "gpt2":
-                sizes = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256,
-                         "eos_token_id": 1, "bos_token_id": None}
+                sizes = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 3, "n_head": 4,
+                         "n_positions": 256, "eos_token_id": 1, "bos_token_id": None}
             if family == "gpt_neox":
                 del sizes["num_key_value_heads"]
             config = getattr(transformers, name)(**sizes | extra | changes)

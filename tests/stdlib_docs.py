@@ -1,10 +1,10 @@
-"""Data that nobody wrote for this project: the docstrings of Python's standard library, as two files of one's own.
+"""Data that nobody wrote for this project: the docstrings of Python's standard library, as two files.
 
     python tests/stdlib_docs.py docs_data
     sftbench run 2 -p domain_text docs_data/domain_text.jsonl -p domain_tasks docs_data/domain_tasks.jsonl
 
-`domain_text.jsonl` holds one documented function or class a line, as text; `domain_tasks.jsonl` asks which module it
-belongs to. Text and tasks are about the same things, so CPT can teach what the tasks ask.
+`domain_text.jsonl` holds one documented function or class a line, as text; `domain_tasks.jsonl` asks which
+module it belongs to. Text and tasks are about the same things, so CPT can teach what the tasks ask.
 """
 
 import importlib
@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 MODULES = """argparse ast asyncio base64 bisect calendar cmath codecs collections colorsys concurrent.futures
-configparser contextlib copy csv datetime decimal difflib dis email enum fileinput fnmatch fractions functools gettext
-glob gzip hashlib heapq hmac html http imaplib inspect io ipaddress itertools json keyword linecache locale logging
-lzma mailbox math mimetypes numbers operator os pathlib pickletools pkgutil platform plistlib pprint queue quopri
-random re reprlib sched secrets selectors shelve shlex shutil signal smtplib socket statistics string struct subprocess
-symtable sysconfig tarfile tempfile textwrap threading timeit tokenize trace traceback types unicodedata unittest
-urllib.parse uuid warnings wave weakref zipfile zoneinfo""".split()
+configparser contextlib copy csv datetime decimal difflib dis email enum fileinput fnmatch fractions functools
+gettext glob gzip hashlib heapq hmac html http imaplib inspect io ipaddress itertools json keyword linecache
+locale logging lzma mailbox math mimetypes numbers operator os pathlib pickletools pkgutil platform plistlib
+pprint queue quopri random re reprlib sched secrets selectors shelve shlex shutil signal smtplib socket
+statistics string struct subprocess symtable sysconfig tarfile tempfile textwrap threading timeit tokenize
+trace traceback types unicodedata unittest urllib.parse uuid warnings wave weakref zipfile zoneinfo""".split()
 LONGEST = 600  # characters kept of a docstring
 
 

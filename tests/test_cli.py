@@ -32,14 +32,16 @@ def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "start (base)" in said and "domain_sft" in said and "loss.png" in said
     model = Path(said.split("model:")[1].strip().splitlines()[0])
-    assert (model / "model.safetensors").exists() and (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert (model / "model.safetensors").exists()
+    assert (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["show", str(tmp_path / "one")]) == 0
     assert capsys.readouterr().out.strip() in said
 
 
 def test_a_toml_mode_runs(small, tmp_path, capsys):
     path = tmp_path / "mine.toml"
-    path.write_text('name = "mine"\nsentence = "Text in SFT."\nstart = "base"\n[[stages]]\nname = "sft"\nkind = "sft"\n'
+    path.write_text('name = "mine"\nsentence = "Text in SFT."\nstart = "base"\n'
+                    '[[stages]]\nname = "sft"\nkind = "sft"\n'
                     'shares = { domain_tasks = 0.6, general_text = 0.4 }\n')
     assert main(["run", str(path), *arguments(small), "--out", str(tmp_path / "own")]) == 0
     data = runs.read_result(tmp_path / "own")["stages"][0]["data"]
@@ -111,7 +113,8 @@ def book(path: Path, *cells: str) -> Path:
     ("import time; time.sleep(60)", RunFailed, "did not finish"),
     ("1 / 0", RunFailed, "ZeroDivisionError: division by zero"),
     ("print('nothing was trained')", RunFailed, "without writing"),
-    ("import sftbench; sftbench.from_parameters({'learning_rat': 1.0})", BadInput, "did you mean 'learning_rate'"),
+    ("import sftbench; sftbench.from_parameters({'learning_rat': 1.0})", BadInput,
+     "did you mean 'learning_rate'"),
 ])
 @pytest.mark.slow
 def test_a_notebook_is_judged_by_its_result_alone(tmp_path, cell, error, words):
@@ -126,8 +129,8 @@ def test_a_notebook_is_judged_by_its_result_alone(tmp_path, cell, error, words):
 @pytest.mark.slow
 def test_plain_papermill_runs_a_mode_too(small, tmp_path):
     source = next((ROOT / "notebooks").glob("mode_2_*.ipynb"))
-    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), "--no-progress-bar",
-               *arguments(small | {"method": "lora", "output_dir": tmp_path / "run"})]
+    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"),
+               "--no-progress-bar", *arguments(small | {"method": "lora", "output_dir": tmp_path / "run"})]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     result = runs.read_result(tmp_path / "run")
     assert [stage["method"] for stage in result["stages"]] == ["lora", "lora"]

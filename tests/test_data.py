@@ -45,7 +45,8 @@ def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
     ('{"prompt": "x"}', "line 2: field 'completion'"),
     ('{"messages": []}', "line 2: 'messages' must be a list"),
     ('{"messages": [{"role": "tool", "content": "x"}]}', "line 2: message 1 must have the role"),
-    ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: messages must be user and assistant in turn"),
+    ('{"messages": [{"role": "user", "content": "x"}]}',
+     "line 2: messages must be user and assistant in turn"),
     (json.dumps({"messages": [ASK["messages"][0], *ASK["messages"]]}), "line 2: messages must be user"),
 ])
 def test_a_bad_row_is_named_with_its_line(tmp_path, line, words):

@@ -13,10 +13,12 @@ def model(make_model):
 
 
 def test_loss_is_weighed_by_tokens_whatever_the_batch(model, tokenizer, monkeypatch):
-    rows = [blocks.encode(tokenizer, row) for row in small_rows("domain_tasks", 9) + small_rows("domain_text", 5)]
+    rows = [blocks.encode(tokenizer, row)
+            for row in small_rows("domain_tasks", 9) + small_rows("domain_text", 5)]
     whole = evaluate.loss(model, rows, 0)
     single = [(evaluate.loss(model, [row], 0), row.trained) for row in rows]
-    assert whole == pytest.approx(sum(value * count for value, count in single) / sum(n for _, n in single), rel=1e-5)
+    mean = sum(value * count for value, count in single) / sum(count for _, count in single)
+    assert whole == pytest.approx(mean, rel=1e-5)
     monkeypatch.setattr(evaluate, "TOKENS_PER_BATCH", 40)
     assert evaluate.loss(model, rows, 0) == pytest.approx(whole, rel=1e-5)
 
@@ -39,8 +41,8 @@ def test_answers_stop_at_the_end_token(model, tokenizer):
 
 
 @pytest.mark.parametrize(("answer", "wanted", "match", "f1"), [
-    ("Oslo", "Oslo", 1, 1), ("  Oslo\n", "Oslo", 1, 1), ("oslo.", "Oslo", 0, 1), ("in Oslo", "Oslo", 0, 2 / 3),
-    ("Lima", "Oslo", 0, 0), ("", "Oslo", 0, 0), ("a a b", "a b b", 0, 2 / 3),
+    ("Oslo", "Oslo", 1, 1), ("  Oslo\n", "Oslo", 1, 1), ("oslo.", "Oslo", 0, 1),
+    ("in Oslo", "Oslo", 0, 2 / 3), ("Lima", "Oslo", 0, 0), ("", "Oslo", 0, 0), ("a a b", "a b b", 0, 2 / 3),
 ])
 def test_scores(answer, wanted, match, f1):
     assert evaluate.exact_match(answer, wanted) == match
@@ -49,4 +51,5 @@ def test_scores(answer, wanted, match, f1):
 
 def test_a_probe_scores_text_by_loss_and_tasks_by_answers_too(model, tokenizer):
     assert set(evaluate.probe(model, tokenizer, small_rows("domain_text", 4), 64, 4)) == {"loss"}
-    assert set(evaluate.probe(model, tokenizer, small_rows("domain_tasks", 4), 64, 4)) == {"loss", "accuracy", "f1"}
+    assert set(evaluate.probe(model, tokenizer, small_rows("domain_tasks", 4), 64, 4)) == {
+        "loss", "accuracy", "f1"}

@@ -1,4 +1,4 @@
-"""Each method trains exactly its parameters, all others stay bit-equal, and what it hands on keeps the function."""
+"""Each method trains exactly its parameters, leaves others bit-equal, and hands on the same function."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from sftbench import blocks, evaluate, methods, models, train
 from sftbench.errors import BadInput
 from tests.conftest import FAMILIES, small_rows
 
-LAYERS, HIDDEN, WIDE, KEYS = 3, 64, 128, 32  # of the small Qwen3: layers, hidden, intermediate, kv heads × head size
+# Of the small Qwen3: layers, hidden, intermediate, kv heads × head size.
+LAYERS, HIDDEN, WIDE, KEYS = 3, 64, 128, 32
 LORA = 16 * LAYERS * ((HIDDEN + HIDDEN) + 2 * (HIDDEN + KEYS) + (HIDDEN + HIDDEN) + 3 * (HIDDEN + WIDE))
 BLOCK = (2 * HIDDEN * HIDDEN + 2 * HIDDEN * KEYS + 3 * HIDDEN * WIDE) + 2 * HIDDEN + 2 * 16
 
@@ -17,13 +18,15 @@ CASES = [
     ("lora", {}, lambda name: "lora_" in name, LORA),
     ("lora", {"lora_target_modules": "q_proj, v_proj", "lora_r": 4, "use_rslora": True},
      lambda name: "lora_" in name, 4 * LAYERS * ((HIDDEN + HIDDEN) + (HIDDEN + KEYS))),
-    ("lora", {"use_dora": True}, lambda name: "lora_" in name, LORA + LAYERS * (2 * HIDDEN + 2 * KEYS + 2 * WIDE + HIDDEN)),
+    ("lora", {"use_dora": True}, lambda name: "lora_" in name,
+     LORA + LAYERS * (2 * HIDDEN + 2 * KEYS + 2 * WIDE + HIDDEN)),
     ("qlora", {}, lambda name: "lora_" in name, LORA),
     ("ptuning_v2", {"num_virtual_tokens": 7}, lambda name: "prompt_encoder" in name, 7 * LAYERS * 2 * KEYS),
     ("ptuning_v2", {"num_virtual_tokens": 7, "prefix_init": "random"}, lambda name: "prompt_encoder" in name,
      7 * LAYERS * 2 * KEYS),
     ("freeze", {"trainable_parts": "last:1"}, lambda name: ".layers.2." in name, BLOCK),
-    ("freeze", {"trainable_parts": "layers:0-1"}, lambda name: ".layers.0." in name or ".layers.1." in name, 2 * BLOCK),
+    ("freeze", {"trainable_parts": "layers:0-1"},
+     lambda name: ".layers.0." in name or ".layers.1." in name, 2 * BLOCK),
     ("freeze", {"trainable_parts": "norm"}, lambda name: name == "model.norm.weight", HIDDEN),
     ("freeze", {"trainable_parts": "new_head"}, lambda name: name == "lm_head.weight", None),
     ("freeze", {"trainable_parts": "new_blocks:1"}, lambda name: ".layers.3." in name, BLOCK),
@@ -35,24 +38,27 @@ CASES = [
 
 def dataset_of(tokenizer, settings, count=120):
     rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", count), settings["max_length"])
-    return blocks.to_dataset(blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[r] for r in rows])
+    packed = blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
+    return blocks.to_dataset(packed)
 
 
 def trained(folder, tokenizer, settings, steps=3):
-    """The small model after a few steps of a method, its weights before and after, and the trainable sizes."""
+    """The small model after a few steps of a method, its weights before them, and the trainable sizes."""
     settings = settings | {"max_steps": steps}
     quantised = models.nf4_config(settings) if settings["method"] == "qlora" else None
     model = methods.METHODS[settings["method"]](
         models.load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1? Lima.")
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     sizes = methods.trainable(model)
-    figures = train.train(model, tokenizer, dataset_of(tokenizer, settings), settings, "sft", lambda event: None, {})
+    dataset = dataset_of(tokenizer, settings)
+    figures = train.train(model, tokenizer, dataset, settings, "sft", lambda event: None, {})
     assert figures["steps"] == steps
     return model, before, sizes
 
 
 @pytest.mark.parametrize(("method", "options", "expected", "count"), CASES)
-def test_exactly_the_named_parameters_change(make_model, tokenizer, settings, method, options, expected, count):
+def test_exactly_the_named_parameters_change(make_model, tokenizer, settings, method, options,
+                                             expected, count):
     model, before, sizes = trained(make_model(), tokenizer, settings(method, **options))
     after = dict(model.named_parameters())
     assert set(after) == set(before)
@@ -65,16 +71,18 @@ def test_the_output_head_alone_of_an_untied_model(make_model, tokenizer, setting
     folder = make_model(tie_word_embeddings=False)
     model, before, sizes = trained(folder, tokenizer, settings("freeze", trainable_parts="head"))
     assert set(sizes) == {"lm_head.weight"}
-    assert {name for name, value in model.named_parameters() if not torch.equal(value, before[name])} == set(sizes)
+    assert {name for name, value in model.named_parameters()
+            if not torch.equal(value, before[name])} == set(sizes)
 
 
 @pytest.mark.parametrize(("parts", "words"), [
-    ("last:4", "from 1 to 3"), ("last", "needs a number"), ("layers:2-1", "not a range"), ("layers:0-3", "0-2"),
-    ("tail", "unknown part 'tail'"), ("new_blocks:x", "needs a number"),
+    ("last:4", "from 1 to 3"), ("last", "needs a number"), ("layers:2-1", "not a range"),
+    ("layers:0-3", "0-2"), ("tail", "unknown part 'tail'"), ("new_blocks:x", "needs a number"),
 ])
 def test_parts_that_are_not_there_are_refused(make_model, tokenizer, settings, parts, words):
     with pytest.raises(BadInput, match=words):
-        methods.freeze(models.load_model(make_model()), tokenizer, settings("freeze", trainable_parts=parts), "")
+        methods.freeze(models.load_model(make_model()), tokenizer,
+                       settings("freeze", trainable_parts=parts), "")
 
 
 def test_the_head_of_a_tied_model_is_refused(make_model, tokenizer, settings):
@@ -92,7 +100,8 @@ def test_a_model_without_a_list_of_layers_is_refused(tokenizer, settings, make_m
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("parts", ["new_blocks:2", "new_head", "last:1, norm"])
-def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, settings, tmp_path, family, parts):
+def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, settings, tmp_path,
+                                                         family, parts):
     tokens = torch.randint(5, 300, (2, 20))
     model = models.load_model(make_model(family)).eval()
     before = model(input_ids=tokens).logits
@@ -109,7 +118,8 @@ def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, 
 
 
 def test_a_new_head_stays_apart_after_reload(make_model, tokenizer, settings, tmp_path):
-    model, _, _ = trained(make_model(tie_word_embeddings=True), tokenizer, settings("freeze", trainable_parts="new_head"))
+    model, _, _ = trained(make_model(tie_word_embeddings=True), tokenizer,
+                          settings("freeze", trainable_parts="new_head"))
     model.save_pretrained(tmp_path)
     again = models.load_model(str(tmp_path))
     assert not torch.equal(again.lm_head.weight, again.get_input_embeddings().weight)
@@ -152,4 +162,5 @@ def test_a_text_prefix_is_the_cache_of_its_text(make_model, tokenizer, settings)
     question = torch.tensor([tokenizer("The item 3 is in")["input_ids"]])
     plain = model(input_ids=torch.cat([torch.tensor([ids]), question], 1)).logits[:, len(ids):]
     prefixed = methods.ptuning_v2(model, tokenizer, options, text).eval()
-    assert torch.allclose(prefixed(input_ids=question, attention_mask=torch.ones_like(question)).logits, plain, atol=1e-4)
+    logits = prefixed(input_ids=question, attention_mask=torch.ones_like(question)).logits
+    assert torch.allclose(logits, plain, atol=1e-4)

@@ -7,14 +7,16 @@ from sftbench.errors import BadInput
 
 TABLE = {
     "1": ("base", ["sft"]), "2": ("base", ["cpt", "sft"]), "3": ("base", ["cpt", "sft", "sft"]),
-    "4": ("base", ["cpt", "sft"]), "5": ("base", ["cpt", "sft"]), "6": ("chat", ["sft"]), "7": ("chat", ["cpt", "sft"]),
+    "4": ("base", ["cpt", "sft"]), "5": ("base", ["cpt", "sft"]), "6": ("chat", ["sft"]),
+    "7": ("chat", ["cpt", "sft"]),
 }
 
 
 def test_the_seven_modes_are_the_table():
     assert {number: (mode["start"], [stage["kind"] for stage in mode["stages"]])
             for number, mode in modes.MODES.items()} == TABLE
-    assert list(modes.stages(modes.load("5"))[0]["shares"]) == ["domain_text", "general_tasks", "domain_tasks"]
+    assert list(modes.stages(modes.load("5"))[0]["shares"]) == [
+        "domain_text", "general_tasks", "domain_tasks"]
     assert set(modes.stages(modes.load("4"))[1]["shares"]) == {"domain_tasks", "general_tasks"}
 
 

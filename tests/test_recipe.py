@@ -6,8 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.errors import BadInput
-from sftbench.recipe import (FIELDS, METHODS, Recipe, differences, field_type, from_dict, from_parameters, help_of,
-                             override, parse, stage_settings, to_dict)
+from sftbench.recipe import (
+    FIELDS,
+    METHODS,
+    Recipe,
+    differences,
+    field_type,
+    from_dict,
+    from_parameters,
+    help_of,
+    override,
+    parse,
+    stage_settings,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize(("values", "words"), [
@@ -78,7 +90,8 @@ def test_a_typing_error_in_a_notebook_is_refused():
 
 
 def test_stage_settings_hold_only_their_methods_options():
-    recipe = override(Recipe(), method="freeze", cpt_method="lora", learning_rate=1e-4, cpt_learning_rate=2e-4)
+    recipe = override(Recipe(), method="freeze", cpt_method="lora",
+                      learning_rate=1e-4, cpt_learning_rate=2e-4)
     sft, cpt = stage_settings(recipe, "sft"), stage_settings(recipe, "cpt")
     assert (sft["method"], sft["learning_rate"], "lora_r" in sft, "trainable_parts" in sft) == (
         "freeze", 1e-4, False, True)

@@ -62,7 +62,9 @@ def test_stages_from_the_store_cost_no_time():
     assert now["share"] == pytest.approx(35 / 40) and now["seconds_left"] == pytest.approx(5)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(None, "?"), (8.4, "8 s"), (80, "1 min 20 s"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(("seconds", "text"), [
+    (None, "?"), (8.4, "8 s"), (80, "1 min 20 s"), (7500, "2 h 5 min"),
+])
 def test_durations(seconds, text):
     assert runs.duration(seconds) == text
 

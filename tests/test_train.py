@@ -14,24 +14,28 @@ from tests.conftest import small_rows
 def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
     """Train the small model; returns it, its figures and its events."""
     set_seed(settings["seed"])
-    model = methods.METHODS[settings["method"]](models.load_model(folder), tokenizer, settings, "Where is item 1?")
+    model = methods.METHODS[settings["method"]](
+        models.load_model(folder), tokenizer, settings, "Where is item 1?")
     if prepare:
         prepare(model)
     rows = rows or small_rows("domain_tasks", 120)
     encoded, _ = blocks.encode_rows(tokenizer, rows, settings["max_length"])
-    packed = blocks.pack(encoded, settings["max_length"]) if settings["packing"] else [[row] for row in encoded]
+    packed = [[row] for row in encoded]
+    if settings["packing"]:
+        packed = blocks.pack(encoded, settings["max_length"])
     events = []
-    figures = train.train(model, tokenizer, blocks.to_dataset(packed), settings, "sft", events.append, probes or {}, **more)
+    figures = train.train(model, tokenizer, blocks.to_dataset(packed), settings, "sft", events.append,
+                          probes or {}, **more)
     return model, figures, events
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_batch_8_is_8_times_batch_1_accumulated(make_model, tokenizer, settings, packing):
-    mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)  # rows of very different trained length
+    mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)  # of very different trained length
     results = []
     for batch, accumulate in ((8, 1), (1, 8)):
-        options = settings(packing=packing, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
-                           max_steps=3, learning_rate=1e-3)
+        options = settings(packing=packing, per_device_train_batch_size=batch,
+                           gradient_accumulation_steps=accumulate, max_steps=3, learning_rate=1e-3)
         results.append(run(make_model(), tokenizer, options, mixed))
     (one, figures, events), (other, _, accumulated) = results
     assert figures["steps"] == 3
@@ -51,7 +55,8 @@ def test_packed_training_takes_the_same_loss_as_unpacked(make_model, tokenizer, 
 
 def test_equal_seeds_give_equal_losses_and_weights(make_model, tokenizer, settings):
     def seeded(seed):
-        model, _, events = run(make_model(), tokenizer, settings("lora", lora_dropout=0.1, seed=seed, max_steps=4))
+        model, _, events = run(make_model(), tokenizer,
+                               settings("lora", lora_dropout=0.1, seed=seed, max_steps=4))
         return [event["loss"] for event in events[1:]], methods.trainable(model) and next(
             value for name, value in model.named_parameters() if "lora_B" in name)
     first, again, other = seeded(1), seeded(1), seeded(2)
@@ -61,8 +66,8 @@ def test_equal_seeds_give_equal_losses_and_weights(make_model, tokenizer, settin
 
 def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, settings):
     rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", 8), 64)
-    model, figures, events = run(make_model(), tokenizer, settings(max_steps=4), probes={"domain_tasks": rows},
-                                 eval_steps=2)
+    model, figures, events = run(make_model(), tokenizer, settings(max_steps=4),
+                                 probes={"domain_tasks": rows}, eval_steps=2)
     assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4]
     scored = [event for event in events if "eval_domain_tasks_loss" in event]
     assert [event["step"] for event in scored] == [0, 2]
@@ -76,7 +81,8 @@ def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, sett
 
 def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, settings):
     rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_text", 8), 64)
-    losses = [[event["loss"] for event in run(make_model(), tokenizer, settings("lora", lora_dropout=0.2, max_steps=5),
+    options = settings("lora", lora_dropout=0.2, max_steps=5)
+    losses = [[event["loss"] for event in run(make_model(), tokenizer, options,
                                               probes=probes, eval_steps=1)[2] if "loss" in event]
               for probes in ({}, {"domain_text": rows})]
     assert losses[0] == losses[1]

@@ -1,0 +1,230 @@
+"""The seven notebooks: one skeleton, one code, true parameters, commands that parse, and runs that finish."""
+
+import ast
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+import sftbench
+from sftbench import modes, notebook
+from sftbench.__main__ import _parser, main, recipe_of
+from sftbench.pocket import world
+from sftbench.recipe import FIELDS, ROLES, field_type, from_parameters, help_of
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+PATHS = {number: FOLDER / f"mode_{number}_{mode['name']}.ipynb" for number, mode in modes.MODES.items()}
+HEADINGS = ["Parameters", "Recipe", "Look at the data and the mask", "Ask the start model", "Train",
+            "Ledger and curve", "Ask again", "Save and reload", "Try next"]
+COMMAND = re.compile(r"`(sftbench [^`]+)`")
+each_notebook = pytest.mark.parametrize("number", PATHS)
+
+
+def read(number: str):
+    return nbformat.read(PATHS[number], as_version=4)
+
+
+def code(book) -> dict[str, str]:
+    return {cell.id: cell.source for cell in book.cells if cell.cell_type == "code"}
+
+
+def prose(book) -> str:
+    return "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+
+
+def commands(text: str) -> list[str]:
+    """The `sftbench …` commands of a text, each on one line."""
+    return [" ".join(command.split()) for command in COMMAND.findall(text)]
+
+
+def test_there_is_one_notebook_for_each_mode_and_the_wrapper_finds_it():
+    assert sorted(FOLDER.glob("*.ipynb")) == sorted(PATHS.values())
+    for number, path in PATHS.items():
+        assert notebook.find(number) == path.resolve()
+
+
+@each_notebook
+def test_code_is_the_same_in_all_but_for_the_mode(number):
+    first, other = code(read("1")), code(read(number))
+    assert list(first) == list(other)
+    for name, source in first.items():
+        assert other[name] == (source.replace('mode: str = "1"', f'mode: str = "{number}"')
+                               if name == "parameters" else source)
+
+
+@each_notebook
+def test_the_parameters_cell_says_what_the_recipe_says(number):
+    book = read(number)
+    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert 14 <= len(cell.source.splitlines()) <= 20
+    for line in cell.source.splitlines():
+        name, kind, value, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
+        assert (kind, help) == (field_type(name).__name__, help_of(name))
+        assert ast.literal_eval(value) == (number if name == "mode" else FIELDS[name].default)
+
+
+@each_notebook
+def test_papermill_reads_names_defaults_and_help(number):
+    found = papermill.inspect_notebook(PATHS[number])
+    assert list(found) == [line.split(":")[0] for line in code(read(number))["parameters"].splitlines()]
+    assert {name: entry["help"] for name, entry in found.items()} == {name: help_of(name) for name in found}
+    values = {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+    assert from_parameters(values) == sftbench.override(sftbench.Recipe(), mode=number)
+
+
+@each_notebook
+def test_skeleton(number):
+    book = read(number)
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor, book.metadata.kernelspec.name) == (4, 5, "python3")
+    assert 15 <= len(book.cells) <= 25
+    assert [cell.id for cell in book.cells] == [cell.id for cell in read("1").cells]
+    assert re.findall(r"^## (.+)$", prose(book), re.MULTILINE) == HEADINGS
+    assert re.findall(r"^# (.+)$", prose(book), re.MULTILINE)[0].startswith(f"Mode {number}: ")
+    kinds = [cell.cell_type for cell in book.cells]
+    assert kinds[0] == "markdown" and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
+    assert len(re.findall(r"^\d\. \*\*", book.cells[-1].source, re.MULTILINE)) == 3
+
+
+@each_notebook
+def test_cells_are_short_plain_and_without_outputs(number):
+    for cell in read(number).cells:
+        assert re.fullmatch(r"[a-z-]+", cell.id)
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+        if cell.cell_type == "code" and cell.id != "parameters":
+            assert not re.search(r"\b(def|class|lambda|input)\b", cell.source)
+            assert len(cell.source.splitlines()) <= 15
+
+
+@each_notebook
+def test_prose_is_of_this_mode_and_its_drawing_is_true(number):
+    mine, others = read(number), [read(other) for other in PATHS if other != number]
+    for cell in mine.cells:
+        if cell.cell_type == "markdown":
+            assert all(cell.source not in [twin.source for twin in book.cells] for book in others), cell.id
+    (drawing,) = re.findall(r"```\n(┌.*?)\n```", prose(mine), re.DOTALL)
+    mode = modes.load(number)
+    assert re.findall(r"\b(CPT|SFT)\b", drawing) == [stage["kind"].upper() for stage in mode["stages"]]
+    assert f"{mode['start']} model" in drawing
+    shares = re.findall(r"(domain|general) (text|tasks)(?: +(\d+) %)?", drawing)
+    drawn = {(f"{side}_{kind}", int(share or 100)) for side, kind, share in shares}
+    assert drawn == {(role, round(share * 100)) for stage in modes.stages(mode)
+                     for role, share in stage["shares"].items()}
+    assert len(re.findall(r"\bR\d+\b", prose(mine))) >= 4
+
+
+@each_notebook
+def test_commands_in_the_prose_parse_and_name_recipe_fields(number):
+    found = commands(prose(read(number)))
+    assert len(found) >= 3
+    for command in found:
+        words = shlex.split(command)[1:]
+        if "--help" in words:
+            with pytest.raises(SystemExit, match="0"):
+                _parser().parse_args(words)
+            continue
+        options = _parser().parse_args(words)
+        recipe_of(options)
+        modes.load(getattr(options, "mode", None) or "2")
+
+
+@each_notebook
+def test_values_named_in_the_exercises_are_valid(number):
+    found = re.findall(r"`(\w+) = ([^`]+)`", prose(read(number)))
+    assert found
+    for name, value in found:
+        sftbench.override(sftbench.Recipe(), **{name: ast.literal_eval(value)})
+
+
+def test_python_lines_in_the_prose_run_and_make_the_files_that_are_named(tmp_path):
+    found = re.findall(r"`python (-c \"[^`]+)`", "\n".join(prose(read(number)) for number in PATHS))
+    assert found
+    for line in found:
+        words = shlex.split(" ".join(line.split()))
+        subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, timeout=120)
+    for name in re.findall(r"-p \w+ (desk/\S+\.jsonl)", "\n".join(commands(prose(read("3"))))):
+        assert (tmp_path / name).is_file()
+
+
+def test_a_cell_can_be_run_twice():
+    """A module of the name of a public function would stand in its place from the second use on."""
+    for home in set(sftbench._HOMES.values()):
+        importlib.import_module(f"sftbench.{home}")
+    for name in set(re.findall(r"sftbench\.(\w+)", "\n".join(code(read("1")).values()))):
+        assert callable(getattr(sftbench, name)) and callable(getattr(sftbench, name)), name
+
+
+def test_the_mode_of_ones_own_puts_text_into_sft():
+    mode = modes.load(str(FOLDER / "own_mode.toml"))
+    cpt, sft = modes.stages(mode)
+    assert mode["start"] == "base"
+    assert (cpt["kind"], cpt["shares"]) == ("cpt", {"domain_text": 1.0})
+    assert (sft["kind"], sft["shares"]) == (
+        "sft", {"domain_tasks": 0.25, "general_tasks": 0.5, "general_text": 0.25})
+    assert mode["name"] not in [entry["name"] for entry in modes.MODES.values()]
+
+
+def test_mode_5_names_the_mode_of_ones_own():
+    assert "sftbench run notebooks/own_mode.toml" in commands(prose(read("5")))
+
+
+def run_and_check(number: str, out: Path, **values) -> dict:
+    """Execute a notebook and check what it leaves behind; returns its result."""
+    executed = notebook.execute(PATHS[number], values, out, timeout=500)
+    assert executed.stat().st_size < 2_000_000
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in kinds and not any("widget" in kind or "javascript" in kind for kind in kinds)
+    assert not [given for given in outputs if given.output_type == "error" or given.get("name") == "stderr"]
+    assert (out / "model" / "model.safetensors").exists() and (out / "loss.png").exists()
+    result = json.loads((out / "result.json").read_text())
+    assert result["complete"] is True
+    stages = modes.MODES[number]["stages"]
+    assert [stage["name"] for stage in result["stages"]] == [stage["name"] for stage in stages]
+    assert set(result["stages"][-1]["probes"]) == set(ROLES)
+    return result
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """One folder for the short runs, so that equal stages are trained once."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs_through_papermill(number, shelf):
+    result = run_and_check(number, shelf / f"mode_{number}", max_steps=4, probe_rows=16)
+    assert all(stage["steps"] == 4 for stage in result["stages"])
+
+
+@pytest.mark.slow
+def test_the_exercises_are_never_refused(shelf, monkeypatch):
+    """Every `sftbench run` of the prose trains a step or two, from a folder that lies as the prose says."""
+    monkeypatch.chdir(shelf)
+    world.write("desk", related=False)
+    shutil.copytree(FOLDER, shelf / "notebooks", dirs_exist_ok=True)
+    found = {command for number in PATHS for command in commands(prose(read(number)))
+             if command.startswith("sftbench run") and "--help" not in command}
+    assert len(found) >= 15
+    for number, command in enumerate(sorted(found)):
+        short = f" -p max_steps 1 -p probe_rows 8 -p max_new_tokens 2 --out exercise_{number}"
+        assert main(shlex.split(command + short)[1:]) == 0, command
+
+
+@pytest.mark.slow
+def test_mode_2_learns_with_its_defaults(tmp_path):
+    result = run_and_check("2", tmp_path / "run")
+    before, after = result["start"]["probes"], result["stages"][-1]["probes"]
+    assert after["domain_tasks"]["accuracy"] > before["domain_tasks"]["accuracy"] + 0.3
+    assert after["domain_text"]["loss"] < before["domain_text"]["loss"] - 1

@@ -1,0 +1,138 @@
+"""What a person sees: ledger, pictures, live view, look, answers."""
+
+import io
+import time
+
+import pytest
+from PIL import Image
+
+from sftbench import chain, ledger, live, plots, views
+from sftbench.prepare import prepare
+from sftbench.recipe import Recipe, override
+
+
+def result(**last) -> dict:
+    first = {"domain_tasks": {"loss": 3.0, "accuracy": 0.1, "f1": 0.2}, "general_text": {"loss": 1.0}}
+    stage = {"name": "cpt", "method": "lora", "parameters": 1000, "trainable_parameters": 100, "steps": 7,
+             "tokens": 12345, "seconds": 61, "reused": True,
+             "probes": {"domain_tasks": {"loss": 1.0, "accuracy": 0.6, "f1": 0.7},
+                        "general_text": {"loss": 1.8}} | last}
+    return {"start": {"name": "base", "probes": first}, "stages": [stage]}
+
+
+def test_the_ledger_lines_up_and_says_gain_and_loss():
+    lines = ledger.ledger_text(result()).splitlines()
+    assert lines[0].split() == ["probe", "after", "domain", "tasks", "general", "text"]
+    assert lines[3].split() == ["start", "(base)", "3.00", "0.10", "0.20", "1.00"]
+    assert lines[6].split() == ["change", "-2.00", "+0.50", "+0.50", "+0.80"]
+    assert len({len(line) for line in lines[1:7]}) == 1
+    assert ("lora, 100 parameters trained (10.0% of 1,000), 7 steps, 12,345 tokens, 1 min 1 s, "
+            "taken from the store") in lines[8]
+    assert "10% of the probe's questions answered right before, 60% after" in lines[10]
+    assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
+    kept = ledger.ledger_text(result(general_text={"loss": 1.01}))
+    assert "nothing was forgotten there" in kept
+
+
+def events(steps: int = 20) -> list[dict]:
+    made = [{"stage": "start", "step": 0, "time": 0, "plan": {"cpt": steps, "domain_sft": steps}},
+            {"stage": "start", "step": 0, "time": 1, "eval_domain_tasks_loss": 5.0}]
+    for offset, stage in enumerate(("cpt", "domain_sft")):
+        made.append({"stage": stage, "step": 0, "steps": steps, "time": 2, "eval_domain_tasks_loss": 9.0})
+        made += [{"stage": stage, "step": step, "time": 3 + offset * steps + step, "loss": 5 / step}
+                 for step in range(1, steps + 1)]
+        made.append({"stage": stage, "step": steps, "time": 9, "eval_domain_tasks_loss": 1.0})
+    return made
+
+
+def test_the_curve_holds_every_series_and_names_the_stages():
+    figure = plots.loss_figure(events())
+    axes = figure.axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["training (thin: each step)", "domain tasks, held out"]
+    assert [text.get_text() for text in axes.texts] == ["cpt", "domain sft"] and axes.get_xlim() == (0, 40)
+    probe = next(line for line in axes.get_lines() if line.get_label() == "domain tasks, held out")
+    assert list(probe.get_xdata()) == [0, 20, 40] and list(probe.get_ydata()) == [5.0, 1.0, 1.0]
+    assert probe.get_color() == plots.COLOURS["domain"]
+    assert "training 0.25" in figure.get_supxlabel() and "domain tasks 1.00" in figure.get_supxlabel()
+    image = Image.open(io.BytesIO(plots.png(figure)))
+    assert image.size == (960, 480)
+
+
+def test_a_missing_loss_is_a_gap_and_smoothing_starts_anew_at_a_border():
+    points = [(1, 4.0), (2, None), (3, 2.0), (4, 2.0), (5, 8.0)]
+    smoothed = plots._smooth(points, {0, 4})
+    assert smoothed[0] == (1, pytest.approx(4)) and (2, None) in smoothed
+    assert smoothed[-1] == (5, pytest.approx(8.0)) and (4, None) in smoothed
+
+
+@pytest.mark.parametrize("made", [[], events()[:1], events()[:3], events(1)])
+@pytest.mark.parametrize("log", [False, True])
+def test_short_and_empty_runs_draw_too(made, log):
+    assert plots.png(plots.loss_figure(made, log=log))[:4] == b"\x89PNG"
+
+
+def test_live_drawing_is_at_most_once_a_second_and_two_percent(monkeypatch):
+    drawn, shown = [], []
+
+    class Handle:
+        def update(self, *args, **more):
+            shown.append(args[0])
+    monkeypatch.setattr(live, "display", lambda *args, **more: Handle())
+    clock = iter([number * 0.01 for number in range(100_000)])
+    monkeypatch.setattr(live.time, "monotonic", lambda: next(clock))
+    plot = live.LivePlot()
+    monkeypatch.setattr(plot, "draw", lambda: drawn.append(len(plot.events)))
+    for event in events(400):
+        plot(event)
+    seconds = 806 * 0.01  # one reading of the clock an event, at least
+    assert 1 <= len(drawn) <= seconds + 2
+    plot({"stage": "cpt", "step": 1, "time": 9, "state": "done"})
+    assert drawn[-1] == len(plot.events)
+
+
+def test_the_live_line_tells_state_and_time_left(monkeypatch):
+    handle = type("Handle", (), {"update": lambda *args, **more: None})
+    monkeypatch.setattr(live, "display", lambda *args, **more: handle())
+    plot = live.LivePlot()
+    plot.events = events()[:10]
+    assert "of 40 steps" in plot.status() and plot.status().endswith("left")
+    plot.events.append({"stage": "cpt", "step": 9, "time": 65.0, "state": "failed",
+                        "message": "non-finite loss"})
+    assert plot.status() == "failed after 1 min 5 s: non-finite loss"
+
+
+@pytest.fixture(scope="module")
+def ready(make_model, tmp_path_factory):
+    import json
+
+    from tests.conftest import small_rows
+    folder, paths = tmp_path_factory.mktemp("views"), {}
+    for role in ("domain_text", "domain_tasks", "general_tasks"):
+        paths[role] = str(folder / f"{role}.jsonl")
+        with open(paths[role], "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in small_rows(role))
+    return prepare(override(Recipe(), mode="4", model=make_model(), max_steps=2, probe_rows=4,
+                            learning_rate=1e-3, output_dir=str(folder / "run"), **paths))
+
+
+def test_the_recipe_as_text_gives_each_value_its_reason(ready):
+    text = views.recipe_text(ready)
+    assert "learning_rate                    0.001 as you set it" in text
+    assert "(R8)" in text and "num_train_epochs" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "probe_share" not in text and "probe_share" in views.recipe_text(ready, everything=True)
+
+
+def test_look_shows_mask_and_shares(ready):
+    text = views.look(ready)
+    assert "«The item" in text and "<eos>»" in text and "<user> Where is item" in text
+    assert "% of the stage" in text and "Stage mixed_sft" in text
+
+
+def test_ask_shows_the_wanted_and_the_given_answer(ready):
+    before = views.ask(ready, ready, rows=2)
+    assert before.count("wanted:") == 4 and "Where is person" in before
+    folder = chain.run(ready)
+    assert views.ask(folder, ready, rows=1).count("answer:") == 2
+    assert time.time() > 0
