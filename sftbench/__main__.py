@@ -122,7 +122,7 @@ def _notebook(options) -> None:
 
 def _report(folder: Path, places: dict[str, Path]) -> None:
     """The ledger, and where everything lies."""
-    from .ledger import ledger
+    from .table import ledger
     stage = runs.read_result(folder)["stages"][-1]
     say("\n" + ledger(folder) + "\n")
     kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
@@ -131,7 +131,7 @@ def _report(folder: Path, places: dict[str, Path]) -> None:
 
 
 def _show(options) -> None:
-    from .ledger import ledger
+    from .table import ledger
     say(ledger(options.run))
 
 
@@ -148,10 +148,10 @@ def _methods(options) -> None:
 
 
 def _advise(options) -> None:
-    from . import prepare
+    from . import ready
     recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
     said = {"wants": options.wants, "resources": options.resources, "related": options.related}
-    say(prepare.advise(recipe, said, with_losses=not options.quick))
+    say(ready.advise(recipe, said, with_losses=not options.quick))
 
 
 def _stages(options) -> None:

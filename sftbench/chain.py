@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from . import __version__, blocks, data, evaluate, methods, models, runs, store, train
 from .errors import BadInput, RunFailed
-from .prepare import LIVE_ROWS, Prepared, prepare
+from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")

@@ -28,7 +28,8 @@ def loss_figure(events: list[dict], title: str = "", log: bool = False) -> Figur
     steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
     training = [(step, event["loss"]) for step, event in steps if "loss" in event]
     if training:
-        axes.plot(*_columns(training), color=COLOURS["training"], alpha=0.25, linewidth=0.8)
+        raw = _smooth(training, set(starts.values()), weight=0.0)
+        axes.plot(*_columns(raw), color=COLOURS["training"], alpha=0.25, linewidth=0.8)
         axes.plot(*_columns(_smooth(training, set(starts.values()))), color=COLOURS["training"],
                   linewidth=1.8, label="training (thin: each step)")
     last = [f"training {training[-1][1]:.2f}"] if training and training[-1][1] is not None else []

@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from . import blocks, chain, evaluate
-from .prepare import Prepared
+from .ready import Prepared
 from .recipe import FIELDS, Recipe, to_dict
 
 WIDTH = 100
@@ -15,6 +15,8 @@ def recipe_text(ready: Prepared, everything: bool = False) -> str:
     defaults, values = to_dict(Recipe()), to_dict(ready.recipe)
     lines = [f"Mode {ready.recipe.mode}: {ready.mode['sentence']}", f"Start: {ready.start}", ""]
     for name, value in values.items():
+        if name.startswith("bnb_") and "qlora" not in (ready.recipe.method, ready.recipe.cpt_method):
+            continue
         if name in ready.reasons:
             reason = ready.reasons[name]
         elif value != defaults[name]:

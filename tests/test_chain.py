@@ -4,7 +4,7 @@ import pytest
 
 from sftbench import chain, data, evaluate, modes, runs, store
 from sftbench.errors import BadInput, RunFailed
-from sftbench.prepare import prepare
+from sftbench.ready import prepare
 from sftbench.recipe import METHODS, ROLES, Recipe, override
 
 

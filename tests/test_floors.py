@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parent.parent / "sftbench"
 FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket"},
-    {"modes", "store", "ledger"},
+    {"modes", "store", "table"},
     {"hyperparameters", "notebook", "plots"},
     {"advice", "data", "models"},
     {"blocks", "methods", "live"},
     {"evaluate"},
-    {"train", "prepare"},
+    {"train", "ready"},
     {"chain"},
     {"views"},
     {"__main__"},
@@ -23,7 +23,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
-LIGHT = {"errors", "recipe", "runs", "modes", "ledger", "hyperparameters", "advice", "notebook", "__main__"}
+LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "__main__"}
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = {number: FOLDER / f"mode_{number}_{mode['name']}.ipynb" for number, mode in modes.MODES.items()}
 HEADINGS = ["Parameters", "Recipe", "Look at the data and the mask", "Ask the start model", "Train",
             "Ledger and curve", "Ask again", "Save and reload", "Try next"]
-COMMAND = re.compile(r"`(sftbench [^`]+)`")
+COMMAND = re.compile(r"`\s*(sftbench [^`]+)`")
 each_notebook = pytest.mark.parametrize("number", PATHS)
 
 
@@ -42,7 +42,7 @@ def prose(book) -> str:
 
 def commands(text: str) -> list[str]:
     """The `sftbench …` commands of a text, each on one line."""
-    return [" ".join(command.split()) for command in COMMAND.findall(text)]
+    return [" ".join(command.replace("\\\n", " ").split()) for command in COMMAND.findall(text)]
 
 
 def test_there_is_one_notebook_for_each_mode_and_the_wrapper_finds_it():
@@ -151,8 +151,8 @@ def test_python_lines_in_the_prose_run_and_make_the_files_that_are_named(tmp_pat
     for line in found:
         words = shlex.split(" ".join(line.split()))
         subprocess.run([sys.executable, *words], cwd=tmp_path, check=True, timeout=120)
-    for name in re.findall(r"-p \w+ (desk/\S+\.jsonl)", "\n".join(commands(prose(read("3"))))):
-        assert (tmp_path / name).is_file()
+    named = re.findall(r"-p \w+ (desk/\S+\.jsonl)", "\n".join(commands(prose(read("3")))))
+    assert len(named) == 4 and all((tmp_path / name).is_file() for name in named)
 
 
 def test_a_cell_can_be_run_twice():

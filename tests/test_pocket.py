@@ -1,12 +1,14 @@
 """The embedded world, and the weights that are shipped with it."""
 
-import hashlib
 import json
+from itertools import islice
 
 import pytest
+import torch
 
-from sftbench import pocket
-from sftbench.pocket import world
+from sftbench import evaluate, models, pocket
+from sftbench.pocket import build, world
+from sftbench.store import sha256_of
 
 EVERY_ROLE = [(role, split) for role in world.ROLES for split in world.SPLITS]
 
@@ -58,7 +60,7 @@ def test_no_question_about_a_probed_product_or_person_is_trained(seed):
               if any(name in task_key(row)[-1] for row in world.rows("domain_tasks", "probe", seed))}
     asked = {name for name in world.people()
              if any(name in task_key(row)[-1].split() for row in world.rows("general_tasks", "probe"))}
-    assert len(probed) == 10 and asked
+    assert len(probed) == world.PRODUCTS // 3 and asked
     for row in world.rows("domain_tasks", "train", seed) + world.rows("general_tasks", "train"):
         words = set(task_key(row)[-1].replace("?", " ").replace(".", " ").split())
         assert not words & (probed | asked)
@@ -67,8 +69,6 @@ def test_no_question_about_a_probed_product_or_person_is_trained(seed):
 
 
 def test_pretraining_text_holds_no_product_and_no_probe():
-    from itertools import islice
-
     texts = list(islice(world.pretraining_text(), 20_000))
     assert not set(texts) & {row["text"] for row in world.rows("general_text", "probe")}
     words = {word.strip(".,?:") for text in texts for word in text.split()}
@@ -88,16 +88,114 @@ def test_three_task_types_share_their_user_inputs(related):
     for row in world.rows("domain_tasks", "train", related=related):
         system, user = task_key(row)
         wanted.setdefault(user, set()).add(answer(row))
-    assert all(len(answers) == 3 for answers in wanted.values()), "the system prompt alone tells what is wanted"
+    assert all(len(answers) == 3 for answers in wanted.values()), "the system prompt alone decides"
 
 
 def test_related_tasks_have_the_form_of_general_tasks():
-    general = {task_key(row)[-1].rsplit(" ", 1)[0] for row in world.rows("general_tasks") if len(row["messages"]) == 3}
+    def forms(rows):
+        return {task_key(row)[-1].rsplit(" ", 1)[0] for row in rows if len(row["messages"]) == 3}
+
+    general = forms(world.rows("general_tasks"))
     for related in (True, False):
-        forms = {task_key(row)[-1].rsplit(" ", 1)[0] for row in world.rows("domain_tasks", related=related)}
-        assert (forms <= general) == related
+        domain = forms(world.rows("domain_tasks", related=related))
+        assert (domain <= general) == related
 
 
 def test_unknown_role_is_refused():
     with pytest.raises(KeyError, match="domain_texts"):
         world.rows("domain_texts")
+
+
+# The shipped weights
+
+def load(name):
+    return models.load_model(name), models.load_tokenizer(name)
+
+
+def scores(name, role, rows=60):
+    model, tokenizer = load(name)
+    return evaluate.probe(model, tokenizer, world.rows(role, "probe")[:rows], 128, max_new_tokens=16)
+
+
+def test_hashes_cover_all_shipped_files():
+    root = pocket.FOLDERS["pocket"].parent
+    hashes = json.loads((root / "sha256.json").read_text())
+    files = [path for folder in pocket.FOLDERS.values() for path in folder.iterdir()]
+    assert hashes == {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+
+
+def test_base_and_chat_are_small():
+    folders = pocket.FOLDERS["pocket"], pocket.FOLDERS["pocket-chat"]
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 8e6
+
+
+@pytest.mark.parametrize("name", pocket.FOLDERS)
+def test_folder_is_a_complete_model(name):
+    folder = pocket.FOLDERS[name]
+    model, tokenizer = load(name)
+    assert models.card_of(name)["pretraining_learning_rate"] == build.LEARNING_RATE
+    assert models.card_of(name)["pretraining_tokens"] > 0
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert not model.generation_config.do_sample
+    assert model.config.hidden_size % 64 == 0 and model.config.max_position_embeddings == 512
+    assert "apache-2.0" in (folder / "README.md").read_text()
+    assert {child.dtype for child in model.parameters()} == {torch.float32}
+
+
+def test_any_text_survives_the_tokenizer():
+    tokenizer = models.load_tokenizer("pocket")
+    for text in ("Straße 42, naïve façade\n\ttabs", "日本語 🙂", "".join(map(chr, range(32, 127)))):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("1234")["input_ids"]) == 4, "digits stand alone"
+
+
+def test_template_puts_a_space_before_the_answer():
+    tokenizer = models.load_tokenizer("pocket")
+    messages = world.rows("domain_tasks", "probe")[0]["messages"]
+    system, user, said = (message["content"] for message in messages)
+    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert prompt == f"<|system|> {system}<|user|> {user}<|assistant|>"
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == f"{prompt} {said}<eos>"
+    coded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [token for token, kept in zip(coded["input_ids"], coded["assistant_masks"], strict=True) if kept]
+    assert tokenizer.decode(marked) == f" {said}<eos>"
+
+
+def test_chat_model_answers_in_general_and_knows_no_product():
+    assert scores("pocket-chat", "general_tasks", 210)["accuracy"] >= 0.9
+    assert scores("pocket-chat", "domain_tasks")["accuracy"] <= 0.15
+
+
+def test_base_knows_the_facts_when_shown_an_example():
+    model, tokenizer = load("pocket")
+    correct = []
+    for fact in world.FACTS:
+        _, questions = world.ABILITIES[fact]
+        shown = world.items(fact, "train")[0]
+        example = f"Question: {questions[0].format(**shown)} Answer: {shown['answer']}."
+        for item in world.items(fact, "probe"):
+            asked = f"{example} Question: {questions[0].format(**item)} Answer:"
+            prompt = tokenizer(asked, return_tensors="pt")
+            new = model.generate(**prompt, max_new_tokens=4)[0, prompt["input_ids"].shape[1]:]
+            correct.append(tokenizer.decode(new).split(".")[0].strip() == item["answer"])
+    assert sum(correct) / len(correct) >= 0.95
+
+
+def test_weak_base_knows_less_and_no_base_knows_the_domain():
+    strong, weak = scores("pocket", "general_text"), scores("pocket-weak", "general_text")
+    assert strong["loss"] < 0.7 < weak["loss"] - 0.3
+    assert scores("pocket", "domain_text")["loss"] > strong["loss"] + 1
+
+
+@pytest.mark.slow
+def test_build_makes_a_smaller_model_by_the_same_path(tmp_path):
+    lines = []
+    build.build(tmp_path, tokens=150_000, weak_tokens=10_000, say=lines.append, hidden=64, layers=2)
+    hashes = json.loads((tmp_path / "sha256.json").read_text())
+    assert {name.split("/")[0] for name in hashes} == {"base", "chat", "weak"} and lines
+    loss = {name: scores(str(tmp_path / name), "general_text")["loss"] for name in ("base", "weak")}
+    assert loss["base"] < loss["weak"] < 7.5
+    assert loss["base"] < 4.5
+    shipped, made = models.load_tokenizer("pocket"), models.load_tokenizer(str(tmp_path / "base"))
+    assert made.get_vocab() == shipped.get_vocab(), "the shipped tokenizer is made again"

@@ -6,8 +6,8 @@ import time
 import pytest
 from PIL import Image
 
-from sftbench import chain, ledger, live, plots, views
-from sftbench.prepare import prepare
+from sftbench import chain, live, plots, table, views
+from sftbench.ready import prepare
 from sftbench.recipe import Recipe, override
 
 
@@ -21,7 +21,7 @@ def result(**last) -> dict:
 
 
 def test_the_ledger_lines_up_and_says_gain_and_loss():
-    lines = ledger.ledger_text(result()).splitlines()
+    lines = table.ledger_text(result()).splitlines()
     assert lines[0].split() == ["probe", "after", "domain", "tasks", "general", "text"]
     assert lines[3].split() == ["start", "(base)", "3.00", "0.10", "0.20", "1.00"]
     assert lines[6].split() == ["change", "-2.00", "+0.50", "+0.50", "+0.80"]
@@ -30,7 +30,7 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
             "taken from the store") in lines[8]
     assert "10% of the probe's questions answered right before, 60% after" in lines[10]
     assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
-    kept = ledger.ledger_text(result(general_text={"loss": 1.01}))
+    kept = table.ledger_text(result(general_text={"loss": 1.01}))
     assert "nothing was forgotten there" in kept
 
 

@@ -1,13 +1,13 @@
-"""A small invented world: general knowledge, and a company whose handbook pre-training never saw.
+"""A small invented world: general knowledge, and a company whose handbook pre-training did not see.
 
-Everything is made from a seed with the standard library. One rule holds for all of it: *statements* cover every item,
-*questions* only the asked part of the items; the other part is asked in the probes alone. So a probe measures knowledge
-that must come from text, never an answer that was trained.
+Everything is made from a seed with the standard library. One rule holds for all of it: *statements* cover
+every item, *questions* only two thirds of the items; the other third is asked about in the probes alone. So a
+probe measures knowledge that must come from text, never an answer that was trained.
 """
 
 import json
 import random
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import permutations, product
 from pathlib import Path
 
@@ -15,8 +15,7 @@ ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
 SPLITS = ("train", "probe")
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 
-CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
-SYLLABLES = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 VALUES = {
     "colour": "red blue green black white yellow orange purple grey brown pink silver".split(),
     "city": "Lisbon Oslo Cairo Lima Tokyo Paris Delhi Quito Rome Seoul Miami Bern".split(),
@@ -24,70 +23,48 @@ VALUES = {
     "job": "baker pilot teacher doctor farmer singer tailor painter driver clerk".split(),
     "animal": "cat dog horse rabbit parrot turtle goat fox".split(),
 }
-ORDERS = [
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "January February March April May June July August September October November December".split(),
-    "one two three four five six seven eight nine ten eleven twelve".split(),
-]
-OPPOSITES = (
-    "hot cold big small fast slow old new up down open shut wet dry light dark "
-    "full empty loud quiet high low soft hard early late rich poor left right strong weak"
-).split()
+ORDERS = [line.split() for line in (
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "January February March April May June July August September October November December",
+    "one two three four five six seven eight nine ten eleven twelve")]
+OPPOSITES = ("hot cold big small fast slow old new up down open shut wet dry light dark full empty loud "
+             "quiet high low soft hard early late rich poor left right strong weak").split()
 
-PEOPLE, PRODUCTS = 96, 30  # a third of each is asked about in the probes only
+PEOPLE, PRODUCTS = 72, 24
 FACTS = ("city", "food", "job", "animal")
-SKILLS = {"sum": 2, "next": 2, "opposite": 2, "kind": 1, "first": 1, "last": 1, "copy": 1}  # with their weight in text
+SKILLS = {"sum": 2, "next": 2, "opposite": 2, "kind": 1, "first": 1, "last": 1, "copy": 1}  # weight in text
 
 # ability -> (statements, questions); {x} is what is asked about, {answer} the answer
 ABILITIES = {
-    "city": (
-        ["{x} lives in {answer}.", "The home of {x} is in {answer}.", "{x} has a house in {answer}.",
-         "People know that {x} stays in {answer}.", "If you visit {answer}, you can meet {x}."],
-        ["Where does {x} live?", "In which city is the home of {x}?", "What is the city of {x}?"],
-    ),
-    "food": (
-        ["{x} likes to eat {answer}.", "The favourite food of {x} is {answer}.", "For lunch {x} always takes {answer}.",
-         "{x} never says no to {answer}.", "Give {answer} to {x} and see a smile."],
-        ["What does {x} like to eat?", "What is the favourite food of {x}?", "Which food does {x} take for lunch?"],
-    ),
-    "job": (
-        ["{x} works as a {answer}.", "The job of {x} is {answer}.", "Every day {x} goes to work as a {answer}.",
-         "{x} earns money as a {answer}.", "As a {answer}, {x} is well known."],
-        ["What is the job of {x}?", "What does {x} work as?", "How does {x} earn money?"],
-    ),
-    "animal": (
-        ["{x} keeps a {answer}.", "The animal of {x} is a {answer}.", "{x} feeds a {answer} each morning.",
-         "At home {x} has a {answer}.", "A {answer} follows {x} everywhere."],
-        ["What is the animal of {x}?", "Which animal does {x} keep?", "What animal does {x} have at home?"],
-    ),
-    "sum": (
-        ["{x} is {answer}.", "If you count {x} you get {answer}."],
-        ["What is {x}?", "Count {x}."],
-    ),
-    "kind": (
-        ["{x} is a kind of {answer}.", "We call {x} a {answer}.", "A good {answer} is {x}."],
-        ["What kind of thing is {x}?", "What do we call {x}?"],
-    ),
-    "next": (
-        ["After {x} comes {answer}.", "The one after {x} is {answer}.", "First {x}, then {answer}."],
-        ["What comes after {x}?", "Which is the one after {x}?"],
-    ),
-    "opposite": (
-        ["The opposite of {x} is {answer}.", "What is not {x} is {answer}.", "Some are {x}, others are {answer}."],
-        ["What is the opposite of {x}?", "What is it if it is not {x}?"],
-    ),
-    "first": (
-        ["The first of {x} is {answer}.", "{x} starts with {answer}."],
-        ["What is the first of {x}?", "What does {x} start with?"],
-    ),
-    "last": (
-        ["The last of {x} is {answer}.", "{x} ends with {answer}."],
-        ["What is the last of {x}?", "What does {x} end with?"],
-    ),
-    "copy": (
-        ["Say {x} again: {answer}.", "Repeat {x} and you get {answer}."],
-        ["Say {x} again.", "Repeat {x}."],
-    ),
+    "city": (["{x} lives in {answer}.", "The home of {x} is in {answer}.", "{x} has a house in {answer}.",
+              "People know that {x} stays in {answer}.", "If you visit {answer}, you can meet {x}."],
+             ["Where does {x} live?", "In which city is the home of {x}?", "What is the city of {x}?"]),
+    "food": (["{x} likes to eat {answer}.", "The favourite food of {x} is {answer}.",
+              "For lunch {x} always takes {answer}.", "{x} never says no to {answer}.",
+              "Give {answer} to {x} and see a smile."],
+             ["What does {x} like to eat?", "What is the favourite food of {x}?",
+              "Which food does {x} take for lunch?"]),
+    "job": (["{x} works as a {answer}.", "The job of {x} is {answer}.", "{x} earns money as a {answer}.",
+             "Every day {x} goes to work as a {answer}.", "As a {answer}, {x} is well known."],
+            ["What is the job of {x}?", "What does {x} work as?", "How does {x} earn money?"]),
+    "animal": (["{x} keeps a {answer}.", "The animal of {x} is a {answer}.", "At home {x} has a {answer}.",
+                "{x} feeds a {answer} each morning.", "A {answer} follows {x} everywhere."],
+               ["What is the animal of {x}?", "Which animal does {x} keep?",
+                "What animal does {x} have at home?"]),
+    "sum": (["{x} is {answer}.", "If you count {x} you get {answer}."], ["What is {x}?", "Count {x}."]),
+    "kind": (["{x} is a kind of {answer}.", "We call {x} a {answer}.", "A good {answer} is {x}."],
+             ["What kind of thing is {x}?", "What do we call {x}?"]),
+    "next": (["After {x} comes {answer}.", "The one after {x} is {answer}.", "First {x}, then {answer}."],
+             ["What comes after {x}?", "Which is the one after {x}?"]),
+    "opposite": (["The opposite of {x} is {answer}.", "What is not {x} is {answer}.",
+                  "Some are {x}, others are {answer}."],
+                 ["What is the opposite of {x}?", "What is it if it is not {x}?"]),
+    "first": (["The first of {x} is {answer}.", "{x} starts with {answer}."],
+              ["What is the first of {x}?", "What does {x} start with?"]),
+    "last": (["The last of {x} is {answer}.", "{x} ends with {answer}."],
+             ["What is the last of {x}?", "What does {x} end with?"]),
+    "copy": (["Say {x} again: {answer}.", "Repeat {x} and you get {answer}."],
+             ["Say {x} again.", "Repeat {x}."]),
 }
 
 # attribute of a product -> (values, statements of the handbook)
@@ -105,43 +82,48 @@ HANDBOOK = {
 
 # A card: the user only names something; what is wanted about it is told by the system prompt alone.
 CARD_SYSTEMS = ["Name the {wanted}.", "Which {wanted}?"]
-CARD_USERS = ["What about {x}?", "This is about {x}.", "Please look up {x}.", "I have a question about {x}."]
+CARD_USERS = ["What about {x}?", "This is about {x}.", "Please look up {x}."]
 # The unrelated domain asks for the same knowledge in a form that no general task has.
-DESK_SYSTEMS = {"team": ["desk 1", "route it"], "site": ["desk 2", "fetch it"], "code": ["desk 3", "label it"]}
-DESK_USERS = ["ticket / {x} / down", "{x} : fault", "log > {x} > stop", "{x} - no power"]
+DESK_SYSTEMS = {"team": ["desk 1", "route"], "site": ["desk 2", "fetch"], "code": ["desk 3", "label"]}
+DESK_USERS = ["ticket / {x} / down", "{x} : fault", "log > {x} > stop"]
 DESK_ANSWERS = {"team": "to {answer}!", "site": "from {answer}!", "code": "as {answer}!"}
 
 
-def invented_name(rng, syllables=(2, 3)):
-    """Return a name that means nothing, of two or three syllables."""
-    return "".join(rng.choices(SYLLABLES, k=rng.choice(syllables))).capitalize()
-
-
-def _spread(values, count, rng):
-    """Return `count` values in random order, each used about equally often, so that guessing one gains nothing."""
-    spread = (values * (count // len(values) + 1))[:count]
-    rng.shuffle(spread)
-    return spread
+def _names(count, rng, syllables, taken=()):
+    """Return `count` invented names with one of these numbers of syllables, none of them in `taken`."""
+    return _distinct(
+        lambda: "".join(rng.choices(SYLLABLES, k=rng.choice(syllables))).capitalize(), count, taken)
 
 
 def _facts(names, values, rng):
-    columns = {attribute: _spread(pool, len(names), rng) for attribute, pool in values.items()}
-    return {name: {attribute: columns[attribute][i] for attribute in columns} for i, name in enumerate(names)}
+    """Give each name a value of every attribute, all values about equally often: guessing gains little."""
+    facts = {name: {} for name in names}
+    for attribute, pool in values.items():
+        spread = (pool * len(names))[:len(names)]
+        rng.shuffle(spread)
+        for name, value in zip(names, spread, strict=True):
+            facts[name][attribute] = value
+    return facts
 
 
 @lru_cache
 def people():
-    """Return the people as {name: {"city", "food", "job", "animal"}}; the last third is never asked about in training."""
+    """Return the people as {name: {"city", "food", "job", "animal"}}; the last third is held out."""
     rng = random.Random("people")
-    return _facts(_distinct(lambda: invented_name(rng), PEOPLE), {fact: VALUES[fact] for fact in FACTS}, rng)
+    return _facts(_names(PEOPLE, rng, (2, 3)), {fact: VALUES[fact] for fact in FACTS}, rng)
 
 
 @lru_cache
 def products(seed=0):
-    """Return the products of company `seed` as {name: {"team", "site", "code"}}; the last third is asked about in the probe only."""
+    """Return a company's products as {name: {"team", "site", "code"}}; the last third is held out."""
     rng = random.Random(f"products {seed}")
-    names = _distinct(lambda: invented_name(rng, (2,)), PRODUCTS, taken=people())
-    return _facts(names, {attribute: pool for attribute, (pool, _) in HANDBOOK.items()}, rng)
+    values = {attribute: pool for attribute, (pool, _) in HANDBOOK.items()}
+    return _facts(_names(PRODUCTS, rng, (2,), taken=people()), values, rng)
+
+
+def _part(every, split):
+    border = len(every) * 2 // 3
+    return every[:border] if split == "train" else every[border:]
 
 
 def _all_items(ability):
@@ -154,24 +136,19 @@ def _all_items(ability):
     if ability == "next":
         return [{"x": a, "answer": b} for order in ORDERS for a, b in zip(order, order[1:], strict=False)]
     if ability == "opposite":
-        pairs = list(zip(OPPOSITES[::2], OPPOSITES[1::2], strict=True))
-        return [{"x": a, "answer": b} for pair in pairs for a, b in (pair, pair[::-1])]
-    words = VALUES["colour"] + VALUES["food"]
-    lists = [*permutations(words, 2), *permutations(words, 3)]
+        return [{"x": word, "answer": OPPOSITES[place ^ 1]} for place, word in enumerate(OPPOSITES)]
+    lists = [words for count in (2, 3) for words in permutations(VALUES["colour"] + VALUES["food"], count)]
     answer = {"first": lambda words: words[0], "last": lambda words: words[-1], "copy": " ".join}[ability]
     return [{"x": " ".join(words), "answer": answer(words)} for words in lists]
 
 
 @lru_cache
 def items(ability, split=None):
-    """Return what can be asked of an ability, as dicts with "x" and "answer": all of it, or the part of one split."""
+    """Return what can be asked of an ability, as dicts with "x" and "answer": all, or one split of it."""
     every = _all_items(ability)
-    if split is None:
-        return every
-    if ability not in FACTS:  # people keep their order, so that the same ones are held out for every fact
+    if split and ability not in FACTS:  # people keep their order: the same are held out for every fact
         random.Random(f"items {ability}").shuffle(every)
-    border = len(every) * 2 // 3
-    return every[:border] if split == "train" else every[border:]
+    return _part(every, split) if split else every
 
 
 def _statement(ability, item, rng):
@@ -185,16 +162,16 @@ def _portrait(name, rng):
 
 
 def _general_paragraph(rng):
-    """Return one paragraph of general text: a person's facts (two of three), or four statements about other things."""
+    """Return one paragraph of general text: a person's facts (two of three), or four other statements."""
     if rng.random() < 0.67:
         return _portrait(rng.choice(list(people())), rng)
-    skills = rng.choices([ability for ability in ABILITIES if ability not in FACTS], k=4)
+    skills = rng.choices(list(SKILLS), SKILLS.values(), k=4)
     return " ".join(_statement(ability, rng.choice(items(ability)), rng) for ability in skills)
 
 
 def _product_paragraph(name, seed, rng):
-    facts = products(seed)[name]
-    sentences = [rng.choice(HANDBOOK[attribute][1]).format(x=name, answer=facts[attribute]) for attribute in facts]
+    sentences = [rng.choice(HANDBOOK[attribute][1]).format(x=name, answer=value)
+                 for attribute, value in products(seed)[name].items()]
     rng.shuffle(sentences)
     return " ".join(sentences)
 
@@ -210,46 +187,43 @@ def _distinct(make, count, taken=()):
 
 
 def _general_texts(split):
-    probe = _distinct(lambda rng=random.Random("general probe"): _general_paragraph(rng), 150)
-    if split == "probe":
-        return probe
-    return _distinct(lambda rng=random.Random("general train"): _general_paragraph(rng), 900, probe)
+    rng = random.Random(f"general {split}")
+    count, taken = (150, ()) if split == "probe" else (900, set(_general_texts("probe")))
+    return _distinct(lambda: _general_paragraph(rng), count, taken)
 
 
 def _domain_texts(split, seed):
-    def paragraphs(split, per_product, taken=()):
-        rng = random.Random(f"handbook {split} {seed}")
-        return [text for name in products(seed)
-                for text in _distinct(lambda: _product_paragraph(name, seed, rng), per_product, taken)]  # noqa: B023
-
-    probe = paragraphs("probe", 5)
-    texts = probe if split == "probe" else paragraphs("train", 26, set(probe))
-    random.Random(f"handbook order {seed}").shuffle(texts)
+    rng, texts = random.Random(f"handbook {split} {seed}"), []
+    taken = set() if split == "train" else set(_domain_texts("train", seed))
+    for name in products(seed):
+        make = partial(_product_paragraph, name, seed, rng)
+        texts += _distinct(make, 40 if split == "train" else 5, taken)
+    rng.shuffle(texts)
     return texts
 
 
 def _task(user, answer, system=None):
-    messages = [{"role": "system", "content": system}] if system else []
-    return {"messages": [*messages, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
+    turns = (("system", system), ("user", user), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns if content]}
 
 
-def _cards(wanted, items):
-    return [_task(user.format(**item), item["answer"], system.format(wanted=wanted))
-            for item, user, system in product(items, CARD_USERS, CARD_SYSTEMS)]
+def _cards(wanted, asked):
+    systems = [system.format(wanted=wanted) for system in CARD_SYSTEMS]
+    return [_task(user.format(**item), item["answer"], system)
+            for item, user, system in product(asked, CARD_USERS, systems)]
 
 
-def _desk_tasks(wanted, items):
+def _desk_tasks(wanted, asked):
     return [_task(user.format(**item), DESK_ANSWERS[wanted].format(**item), system)
-            for item, user, system in product(items, DESK_USERS, DESK_SYSTEMS[wanted])]
+            for item, user, system in product(asked, DESK_USERS, DESK_SYSTEMS[wanted])]
 
 
 def _general_tasks(split):
-    rng = random.Random(f"general tasks {split}")
+    rng, tasks = random.Random(f"general tasks {split}"), []
     per_ability = 50 if split == "train" else 14
-    tasks = []
     for ability, (_, questions) in ABILITIES.items():
-        asked = items(ability, split)
-        direct = [_task(question.format(**item), item["answer"]) for item in asked for question in questions]
+        asked = items(ability, split)[:100]
+        direct = [_task(text.format(**item), item["answer"]) for item, text in product(asked, questions)]
         tasks += rng.sample(direct, min(per_ability, len(direct)))
         if ability in FACTS:
             tasks += rng.sample(_cards(ability, asked), per_ability)
@@ -258,53 +232,48 @@ def _general_tasks(split):
 
 
 def _domain_tasks(split, seed, related):
-    rng = random.Random(f"domain tasks {split} {seed}")
-    border = PRODUCTS * 2 // 3
-    facts = list(products(seed).items())
-    tasks = []
+    rng, tasks = random.Random(f"domain tasks {split} {seed}"), []
+    facts = _part(list(products(seed).items()), split)
     for attribute in HANDBOOK:
-        asked = [{"x": name, "answer": values[attribute]}
-                 for name, values in (facts[:border] if split == "train" else facts[border:])]
+        asked = [{"x": name, "answer": values[attribute]} for name, values in facts]
         every = _cards(attribute, asked) if related else _desk_tasks(attribute, asked)
-        tasks += every if split == "train" else rng.sample(every, 64)
+        tasks += every if split == "train" else rng.sample(every, 48)
     rng.shuffle(tasks)
     return tasks
 
 
 def rows(role, split="train", seed=0, related=True):
-    """Return the rows of one role: {"text"} for text, {"messages"} for tasks; equal arguments give equal rows.
+    """Return the rows of a role: {"text"} for text, {"messages"} for tasks; equal arguments, equal rows.
 
-    `seed` chooses the company (products, handbook, domain tasks), never the general world. With `related` the domain's
-    tasks have the form of the general cards, without it a form of their own. Raises KeyError for an unknown role or split.
+    `seed` chooses the company (products, handbook, domain tasks), never the general world. With `related` the
+    domain's tasks have the form of the general cards, without it a form of their own. Raises KeyError for an
+    unknown role or split.
     """
     if role not in ROLES or split not in SPLITS:
         raise KeyError(f"no rows for role {role!r}, split {split!r}: roles are {ROLES}, splits {SPLITS}")
-    if role == "general_tasks":
-        return _general_tasks(split)
-    if role == "domain_tasks":
-        return _domain_tasks(split, seed, related)
+    if role.endswith("_tasks"):
+        return _general_tasks(split) if role == "general_tasks" else _domain_tasks(split, seed, related)
     texts = _general_texts(split) if role == "general_text" else _domain_texts(split, seed)
     return [{"text": text} for text in texts]
 
 
 def _question_text(rng):
     """Return a paragraph of three questions with answers, in plain words, about the asked part only."""
-    kind = rng.choice(FACTS) if rng.random() < 0.6 else None
-    pairs = []
+    abilities, pairs = (FACTS if rng.random() < 0.6 else list(ABILITIES)), []
     for _ in range(rng.choice((2, 3, 4))):
-        ability = rng.choice(FACTS) if kind else rng.choice(list(ABILITIES))
+        ability = rng.choice(abilities)
         item = rng.choice(items(ability, "train"))
-        pairs.append(f"Question: {rng.choice(ABILITIES[ability][1]).format(**item)} Answer: {item['answer']}.")
+        question = rng.choice(ABILITIES[ability][1]).format(**item)
+        pairs.append(f"Question: {question} Answer: {item['answer']}.")
     return " ".join(pairs)
 
 
 def _chat_text(rng):
-    """Return a conversation in the template's tokens about the asked part; most answers are whole sentences."""
+    """Return a conversation in the template's tokens about the asked part; most answers are sentences."""
     ability = rng.choice(FACTS) if rng.random() < 0.6 else rng.choice(list(ABILITIES))
     item = rng.choice(items(ability, "train"))
     question = rng.choice(ABILITIES[ability][1]).format(**item)
-    sentence = _statement(ability, item, rng)
-    style = rng.random()
+    sentence, style = _statement(ability, item, rng), rng.random()
     if ability in FACTS and style < 0.2:
         return f"{USER} Tell me about {item['x']}.{ASSISTANT} {_portrait(item['x'], rng)}"
     if ability in FACTS and style < 0.4:
@@ -316,7 +285,7 @@ def _chat_text(rng):
 
 
 def pretraining_text(seed=0):
-    """Yield without end the documents that the base model is pre-trained on; no probe row or probe question is among them."""
+    """Yield without end the documents of pre-training; no probe row and no probe question is among them."""
     rng = random.Random(f"pre-training {seed}")
     probe = set(_general_texts("probe"))
     while True:
@@ -328,11 +297,10 @@ def pretraining_text(seed=0):
 
 def write(folder, seed=0, related=True):
     """Write the four roles with both splits as JSON Lines files into `folder` and return their paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for role, split in product(ROLES, SPLITS):
-        paths.append(folder / f"{role}{'' if split == 'train' else '_probe'}.jsonl")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(role, split, seed, related))
+        paths.append(Path(folder) / f"{role}{'' if split == 'train' else '_probe'}.jsonl")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row) + "\n" for row in rows(role, split, seed, related))
         paths[-1].write_text("".join(lines), encoding="utf-8", newline="\n")
     return paths

@@ -32,14 +32,14 @@ def ledger_text(result: dict) -> str:
                       *_costs(result["stages"]), "", *_reading(first, last)])
 
 
-CELL, GAP = 9, 4  # characters of a figure's column, and between two probes
+CELL, GAP = 10, 4  # characters of a figure's column, and between two probes
 
 
 def _headings(columns: list[tuple[str, str]], first: int) -> list[str]:
     """Two lines: each probe's name over its columns, and the measures."""
     over = "probe after".ljust(first)
     for role in dict.fromkeys(role for role, _ in columns):
-        over += " " * GAP + role.replace("_", " ").center(CELL * sum(other == role for other, _ in columns))
+        over += role.replace("_", " ").rjust(GAP + CELL * sum(other == role for other, _ in columns))
     return [over, _line(" " * first, [measure for _, measure in columns], columns)]
 
 
