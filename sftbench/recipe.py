@@ -29,7 +29,9 @@ class Recipe:
     mode: str = _field(
         "2", "which chain of stages: 1 to 7, or the path of a TOML file with a mode of your own"
     )
-    method: str = _field("full", "which parameters train: full, lora, qlora, ptuning_v2 or freeze", choices=METHODS)
+    method: str = _field(
+        "full", "which parameters train: full, lora, qlora, ptuning_v2 or freeze", choices=METHODS
+    )
     cpt_method: str | None = _field(None, "method of the CPT stages; None: the same", choices=METHODS)
     model: str = _field("pocket", "base model: pocket, pocket-weak, a local folder or a hub name")
     chat_model: str | None = _field(

@@ -1,4 +1,4 @@
-"""A mode's notebook in a real JupyterLab in a real browser: run all cells, see the live plot and the ledger."""
+"""A mode's notebook in a real JupyterLab and browser: run all cells, see the live plot and the ledger."""
 
 import os
 import re
@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def lab(tmp_path):
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--port={port}", "--no-browser", "--allow-root",
-         f"--IdentityProvider.token={token}", f"--notebook-dir={tmp_path}"],
+        [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--port={port}", "--no-browser",
+         "--allow-root", f"--IdentityProvider.token={token}", f"--notebook-dir={tmp_path}"],
         env={**os.environ, "SFTBENCH_RUNS": str(tmp_path / "runs"),
              "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
