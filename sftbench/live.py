@@ -13,7 +13,7 @@ SHARE = 0.02  # drawing may take this part of the time, and never happens more t
 class LivePlot:
     """A callback for `run`: called with events, draws into the cell it was made in; `log`: a log scale."""
 
-    def __init__(self, title: str = "", log: bool = False):
+    def __init__(self, title: str = "", log: bool = True):
         self.title, self.log, self.events = title, log, []
         self.due = 0.0
         self.line = display({"text/plain": "preparing"}, raw=True, display_id=True)

@@ -13,10 +13,11 @@ from .runs import read_events
 COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
+LEAST = 0.01  # nats per token: below it a log scale would show nothing but training rows learnt by heart
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 
 
-def loss_figure(events: list[dict], title: str = "", log: bool = False) -> Figure:
+def loss_figure(events: list[dict], title: str = "", log: bool = True) -> Figure:
     """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
 
     Stage borders are shaded and named; the last values stand as text under the picture.
@@ -63,7 +64,7 @@ def _columns(points: list[tuple]) -> tuple[list, list]:
     return [x for x, _ in points], [float("nan") if y is None else y for _, y in points]
 
 
-def _smooth(points: list[tuple], borders: set[int], weight: float = 0.9) -> list[tuple]:
+def _smooth(points: list[tuple], borders: set[int], weight: float = 0.8) -> list[tuple]:
     """Exponential moving average, corrected for its start, begun anew at stage borders and missing values."""
     smoothed, mean, count, previous = [], 0.0, 0, 0
     for x, y in points:
@@ -91,8 +92,11 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
         if left:
             axes.axvline(left, color="#888888", linewidth=0.8)
     axes.set_xlim(0, end)
-    axes.set_yscale("log" if log else "linear")
-    if not log:
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST))
+    else:
         axes.set_ylim(bottom=0)
     axes.set_ylabel("loss (nats per token)")
     axes.set_xlabel("step")
@@ -112,7 +116,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save_plot(run: Path | str, log: bool = False) -> Path:
+def save_plot(run: Path | str, log: bool = True) -> Path:
     """Write the run's `loss.png` into its folder and return its path."""
     path = Path(run) / "loss.png"
     path.write_bytes(png(loss_figure(read_events(run), log=log)))

@@ -68,8 +68,8 @@ def _reading(first: dict, last: dict) -> list[str]:
     lines = []
     for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
         if "accuracy" in last.get(role, {}):
-            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered right "
-                         f"before, {last[role]['accuracy']:.0%} after.")
+            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered exactly "
+                         f"as wanted before, {last[role]['accuracy']:.0%} after.")
     if "loss" in last.get("general_text", {}):
         rise = last["general_text"]["loss"] - first["general_text"]["loss"]
         word = "rose: that much was forgotten" if rise > 0.05 else "did not rise: nothing was forgotten there"

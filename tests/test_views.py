@@ -28,7 +28,7 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
     assert len({len(line) for line in lines[1:7]}) == 1
     assert ("lora, 100 parameters trained (10.0% of 1,000), 7 steps, 12,345 tokens, 1 min 1 s, "
             "taken from the store") in lines[8]
-    assert "10% of the probe's questions answered right before, 60% after" in lines[10]
+    assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[10]
     assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
     kept = table.ledger_text(result(general_text={"loss": 1.01}))
     assert "nothing was forgotten there" in kept
