@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_advise(command: argparse.ArgumentParser) -> None:
-    command.add_argument("mode", nargs="?", help="the mode you have in mind (default: 2)")
+    command.add_argument("mode", nargs="?", help="the mode you have in mind (default: the suggested one)")
     command.add_argument("--wants", choices=("domain", "both"),
                          help="only the domain counts, or general ability too")
     command.add_argument("--resources", choices=("much", "little"),
@@ -151,7 +151,7 @@ def _advise(options) -> None:
     from . import ready
     recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
     said = {"wants": options.wants, "resources": options.resources, "related": options.related}
-    say(ready.advise(recipe, said, with_losses=not options.quick))
+    say(ready.advise(recipe, said, with_losses=not options.quick, settle_mode=options.mode is None))
 
 
 def _stages(options) -> None:

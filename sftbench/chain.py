@@ -89,7 +89,8 @@ def _open_folder(folder: Path, ready: Prepared) -> None:
     for name in ("result.json", "events.jsonl"):
         (folder / name).unlink(missing_ok=True)
     runs.write_json(folder / "recipe.json", {
-        "schema": runs.SCHEMA, "recipe": recipe, "reasons": ready.reasons, "revision": ready.revision,
+        "schema": runs.SCHEMA, "recipe": recipe, "mode": ready.mode,
+        "reasons": ready.reasons, "revision": ready.revision,
         "data": {name: {"source": role.source, "rows": len(role.train), "probe_rows": len(role.probe),
                         "dropped": role.dropped} for name, role in ready.roles.items()},
         "versions": _versions()})

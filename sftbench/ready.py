@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from . import advice, blocks, data, evaluate, models, modes
 from .errors import BadInput
-from .recipe import Recipe
+from .recipe import Recipe, override
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
 
@@ -107,11 +107,12 @@ def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.R
     return known | models.card_of(start, revision)
 
 
-def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
+def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bool = False) -> str:
     """The advice as text for this recipe's data and model; `said` is what the user wants and has.
 
     `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
-    Unlike `prepare`, it works with whatever roles have data.
+    `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike `prepare`,
+    it works with whatever roles have data.
     """
     models.quiet_libraries()
     start = start_model(recipe, modes.load(recipe.mode))
@@ -119,6 +120,8 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True) -> str:
     known = measure(start, recipe.model_revision, tokenizer, roles) | said
     if with_losses and roles:
         known["base_loss"] = probe_losses(models.load_model(start, recipe.model_revision), tokenizer, roles)
+    if settle_mode:
+        recipe = override(recipe, mode=advice.suggest_mode(known)[0])
     return advice.explain(recipe, known)
 
 

@@ -78,8 +78,8 @@ def read_json(folder: Path, name: str) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: not there; is {folder} the folder "
-                       f"of a {'finished ' * (name == 'result.json')}run?") from None
+        raise BadInput(f"{path}: not there; is {folder} a run's folder, and the run "
+                       "finished? The same command goes on with one that is not") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as JSON: {error}") from None
     if data.get("schema") != SCHEMA:

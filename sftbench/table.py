@@ -13,7 +13,11 @@ def ledger(run: Path | str) -> str:
 
     Accuracy and F1 are parts of 1, loss is in nats per token. Raises BadInput where the run is not complete.
     """
-    return ledger_text(read_result(run))
+    result = read_result(run)
+    recipe = result["recipe"]
+    start = result["start"]["model"]
+    head = f"Mode {recipe['mode']} from {start}, at most {recipe['probe_rows']} rows a probe"
+    return f"{head}\n\n{ledger_text(result)}"
 
 
 def ledger_text(result: dict) -> str:
@@ -23,7 +27,7 @@ def ledger_text(result: dict) -> str:
     first, last = states[0][1], states[-1][1]
     columns = [(role, measure) for role in COLUMNS for measure in MEASURES if measure in last.get(role, {})]
     rows = [(name, [f"{probes[role][measure]:.2f}" for role, measure in columns]) for name, probes in states]
-    rows.append(("change", [f"{last[role][measure] - first[role][measure]:+.2f}"
+    rows.append(("change", [f"{round(last[role][measure] - first[role][measure], 2) + 0.0:+.2f}"
                             for role, measure in columns]))
     width = max(len(name) for name, _ in rows)
     lines = [*_headings(columns, width), *(_line(name.ljust(width), cells, columns) for name, cells in rows)]

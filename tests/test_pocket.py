@@ -1,6 +1,7 @@
 """The embedded world, and the weights that are shipped with it."""
 
 import json
+import math
 from itertools import islice
 
 import pytest
@@ -195,7 +196,7 @@ def test_build_makes_a_smaller_model_by_the_same_path(tmp_path):
     hashes = json.loads((tmp_path / "sha256.json").read_text())
     assert {name.split("/")[0] for name in hashes} == {"base", "chat", "weak"} and lines
     loss = {name: scores(str(tmp_path / name), "general_text")["loss"] for name in ("base", "weak")}
-    assert loss["base"] < loss["weak"] < 7.5
-    assert loss["base"] < 4.5
+    guessing = math.log(len(models.load_tokenizer(str(tmp_path / "base"))))
+    assert loss["base"] < loss["weak"] and loss["base"] < guessing - 2  # nats per token, clearly learnt
     shipped, made = models.load_tokenizer("pocket"), models.load_tokenizer(str(tmp_path / "base"))
     assert made.get_vocab() == shipped.get_vocab(), "the shipped tokenizer is made again"
