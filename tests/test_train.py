@@ -46,6 +46,18 @@ def test_batch_8_is_8_times_batch_1_accumulated(make_model, tokenizer, settings,
         assert torch.allclose(left, right, atol=2e-4), name
 
 
+@pytest.mark.parametrize("method", ["full", "ptuning_v2"])
+def test_the_loss_from_whole_logits_is_trls_own(make_model, tokenizer, settings, monkeypatch, method):
+    options = settings(method, gradient_accumulation_steps=2, max_steps=3, learning_rate=1e-3)
+    mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
+    whole = run(make_model(), tokenizer, options, mixed)[2]
+    monkeypatch.setattr(train, "FEW_LOGITS", 0)
+    pieces = run(make_model(), tokenizer, options, mixed)[2]
+    for name in ("loss", "grad_norm"):
+        assert [event[name] for event in whole[1:]] == pytest.approx(
+            [event[name] for event in pieces[1:]], rel=1e-4)
+
+
 def test_packed_training_takes_the_same_loss_as_unpacked(make_model, tokenizer, settings):
     rows = small_rows("domain_tasks", 12)
     whole = [run(make_model(), tokenizer, settings(packing=packing, per_device_train_batch_size=12), rows)[2]
