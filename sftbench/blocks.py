@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .errors import BadInput
+from . import template
 
 IGNORED = -100
 OPEN_BLOCKS = 32  # blocks kept open while packing: enough to fill them to 97 %, few enough to keep the order
@@ -32,56 +32,23 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], ask: bool = False) -> str:
-    """Messages through the model's own chat template; `ask` opens the assistant's turn at the end."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+def encode_all(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[Encoded]:
+    """One row as tokens: one `Encoded`, or one an answer where the template rewrites earlier turns.
 
-
-def segments(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[tuple[str, bool]]:
-    """The row as pieces of text, each with whether it is trained; joined they are the whole rendered row.
-
-    An answer's piece ends with its end token. Raises BadInput where the template shows a turn differently
-    once more turns follow, since then no mask over the whole would be true.
+    Prompt and answer are tokenised apart, as when the model answers.
     """
-    if "text" in row:
-        return [(row["text"] + tokenizer.eos_token, True)]
-    messages, pieces, done = row["messages"], [], ""
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:number], ask=True)
-        whole = render(tokenizer, messages[:number + 1])
-        if not (prompt.startswith(done) and whole.startswith(prompt)):
-            raise BadInput("the model's chat template rewrites earlier turns, so this row of several turns "
-                           "cannot be masked; give one row per answer")
-        answer, rest = _ended(whole[len(prompt):], message["content"], tokenizer.eos_token)
-        pieces += [(prompt[len(done):], False), (answer, True), (rest, False)]
-        done = whole
-    return [piece for piece in pieces if piece[0]]
-
-
-def _ended(rendered: str, content: str, eos: str) -> tuple[str, str]:
-    """An answer as the template shows it, cut after its end token (else `eos` is added), and what follows."""
-    before, end, rest = rendered.partition(eos)
-    if end:
-        return before + end, rest
-    start = rendered.rfind(content.strip()) + len(content.strip())
-    end = rendered[start:].rstrip()  # the template's own end token, which is not the tokenizer's
-    return rendered[:start] + (end or eos), rendered[start + len(end):]
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens at which an answer is over: the tokenizer's end token, and the one the template trains."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    trained = [label for label in encode(tokenizer, {"messages": turns}).labels if label != IGNORED]
-    return sorted({tokenizer.eos_token_id, trained[-1]})
+    return [_encode(tokenizer, text) for text in template.pieces(tokenizer, row)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, row: dict) -> Encoded:
-    """One row as tokens and labels; prompt and answer are tokenised apart, as when the model answers."""
+    """The last of `encode_all`: the whole row, where the template does not rewrite earlier turns."""
+    return encode_all(tokenizer, row)[-1]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: list[tuple[str, bool]]) -> Encoded:
     ids, labels = [], []
-    for text, trained in segments(tokenizer, row):
-        piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for part, trained in text:
+        piece = tokenizer(part, add_special_tokens=False)["input_ids"]
         ids += piece
         labels += piece if trained else [IGNORED] * len(piece)
     begin = _missing_bos(tokenizer, ids)
@@ -90,7 +57,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: dict) -> Encoded:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
     """The tokens after which the model answers, exactly those that stand before an answer in training."""
-    ids = tokenizer(render(tokenizer, messages, ask=True), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(template.asked(tokenizer, messages), add_special_tokens=False)["input_ids"]
     return _missing_bos(tokenizer, ids) + ids
 
 
@@ -105,9 +72,8 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
                 max_length: int) -> tuple[list[Encoded], dict]:
     """All rows as tokens, and how many were too long: text is then cut into rows, a task is dropped."""
     encoded, counts = [], Counter()
-    for row in rows:
-        whole = encode(tokenizer, row)
-        if "text" in row:
+    for whole, is_text in ((one, "text" in row) for row in rows for one in encode_all(tokenizer, row)):
+        if is_text:
             starts = range(0, len(whole.input_ids), max_length)
             counts["text cut"] += len(starts) > 1
             pieces = [Encoded(whole.input_ids[start:start + max_length],
@@ -211,7 +177,10 @@ def collate(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, 
 
 def look(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     """The row as the model sees it, special tokens and all; «…» is trained, the rest is only read."""
-    encoded = encode(tokenizer, row)
+    return "\n".join(_look(tokenizer, encoded) for encoded in encode_all(tokenizer, row))
+
+
+def _look(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
     pairs = zip(encoded.input_ids, encoded.labels, strict=True)
     runs = [(trained, [token for token, _ in run])
             for trained, run in itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)]

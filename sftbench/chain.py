@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import set_seed
 
-from . import __version__, blocks, data, evaluate, methods, models, runs, store, train
+from . import __version__, blocks, data, evaluate, methods, models, runs, store, template, train
 from .errors import BadInput, RunFailed
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
@@ -190,7 +190,7 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
 def _prefix_text(ready: Prepared, stage: dict) -> str:
     """A few rows of the stage's data as the model sees them, from which a prefix may start."""
     rows = [row for role in stage["shares"] for row in ready.roles[role].train[:8]]
-    return "".join(text for row in rows for text, _ in blocks.segments(ready.tokenizer, row))
+    return "".join(part for row in rows for text in template.pieces(ready.tokenizer, row) for part, _ in text)
 
 
 def _quantisation_loss(shelf: Path, parent: State, ready: Prepared, probes: dict, quantised: dict) -> dict:

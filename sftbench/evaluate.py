@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, end_tokens, to_dataset
+from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, to_dataset
+from .template import end_tokens
 
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
 
@@ -45,8 +46,9 @@ def _batches(encoded: list[Encoded]):
 @torch.no_grad()
 def answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]], max_new_tokens: int = 64,
             batch_size: int = 64) -> list[str]:
-    """Greedy answers, in order, to conversations that end with a user message; batches padded on the left."""
-    training = model.training
+    """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
+    training, ends = model.training, model.generation_config.eos_token_id
+    ends = {*end_tokens(tokenizer), *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
     model.eval()
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -56,7 +58,7 @@ def answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
                               return_tensors="pt").to(model.device)
         tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-                                pad_token_id=tokenizer.pad_token_id, eos_token_id=end_tokens(tokenizer))
+                                pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends))
         new = tokens[:, batch["input_ids"].shape[1]:]
         for index, text in zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             found[index] = text.strip()
@@ -84,7 +86,7 @@ def probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_lengt
     encoded, _ = encode_rows(tokenizer, rows, max_length)
     scores = {"loss": loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:
-        found = answers(model, tokenizer, [row["messages"][:-1] for row in rows], max_new_tokens)
+        found = answers(model, tokenizer, [row["messages"] for row in rows], max_new_tokens)
         wanted = [row["messages"][-1]["content"] for row in rows]
         pairs = list(zip(found, wanted, strict=True))
         scores["accuracy"] = sum(itertools.starmap(exact_match, pairs)) / len(pairs)

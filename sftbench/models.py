@@ -18,13 +18,7 @@ from transformers import (
 from . import pocket
 from .errors import BadInput
 from .store import sha256_of
-
-# For base models that have no template of their own: plain words, so that every tokenizer has the tokens.
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
-)
+from .template import DEFAULT_CHAT_TEMPLATE
 
 
 def device() -> torch.device:

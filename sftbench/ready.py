@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, evaluate, models, modes
+from . import advice, blocks, data, evaluate, models, modes, template
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -42,6 +42,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = models.load_tokenizer(start, recipe.model_revision)
     known = measure(start, recipe.model_revision, tokenizer, roles)
     resolved, reasons = advice.resolve(recipe, known)
+    reasons["chat_template"] = template.describe(tokenizer)
     revision = models.revision_of(start, recipe.model_revision)
     return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known)
 
@@ -87,8 +88,8 @@ def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role])
 def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role]) -> dict:
     """What advice can know before training: sizes of model and data, and what the device can do."""
     config = models.load_config(start, revision)
-    lengths = {name: [len(blocks.encode(tokenizer, row).input_ids) for row in role.train]
-               for name, role in roles.items()}
+    lengths = {name: [len(encoded.input_ids) for row in role.train
+                      for encoded in blocks.encode_all(tokenizer, row)] for name, role in roles.items()}
     tasks = sorted(length for name in lengths if name.endswith("_tasks") for length in lengths[name])
     answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
                if "messages" in row]

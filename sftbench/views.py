@@ -25,9 +25,15 @@ def recipe_text(ready: Prepared, everything: bool = False) -> str:
             reason = f"{value}: {FIELDS[name].metadata['help']}"
         else:
             continue
-        lines += textwrap.wrap(f"{name:<32} {reason}", WIDTH,
-                               subsequent_indent=" " * 33, break_long_words=False)
+        lines += _reason(name, reason)
+    for name, reason in ready.reasons.items():
+        if name not in values:  # no field of the recipe: what follows from the model and the machine
+            lines += _reason(name, reason)
     return "\n".join(lines)
+
+
+def _reason(name: str, reason: str) -> list[str]:
+    return textwrap.wrap(f"{name:<32} {reason}", WIDTH, subsequent_indent=" " * 33, break_long_words=False)
 
 
 def look(ready: Prepared, rows: int = 1) -> str:

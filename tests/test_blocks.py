@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from sftbench import blocks, evaluate, models
+from sftbench import blocks, evaluate, models, template
 from sftbench.blocks import IGNORED, Encoded, collate, encode, mix, pack, to_dataset
-from sftbench.errors import BadInput
 from tests.conftest import FAMILIES, small_rows
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is item 1?"},
@@ -20,7 +19,7 @@ def trained_text(tokenizer, encoded: Encoded) -> str:
 def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
     encoded = encode(tokenizer, {"messages": TURNS})
     assert trained_text(tokenizer, encoded) == " Lima<eos> Oslo<eos>"
-    assert tokenizer.decode(encoded.input_ids) == blocks.render(tokenizer, TURNS)
+    assert tokenizer.decode(encoded.input_ids) == template.render(tokenizer, TURNS)
     assert blocks.look(tokenizer, {"messages": TURNS}).count("«") == 2
 
 
@@ -36,27 +35,6 @@ def test_the_prompt_of_training_is_the_prompt_of_answering(tokenizer):
     assert all(label == IGNORED for label in encoded.labels[len(prompt) - 3:len(prompt)])
 
 
-def test_an_end_token_of_the_template_is_trained_and_stops_answers(tokenizer):
-    import copy
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<system>\n{% endfor %}"
-                           "{% if add_generation_prompt %}<assistant>{% endif %}")
-    encoded = encode(other, {"messages": TURNS[1:3]})
-    assert trained_text(other, encoded) == "Lima<system>"
-    assert other.decode(encoded.input_ids).endswith("Lima<system>\n")
-    assert blocks.end_tokens(other) == [1, other.convert_tokens_to_ids("<system>")]
-
-
-def test_a_template_that_rewrites_history_is_refused_for_several_turns(tokenizer):
-    import copy
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = ("{% for m in messages %}{% if loop.last or m['role'] == 'user' %}<{{ m['role'] }}>"
-                           "{{ m['content'] }}{% endif %}{% endfor %}"
-                           "{% if add_generation_prompt %}<assistant>{% endif %}")
-    with pytest.raises(BadInput, match="rewrites earlier turns"):
-        encode(other, {"messages": TURNS})
-
-
 def test_bos_stands_once(tokenizer):
     import copy
 
@@ -65,8 +43,8 @@ def test_bos_stands_once(tokenizer):
     other.bos_token = "<system>"
     other._tokenizer.post_processor = TemplateProcessing(single="<system> $A", special_tokens=[
         ("<system>", other.bos_token_id)])
-    for template in (tokenizer.chat_template, "{{ bos_token }}" + tokenizer.chat_template):
-        other.chat_template = template
+    for text in (tokenizer.chat_template, "{{ bos_token }}" + tokenizer.chat_template):
+        other.chat_template = text
         ids = encode(other, {"messages": TURNS[1:3]}).input_ids
         assert ids.count(other.bos_token_id) == 1 and ids[0] == other.bos_token_id
         assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == 1

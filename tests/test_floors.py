@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "sftbench"
 FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket"},
-    {"modes", "store", "table"},
+    {"modes", "store", "table", "template"},
     {"hyperparameters", "notebook", "plots"},
     {"advice", "data", "models"},
     {"blocks", "methods", "live"},

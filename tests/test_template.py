@@ -1,0 +1,150 @@
+"""Masks under every chat template that TRL ships: the answers and their end token, and only they."""
+
+import copy
+import re
+from importlib.resources import files
+
+import pytest
+
+from sftbench import blocks, template
+from sftbench.blocks import IGNORED, encode_all, encode_prompt
+from sftbench.errors import BadInput
+
+SHIPPED = {path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
+           for path in files("trl").joinpath("chat_templates").iterdir() if path.name.endswith(".jinja")}
+# By the start of a template's name, read off the templates by eye: what ends an answer.
+ENDS = {
+    "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "deepseek": "<｜end▁of▁sentence｜>", "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>",
+    "gemma4": "<turn|>", "glm4moe": "<eos>",
+    "glm4moe_training": "<|user|>", "gptoss": "<|return|>", "idefics3": "<end_of_utterance>",
+    "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "llava_next": "</s>", "muse_glimmer": "<|eot|>",
+    "nemotron": "<|im_end|>", "phi3": "<|end|>", "qwen": "<|im_end|>", "smolvlm": "<end_of_utterance>",
+}
+SPACED = ("idefics3", "llava_next", "smolvlm")  # these put a space before the answer, which the model says
+SYSTEM = {"role": "system", "content": "Be brief."}
+SINGLE = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "In Lima."}]
+SEVERAL = [*SINGLE, {"role": "user", "content": "And the Lima one?"},
+           {"role": "assistant", "content": "assistant\n  Lima, „日本“ <b>&amp;"},
+           {"role": "user", "content": "In Lima."}, {"role": "assistant", "content": "Where is it?"}]
+
+
+def longest(name: str, table: dict) -> str:
+    return table[max((start for start in table if name.startswith(start)), key=len)]
+
+
+@pytest.fixture(scope="module")
+def many(tokenizer):
+    """A function from a shipped template to a tokenizer with it that knows all their special tokens."""
+    base, marks = copy.deepcopy(tokenizer), set(ENDS.values()) - {ENDS["cohere2"]}
+    for text in SHIPPED.values():
+        marks |= set(re.findall(r"<\|[\w/]+\|>|<\|\w+>|<\w+\|>|<\w+_of_\w+>|<｜[^｜]+｜>|</?think>", text))
+    base.add_special_tokens({"additional_special_tokens": sorted(marks)})
+
+    def make(text: str, eos: str = "<eos>"):
+        made = copy.deepcopy(base)
+        made.chat_template, made.eos_token, made.bos_token = text, eos, "<bos>"
+        return made
+    return make
+
+
+def trained(tokenizer, encoded) -> str:
+    return tokenizer.decode([label for label in encoded.labels if label != IGNORED])
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_shipped_template_trains_the_answers_and_their_ends(many, name):
+    end = longest(name, ENDS)
+    tokenizer = many(SHIPPED[name], "<eos>" if end != "<｜end▁of▁sentence｜>" else end)
+    space = " " * any(map(name.startswith, SPACED))
+    for messages in (SINGLE, SEVERAL, [SYSTEM, *SINGLE], [SYSTEM, *SEVERAL]):
+        rows = encode_all(tokenizer, {"messages": messages})
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert "".join(trained(tokenizer, row) for row in rows) == "".join(
+            space + answer + end for answer in answers)
+        whole = tokenizer.decode(rows[-1].input_ids)
+        assert all(message["content"] in whole for message in messages)
+        assert whole.endswith(end) and whole.count("<bos>") <= 1
+        prompt = encode_prompt(tokenizer, messages[:-1])
+        assert rows[-1].input_ids[:len(prompt)] == prompt
+        assert trained(tokenizer, rows[-1]).endswith(
+            tokenizer.decode(rows[-1].input_ids[len(prompt):]))
+    stop = tokenizer.convert_tokens_to_ids("<" + end.rpartition("<")[2])
+    assert stop in template.end_tokens(tokenizer) and len(template.end_tokens(tokenizer)) <= 2
+
+
+@pytest.mark.parametrize(("name", "count"), [("qwen2_5", 1), ("llama3", 1), ("gemma3", 1), ("phi3", 1),
+                                             ("qwen3", 3), ("gptoss", 3), ("glm4moe", 3)])
+def test_an_answer_is_a_row_of_its_own_where_history_is_rewritten(many, name, count):
+    rows = encode_all(many(SHIPPED[name]), {"messages": SEVERAL})
+    assert len(rows) == count
+    tokenizer = many(SHIPPED[name])
+    for row, number in zip(rows, (2, 4, 6), strict=False):
+        last = len(SEVERAL) if count == 1 else number
+        prompt = encode_prompt(tokenizer, SEVERAL[:last - 1])
+        assert row.input_ids[:len(prompt)] == prompt
+    assert ("row of its own" in template.describe(tokenizer)) == (count > 1)
+
+
+def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many):
+    thinking = [SINGLE[0], {"role": "assistant", "content": "<think>\nPeru?\n</think>\n\nIn Lima."}]
+    for name in ("qwen3", "deepseek_r1_distill", "qwen3_5_think", "llama3"):
+        tokenizer = many(SHIPPED[name], ENDS["deepseek"] if "deepseek" in name else "<eos>")
+        row, = encode_all(tokenizer, {"messages": thinking})
+        opened = template.render(tokenizer, SINGLE[:1], ask=True)
+        assert tokenizer.decode(row.input_ids).startswith(opened)
+        said = trained(tokenizer, row)
+        assert said.endswith("Peru?\n</think>\n\nIn Lima." + longest(name, ENDS))
+        assert (opened + said).count("<think>") == 1
+        prompt = encode_prompt(tokenizer, thinking)
+        assert tokenizer.decode(prompt) == opened and row.input_ids[:len(prompt)] == prompt
+
+
+def test_what_reproduces_the_prompt_is_told(many):
+    assert template.options_for_asking(many(SHIPPED["qwen3"])) == {"enable_thinking": False}
+    assert template.options_for_asking(many(SHIPPED["llama3"])) == {}
+    assert template.options_for_asking(many(SHIPPED["gptoss"])) is None
+    assert "as with enable_thinking=False" in template.describe(many(SHIPPED["qwen3"]))
+    assert "no system message" in template.describe(many(SHIPPED["gemma"]))
+    assert "no system message" not in template.describe(many(SHIPPED["gemma3"]))
+
+
+def test_the_default_template_ends_answers_with_the_models_own_token(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template.DEFAULT_CHAT_TEMPLATE
+    row, = encode_all(other, {"messages": [SYSTEM, *SEVERAL]})
+    assert trained(other, row) == "".join(
+        message["content"] + "<eos>" for message in SEVERAL if message["role"] == "assistant")
+    assert template.describe(other).startswith("sftbench's default")
+    assert template.describe(tokenizer).startswith("the model's own")
+
+
+def test_a_plain_text_end_is_no_end_token(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}[END]\n{% endfor %}"
+                           "{% if add_generation_prompt %}<assistant>{% endif %}")
+    rows = encode_all(other, {"messages": SEVERAL})
+    assert trained(other, rows[0]) == "In Lima.<eos>" and len(rows) == 3
+    assert template.end_tokens(other) == [other.eos_token_id]
+
+
+def test_an_end_token_is_trained_where_it_pads_too(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = other.eos_token
+    rows = encode_all(other, {"messages": SINGLE}) + encode_all(other, {"text": "The item 1 is in Oslo."})
+    batch = blocks.collate(list(blocks.to_dataset([[row] for row in rows])), other.pad_token_id, packed=False)
+    assert [(labels == other.eos_token_id).sum().item() for labels in batch["labels"]] == [1, 1]
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("{{ raise_exception('Nothing pleases me') }}", "cannot show a question and its answer: Nothing"),
+    ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "cannot show a question"),
+    ("{% for m in messages %}{{ m['content'] | replace('Lima', 'Oslo') }}\n{% endfor %}",
+     "changes this answer"),
+])
+def test_a_template_that_cannot_be_masked_is_refused(tokenizer, text, words):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = text
+    with pytest.raises(BadInput, match=words):
+        encode_all(other, {"messages": SINGLE})
