@@ -118,7 +118,7 @@ def ready(make_model, tmp_path_factory):
 def test_the_recipe_as_text_gives_each_value_its_reason(ready):
     text = views.recipe_text(ready)
     assert "learning_rate                    0.001 as you set it" in text
-    assert "(R8)" in text and "num_train_epochs" in text
+    assert "(R8)" in text and "num_train_epochs" in text and "answers end with '<eos>'" in text
     assert all(len(line) <= 100 for line in text.splitlines())
     assert "probe_share" not in text and "probe_share" in views.recipe_text(ready, everything=True)
 
