@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .errors import BadInput
@@ -89,7 +88,7 @@ def _try(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool) 
     """What the template shows and why it could not; a template may raise whatever its expressions raise."""
     try:
         return _render(tokenizer, messages, parts), ""
-    except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+    except Exception as error:
         return "", str(error)
 
 
@@ -105,7 +104,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], ask: bool =
         messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     try:
         return _render(tokenizer, messages, frame.parts, ask, **options)
-    except TemplateError as error:
+    except Exception as error:
         raise BadInput(f"the model's chat template refuses this conversation: {error}") from error
 
 
