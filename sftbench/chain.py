@@ -17,7 +17,19 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import set_seed
 
-from . import __version__, blocks, data, evaluate, methods, models, runs, store, template, train
+from . import (
+    __version__,
+    blocks,
+    data,
+    evaluate,
+    methods,
+    models,
+    runs,
+    store,
+    template,
+    train,
+    yardstick,
+)
 from .errors import BadInput, RunFailed
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
@@ -224,7 +236,8 @@ def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: s
     """All probes on a state, as reloaded from disk; scores are kept in the store and not taken twice."""
     recipe, shelf = ready.recipe, runs.store_of(folder)
     key = store.key_of(state=state.key, max_length=recipe.max_length, max_new_tokens=recipe.max_new_tokens,
-                       probes={name: data.digest(role.probe) for name, role in ready.roles.items()})
+                       probes={name: data.digest(role.probe) for name, role in ready.roles.items()},
+                       yardstick=yardstick.digest() if recipe.yardstick else None)
     place = shelf / "probes" / f"{key}.json"
     if place.exists():
         scores = json.loads(place.read_text())
@@ -232,6 +245,8 @@ def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: s
         model = load_state(shelf, state, recipe.model_revision)
         scores = {name: evaluate.probe(model, ready.tokenizer, ready.roles[name].probe, recipe.max_length,
                                        recipe.max_new_tokens) for name in ROLES if name in ready.roles}
+        if recipe.yardstick:
+            scores["yardstick"] = yardstick.score(model, ready.tokenizer)
         del model
         release_memory()
         place.parent.mkdir(parents=True, exist_ok=True)

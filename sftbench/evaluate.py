@@ -12,33 +12,42 @@ from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, to_da
 from .template import end_tokens
 
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
+LOGITS_PER_BATCH = 10**8  # 0.4 GB in float32: a large vocabulary's logits outgrow all else
+
+
+def loss(model, encoded: list[Encoded], pad_token_id: int) -> float:
+    """Mean loss in nats per trained token over all rows, each row by itself; rows are batched by length."""
+    count = sum(label != IGNORED for row in encoded for label in row.labels[1:])
+    return sum(row_nats(model, encoded, pad_token_id)) / count
 
 
 @torch.no_grad()
-def loss(model, encoded: list[Encoded], pad_token_id: int) -> float:
-    """Mean loss in nats per trained token over all rows, each row by itself; rows are batched by length."""
-    training, total, count = model.training, 0.0, 0
+def row_nats(model, encoded: list[Encoded], pad_token_id: int) -> list[float]:
+    """What each row costs, in order: the sum over its trained tokens of their negative log-likelihood."""
+    training, nats = model.training, [0.0] * len(encoded)
     model.eval()
-    for rows in _batches(encoded):
-        batch = collate(list(to_dataset([[row] for row in rows])), pad_token_id, packed=False)
+    for numbers in _batches(encoded, model.config.get_text_config().vocab_size):
+        rows = to_dataset([[encoded[number]] for number in numbers])
+        batch = collate(list(rows), pad_token_id, packed=False)
         batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        total += cross_entropy(logits.flatten(0, 1), labels.flatten(),
-                               ignore_index=IGNORED, reduction="sum").item()
-        count += int((labels != IGNORED).sum())
+        costs = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        for number, cost in zip(numbers, costs.view_as(labels).sum(1).tolist(), strict=True):
+            nats[number] = cost
     model.train(training)
-    return total / count
+    return nats
 
 
-def _batches(encoded: list[Encoded]):
-    """Rows of like length together, at most TOKENS_PER_BATCH tokens with padding."""
-    ordered, batch = sorted(encoded, key=lambda row: len(row.input_ids), reverse=True), []
-    for row in ordered:
-        if batch and len(batch[0].input_ids) * (len(batch) + 1) > TOKENS_PER_BATCH:
+def _batches(encoded: list[Encoded], vocabulary: int):
+    """Rows' numbers, rows of like length together: at most so many tokens, padding included, and logits."""
+    lengths = [len(row.input_ids) for row in encoded]
+    most, batch = min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary), []
+    for number in sorted(range(len(encoded)), key=lambda number: -lengths[number]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(number)
     if batch:
         yield batch
 

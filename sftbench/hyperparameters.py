@@ -28,6 +28,7 @@ ENOUGH = {"sft": (1e5, 2, 2), "cpt": (1e9, 1, 1)}
 LENGTHS = (128, 1024)  # shortest and longest advised block, in tokens
 LARGE_MODEL = 1e9  # parameters from which activations are worth recomputing
 ANSWER_MARGIN, ANSWER_MOST, ANSWER_UNKNOWN = 4, 256, 64  # tokens
+YARDSTICK_LENGTH = 256  # tokens of the yardstick's longest row for a tokenizer that splits it into bytes
 FAR_OFF = 5  # a rate so many times above or below the advised one is warned of
 
 
@@ -159,6 +160,16 @@ def _advise_new_tokens(recipe: Recipe, known: dict) -> tuple:
     return min(answer + ANSWER_MARGIN, ANSWER_MOST), f"the longest answer of a probe has {answer} tokens"
 
 
+def _advise_yardstick(recipe: Recipe, known: dict) -> tuple:
+    if known.get("pocket"):
+        return False, "a pocket model knows nothing of what it asks"
+    if any((known.get("rows") or {}).get(role) is not None for role in ("general_text", "general_tasks")):
+        return False, "your own general data shows what is forgotten"
+    if (known.get("context") or YARDSTICK_LENGTH) < YARDSTICK_LENGTH:
+        return False, f"its texts need {YARDSTICK_LENGTH} positions, and the model has {known['context']:,}"
+    return True, "you have no general data, and without any nothing would show what is forgotten"
+
+
 # In order: what stands above may be used below. Each returns value and reason, whatever the field holds.
 ADVISED: dict[str, Callable[[Recipe, dict], tuple]] = {
     "cpt_method": _advise_cpt_method,
@@ -177,6 +188,7 @@ ADVISED: dict[str, Callable[[Recipe, dict], tuple]] = {
     "gradient_checkpointing": _advise_checkpointing,
     "bnb_4bit_compute_dtype": _advise_compute_dtype,
     "max_new_tokens": _advise_new_tokens,
+    "yardstick": _advise_yardstick,
 }
 
 

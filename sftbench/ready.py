@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, evaluate, models, modes, template
+from . import advice, blocks, data, evaluate, models, modes, pocket, template
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -96,7 +96,7 @@ def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.R
     known = {
         "rows": {name: len(role.train) for name, role in roles.items()},
         "tokens": {name: sum(counts) for name, counts in lengths.items()},
-        "device": models.device().type, "bf16": models.has_bf16(),
+        "device": models.device().type, "bf16": models.has_bf16(), "pocket": start in pocket.FOLDERS,
         "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
         "vocabulary": config.get_text_config().vocab_size, "parameters": models.count_parameters(config),
         "system_prompts": any(row["messages"][0]["role"] == "system" for name, role in roles.items()

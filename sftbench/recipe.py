@@ -55,6 +55,9 @@ class Recipe:
     general_tasks_probe: str | None = _field(None, "held-out general tasks; None: split off general_tasks")
     probe_share: float = _field(0.1, "share of a role's rows split off as its probe", above=0, below=1)
     probe_rows: int = _field(200, "rows of each probe that are scored, at most", min=1)
+    yardstick: bool | None = _field(
+        None, "score the built-in general probe too; None: where you have no general data and no pocket model"
+    )
     pocket_seed: int = _field(0, "which of the pocket's invented companies is the domain", min=0)
 
     general_share: float | None = _field(

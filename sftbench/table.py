@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .runs import duration, read_result
 
-COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text")
+COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text", "yardstick")
 MEASURES = ("loss", "accuracy", "f1")
 
 
@@ -79,4 +79,9 @@ def _reading(first: dict, last: dict) -> list[str]:
         word = "rose: that much was forgotten" if rise > 0.05 else "did not rise: nothing was forgotten there"
         lines.append(f"Loss on general text {first['general_text']['loss']:.2f} -> "
                      f"{last['general_text']['loss']:.2f} nats per token; it {word}.")
+    if "yardstick" in last:
+        english, chinese = (" -> ".join(f"{side['yardstick'][f'accuracy_{language}']:.0%}"
+                                        for side in (first, last)) for language in ("en", "zh"))
+        lines.append(f"Yardstick (built-in general probe), questions right: English {english}, "
+                     f"Chinese {chinese} (chance: 25%).")
     return lines

@@ -171,7 +171,7 @@ def test_a_folder_with_another_recipes_run_is_refused(recipe):
 def test_a_probe_without_data_is_absent(recipe, tmp_path):
     mine = recipe("no-general", mode="2", general_text=None, general_tasks=None)
     result = result_of(chain.run(mine))
-    assert set(result["stages"][0]["probes"]) == {"domain_text", "domain_tasks"}
+    assert set(result["stages"][0]["probes"]) == {"domain_text", "domain_tasks", "yardstick"}
 
 
 def test_the_folder_holds_what_the_contract_says(recipe):

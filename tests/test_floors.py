@@ -15,7 +15,7 @@ FLOORS = [
     {"advice", "data", "models"},
     {"blocks", "methods", "live"},
     {"evaluate"},
-    {"train", "ready"},
+    {"train", "ready", "yardstick"},
     {"chain"},
     {"views"},
     {"__main__"},
