@@ -1,10 +1,11 @@
-"""The command line: `sftbench run`, `notebook`, `show`, `modes`, `methods`, `advise`, `stages`.
+"""The command line: `sftbench run`, `notebook`, `show`, `talk`, `modes`, `methods`, `advise`, `stages`.
 
 Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interrupted.
 """
 
 import argparse
 import contextlib
+import json
 import shutil
 import sys
 import threading
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", metavar="DIR",
                              help="folder of the run (default: a new one under runs/)")
     add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
+    _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
     add("modes", _modes, "list the modes and their stages")
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
@@ -79,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     stages = add("stages", _stages, "list stored stages that no run uses")
     stages.add_argument("--remove", action="store_true", help="remove them")
     return parser
+
+
+def _add_talk(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", nargs="+",
+                         help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
+    command.add_argument("--prompt", action="append", metavar="TEXT",
+                         help="what to ask; may be repeated (default: the run's first probe questions)")
+    command.add_argument("--system", metavar="TEXT", help="a system prompt before each of them")
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
+    command.add_argument("--json", action="store_true", help="a JSON list of checkpoint, prompt and answer")
 
 
 def _add_advise(command: argparse.ArgumentParser) -> None:
@@ -133,6 +145,12 @@ def _report(folder: Path, places: dict[str, Path]) -> None:
 def _show(options) -> None:
     from .table import ledger
     say(ledger(options.run))
+
+
+def _talk(options) -> None:
+    from .talk import table, talk
+    answers = talk(options.checkpoint, options.prompt, options.system, options.max_new_tokens)
+    say(json.dumps(answers, ensure_ascii=False, indent=1) if options.json else table(answers))
 
 
 def _modes(options) -> None:

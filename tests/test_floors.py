@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluate"},
     {"train", "ready", "yardstick"},
     {"chain"},
-    {"views"},
+    {"views", "talk"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,89 @@
+"""Talk: several checkpoints, the same prompts, answers as plain transformers gives them."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftbench import chain, runs
+from sftbench.__main__ import main
+from sftbench.errors import BadInput
+from sftbench.recipe import Recipe, override
+from sftbench.talk import find, table, talk
+from tests.conftest import small_rows
+
+
+@pytest.fixture(scope="module")
+def run(make_model, tmp_path_factory):
+    """A small finished run of two stages that has learnt a little."""
+    folder = tmp_path_factory.mktemp("talk")
+    paths = {}
+    for role in ("domain_text", "domain_tasks"):
+        paths[role] = str(folder / f"{role}.jsonl")
+        with open(paths[role], "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in small_rows(role))
+    return str(chain.run(override(Recipe(), mode="2", model=make_model(), max_steps=12, probe_rows=4,
+                                  learning_rate=1e-2, pretraining_learning_rate=1e-2,
+                                  output_dir=str(folder / "run"), **paths)))
+
+
+def plainly(folder, question: str, tokens: int = 8, before: tuple = ()) -> str:
+    """The greedy answer by transformers alone."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    batch = tokenizer.apply_chat_template([*before, {"role": "user", "content": question}],
+                                          return_tensors="pt", add_generation_prompt=True, return_dict=True)
+    with torch.no_grad():
+        said = model.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(said[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+
+
+def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, make_model):
+    stages = runs.read_result(run)["stages"]
+    folders = {f"{run}:start": make_model(), f"{run}:cpt": runs.store_of(run) / stages[0]["key"] / "model",
+               run: runs.store_of(run) / stages[1]["key"] / "model", make_model("llama"): make_model("llama")}
+    prompts = ["Where is item 3?", "Where is item 5?"]
+    answers = talk(list(folders), prompts, max_new_tokens=8)
+    assert [(entry["prompt"], entry["checkpoint"]) for entry in answers] == [
+        (prompt, name) for prompt in prompts for name in folders]
+    assert all(entry["answer"] == plainly(folders[entry["checkpoint"]], entry["prompt"]) for entry in answers)
+    assert len({entry["answer"] for entry in answers}) > 2
+
+
+def test_without_a_prompt_the_probes_questions_are_asked(run, capsys):
+    assert main(["talk", f"{run}:start", run, "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    facts = {row["messages"][0]["content"]: row["messages"][1]["content"]
+             for row in small_rows("domain_tasks")}
+    assert len(answers) == 6 and all(facts[entry["prompt"]] == entry["wanted"] for entry in answers)
+    assert main(["talk", f"{run}:start", run]) == 0
+    said = capsys.readouterr().out
+    assert said.count("wanted") == 3 and said.count(":start ") == 3
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_a_system_prompt_is_read_first(run, make_model):
+    said, = talk([make_model()], ["Where is item 3?"], system="Say Quito.", max_new_tokens=8)
+    system = {"role": "system", "content": "Say Quito."}
+    assert said["answer"] == plainly(make_model(), "Where is item 3?", before=(system,))
+    assert said["answer"] != plainly(make_model(), "Where is item 3?")
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("{run}:sft", "no stage 'sft'; it has start, cpt, domain_sft"), ("{run}x:start", "no such folder"),
+    ("nowhere", "no such folder, and no hub name"),
+])
+def test_a_checkpoint_that_is_not_there_is_refused_before_any_loads(run, name, words, monkeypatch):
+    monkeypatch.setattr(chain.models, "load_model", lambda *args, **more: pytest.fail("a model was loaded"))
+    with pytest.raises(BadInput, match=words):
+        talk([run, name.format(run=run)], ["x"])
+    with pytest.raises(BadInput, match="nothing to ask"):
+        talk(["pocket"])
+    assert find(run) == find(f"{run}:domain_sft") == (run, 1) and find(f"{run}:start") == (run, None)
+
+
+def test_the_table_shows_text_as_text():
+    lines = table([{"checkpoint": "a", "prompt": "one\x1b[2J", "answer": "two\nthree " + "x" * 200},
+                   {"checkpoint": "b" * 80, "prompt": "one\x1b[2J", "answer": ""}]).splitlines()
+    assert lines[0] == "one\\x1b[2J" and "two" in lines[1] and "three" in lines[2]
+    assert "(nothing)" in lines[-1] and "…bbb" in lines[-1] and max(map(len, lines)) <= 100
