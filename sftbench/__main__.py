@@ -14,15 +14,7 @@ from pathlib import Path
 
 from . import modes, runs
 from .errors import BadInput, RunFailed
-from .recipe import FIELDS, METHOD_OPTIONS, Recipe, field_type, help_of, override, parse
-
-METHOD_WORDS = {
-    "full": "every weight",
-    "lora": "low-rank matrices beside the weight matrices",
-    "qlora": "the same on weights quantised to 4 bit: least memory",
-    "ptuning_v2": "a prefix of keys and values in every layer; the weights stay",
-    "freeze": "chosen parts: last or middle layers, norm, head, or new blocks that begin as the identity",
-}
+from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, field_type, help_of, override, parse
 
 
 def say(text: str = "") -> None:

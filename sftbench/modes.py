@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 
 from .errors import BadInput
-from .recipe import ROLES, nearest
+from .recipe import ROLES, Recipe, nearest
 
 _CPT = {"name": "cpt", "kind": "cpt", "shares": {"domain_text": 1.0}}
 _CPT_MIXED = {"name": "cpt_mixed", "kind": "cpt",
@@ -81,6 +81,21 @@ def drawing(mode: dict) -> str:
                             for role, share in stage["shares"].items())
         boxes.append(f"{stage['kind'].upper()} {shares}")
     return "  ->  ".join(f"[ {box} ]" for box in boxes)
+
+
+def check_methods(recipe: Recipe, stages: list[dict]) -> None:
+    """Refuse a chain in which a prefix would have to be handed to another method."""
+    chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]
+    for (name, method), (later_name, later) in zip(chain, chain[1:], strict=False):
+        if method == "ptuning_v2" != later:
+            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the "
+                           f"weights, so stage {later_name} cannot go on with {later}; take ptuning_v2 for "
+                           f"both, or another method for {name}")
+
+
+def stage_method(recipe: Recipe, stage: dict) -> str:
+    """The method of a stage: CPT stages may have their own."""
+    return recipe.cpt_method or recipe.method if stage["kind"] == "cpt" else recipe.method
 
 
 def _shares(stage: dict, general_share: float | None, task_share: float | None) -> dict:

@@ -34,7 +34,7 @@ def prepare(recipe: Recipe) -> Prepared:
     models.quiet_libraries()
     mode = modes.load(recipe.mode)
     stages = modes.stages(mode, recipe.general_share, recipe.task_share)
-    check_methods(recipe, stages)
+    modes.check_methods(recipe, stages)
     start = start_model(recipe, mode)
     models.load_config(start, recipe.model_revision)
     roles = data.load_roles(recipe)
@@ -57,21 +57,6 @@ def start_model(recipe: Recipe, mode: dict) -> str:
         return "pocket-chat"
     raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model "
                    f"(model is {recipe.model!r})")
-
-
-def check_methods(recipe: Recipe, stages: list[dict]) -> None:
-    """Refuse a chain in which a prefix would have to be handed to another method."""
-    chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]
-    for (name, method), (later_name, later) in zip(chain, chain[1:], strict=False):
-        if method == "ptuning_v2" != later:
-            raise BadInput(f"stage {name} trains a prefix (ptuning_v2), which cannot be merged into the "
-                           f"weights, so stage {later_name} cannot go on with {later}; take ptuning_v2 for "
-                           f"both, or another method for {name}")
-
-
-def stage_method(recipe: Recipe, stage: dict) -> str:
-    """The method of a stage: CPT stages may have their own."""
-    return recipe.cpt_method or recipe.method if stage["kind"] == "cpt" else recipe.method
 
 
 def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role]) -> None:

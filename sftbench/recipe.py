@@ -13,7 +13,14 @@ from typing import Any, get_args
 
 from .errors import BadInput
 
-METHODS = ("full", "lora", "qlora", "ptuning_v2", "freeze")
+METHOD_WORDS = {
+    "full": "every weight",
+    "lora": "low-rank matrices beside the weight matrices",
+    "qlora": "the same on weights quantised to 4 bit: least memory",
+    "ptuning_v2": "a prefix of keys and values in every layer; the weights stay",
+    "freeze": "chosen parts: last or middle layers, norm, head, or new blocks that begin as the identity",
+}
+METHODS = tuple(METHOD_WORDS)
 ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
 
 
@@ -187,6 +194,10 @@ def _within_limits(name: str, value: Any) -> None:
     if isinstance(value, str):
         if not value.strip() or not value.isprintable():
             raise BadInput(f"{name} is empty or holds unprintable characters: {value!r}")
+        # such text could not be told from an option or a missing value on a command line
+        if value.startswith("-") or value.lower() == "none":
+            raise BadInput(f"{name} may not be {value!r}; write ./{value} for a file of that name, "
+                           "and None without quotes for the advised value")
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise BadInput(f"{name} must be a finite number, not {value}")

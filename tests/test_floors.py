@@ -11,6 +11,7 @@ FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket"},
     {"modes", "store", "table", "template"},
+    {"spell"},
     {"hyperparameters", "notebook", "plots"},
     {"advice", "data", "models"},
     {"blocks", "methods", "live"},
@@ -23,7 +24,8 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
-LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "__main__"}
+LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
+         "__main__"}
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 

@@ -1,0 +1,101 @@
+"""The three lives of a recipe are one: command line, parameters cell and stored run give equal objects."""
+
+import json
+import shlex
+
+import nbformat
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftbench import spell
+from sftbench.__main__ import _parser, recipe_of
+from sftbench.errors import BadInput
+from sftbench.recipe import FIELDS, Recipe, field_type, override, to_dict
+
+
+def values_of(name: str):
+    """Any value the field may have, and many it may not."""
+    limits, kind = FIELDS[name].metadata, field_type(name)
+    if "choices" in limits:
+        return st.sampled_from(limits["choices"]) | st.none()
+    return {bool: st.booleans() | st.none(), int: st.integers(0, 10**6) | st.none(),
+            float: st.floats(0, 2) | st.none(), str: st.text(min_size=1, max_size=20)}[kind]
+
+
+@st.composite
+def recipes(draw):
+    """Random recipes through the one door: values it refuses are left out."""
+    recipe = Recipe()
+    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), unique=True)):
+        try:
+            recipe = override(recipe, **{name: draw(values_of(name))})
+        except BadInput:
+            continue
+    return recipe
+
+
+def from_command(text: str) -> Recipe:
+    """What the command line makes of a shell command."""
+    options = _parser().parse_args(shlex.split(text)[1:])
+    return recipe_of(options, mode=options.mode)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the first text takes a second
+@given(recipes())
+def test_command_and_cell_give_the_recipe_back(recipe):
+    assert from_command(spell.as_command(recipe)) == recipe
+    assert spell.read_cell(spell.as_cell(recipe)) == recipe
+    namespace = {}
+    exec(spell.as_cell(recipe), namespace)
+    assert {name: namespace[name] for name in FIELDS if name in namespace} == {
+        name: value for name, value in to_dict(recipe).items() if name in namespace}
+
+
+@pytest.mark.parametrize("text", ["-x.jsonl", "none", "None"])
+def test_text_that_a_command_line_cannot_carry_is_refused_everywhere(text):
+    with pytest.raises(BadInput, match="may not be"):
+        override(Recipe(), domain_text=text)
+
+
+def test_only_what_was_set_is_spelt():
+    recipe = override(Recipe(), mode="4", method="lora", domain_text="my text.jsonl", packing=False)
+    assert spell.as_command(recipe) == (
+        "sftbench run 4 -p method lora -p domain_text 'my text.jsonl' -p packing false")
+    assert spell.as_cell(recipe).splitlines()[2] == (
+        'domain_text: str = "my text.jsonl"  # text of your field for CPT: a file; None: the pocket\'s, '
+        "with a pocket")
+
+
+def test_a_run_is_read_back_as_it_was_asked_for(tmp_path):
+    asked = override(Recipe(), mode="4", method="lora", seed=3)
+    resolved = to_dict(override(asked, learning_rate=1e-3, output_dir=str(tmp_path)))
+    (tmp_path / "recipe.json").write_text(json.dumps(
+        {"schema": 1, "recipe": resolved, "reasons": {"learning_rate": "0.001 because …"}}))
+    assert spell.read(tmp_path) == asked == spell.read(tmp_path / "recipe.json")
+
+
+def test_a_notebook_is_read_without_being_run_and_injected_values_win(tmp_path):
+    cells = [nbformat.v4.new_code_cell("mode: str = '4'\nseed: int = 1", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("seed = 2", metadata={"tags": ["injected-parameters"]})]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    assert spell.read(tmp_path / "a.ipynb") == override(Recipe(), mode="4", seed=2)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("recipe.json", "{", "not readable"), ("recipe.json", '{"schema": 9}', "schema 9"),
+    ("recipe.json", '{"schema": 1}', "no recipe"), ("a.ipynb", "[]", "not a notebook"),
+    ("a.ipynb", '{"cells": []}', "tagged parameters"),
+    ("a.ipynb", json.dumps({"cells": [{"source": "seed = open('x')", "metadata": {"tags": ["parameters"]}}]}),
+     "name = value"),
+    ("a.ipynb", json.dumps({"cells": [{"source": "sed = 1", "metadata": {"tags": ["parameters"]}}]}),
+     "did you mean 'seed'")])
+def test_what_is_no_recipe_is_refused_with_the_place(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=words):
+        spell.read(tmp_path / name)
+
+
+def test_a_missing_place_is_named(tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        spell.read(tmp_path / "gone")
