@@ -83,6 +83,18 @@ def drawing(mode: dict) -> str:
     return "  ->  ".join(f"[ {box} ]" for box in boxes)
 
 
+def start_model(recipe: Recipe, mode: dict) -> str:
+    """The model the mode starts from; raises BadInput where a chat model is needed and none is named."""
+    if mode["start"] == "base":
+        return recipe.model
+    if recipe.chat_model:
+        return recipe.chat_model
+    if recipe.model in ("pocket", "pocket-chat"):
+        return "pocket-chat"
+    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model "
+                   f"(model is {recipe.model!r})")
+
+
 def check_methods(recipe: Recipe, stages: list[dict]) -> None:
     """Refuse a chain in which a prefix would have to be handed to another method."""
     chain = [(stage["name"], stage_method(recipe, stage)) for stage in stages]

@@ -35,7 +35,7 @@ def prepare(recipe: Recipe) -> Prepared:
     mode = modes.load(recipe.mode)
     stages = modes.stages(mode, recipe.general_share, recipe.task_share)
     modes.check_methods(recipe, stages)
-    start = start_model(recipe, mode)
+    start = modes.start_model(recipe, mode)
     models.load_config(start, recipe.model_revision)
     roles = data.load_roles(recipe)
     check_roles(recipe, stages, roles)
@@ -45,18 +45,6 @@ def prepare(recipe: Recipe) -> Prepared:
     reasons["chat_template"] = template.describe(tokenizer)
     revision = models.revision_of(start, recipe.model_revision)
     return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known)
-
-
-def start_model(recipe: Recipe, mode: dict) -> str:
-    """The model the mode starts from; raises BadInput where a chat model is needed and none is named."""
-    if mode["start"] == "base":
-        return recipe.model
-    if recipe.chat_model:
-        return recipe.chat_model
-    if recipe.model in ("pocket", "pocket-chat"):
-        return "pocket-chat"
-    raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model "
-                   f"(model is {recipe.model!r})")
 
 
 def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role]) -> None:
@@ -101,7 +89,7 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bo
     it works with whatever roles have data.
     """
     models.quiet_libraries()
-    start = start_model(recipe, modes.load(recipe.mode))
+    start = modes.start_model(recipe, modes.load(recipe.mode))
     roles, tokenizer = data.load_roles(recipe), models.load_tokenizer(start, recipe.model_revision)
     known = measure(start, recipe.model_revision, tokenizer, roles) | said
     if with_losses and roles:

@@ -1,0 +1,132 @@
+"""The workbench: one form from choice to comparison, that edits a recipe and reads runs' folders."""
+
+import contextlib
+
+import ipywidgets as widgets
+import traitlets
+
+from . import advice, modes, spell
+from .errors import BadInput
+from .form_choose import choose
+from .form_parts import Choice, Fold, box, button, guarded, row, show, style, text
+from .recipe import FIELDS, Recipe, override
+
+STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
+NEXT = {"choose": ("look", "Next: look at the data"), "look": ("train", "Next: train"),
+        "train": ("compare", "Next: compare runs"), "compare": ("talk", "Next: talk to the models"),
+        "talk": ("choose", "Choose another recipe")}
+
+
+class Form(traitlets.HasTraits):
+    """The form's state: the recipe that its controls edit, what is known of data and model, and its status.
+
+    `widget` is what to show. Every change goes through `set`, so by `override`; what a control holds that is
+    no value stays in `errors`, by field, and the recipe keeps the value it had.
+    """
+
+    recipe = traitlets.Instance(Recipe)
+    known = traitlets.Dict()
+    errors = traitlets.Dict()
+
+    def __init__(self, recipe: Recipe | None = None):
+        super().__init__(recipe=recipe or Recipe())
+        self.controls, self.said, self.suggested = {}, {}, ""
+        self.is_quiet = False
+        self.status = text("", "sftb-told")
+        self.steps = Choice(STEPS, "choose", marks=False)
+        self.pages = {"choose": choose(self)}
+        self.forward = button("", self._forward, "sftb-main")
+        self.chain = text("", "sftb-quiet")
+        head = box(row(text("sftbench", "sftb-title"), self.chain),
+                   box(*self.steps.buttons.values(), classes=("sftb-steps",), kind=widgets.HBox))
+        foot = box(self.status, row(self.forward), classes=("sftb-status",))
+        self.widget = box(style(), head, *self.pages.values(), foot, self._spelt().widget, classes=("sftb",))
+        self.steps.observe(self._turn, "value")
+        self.observe(self._summarise, ["recipe", "errors"])
+        self._turn()
+        self._summarise()
+
+    def set(self, **values) -> None:
+        """Change recipe values through the one door; a refusal is told and changes nothing."""
+        guarded(self.say, self._set, values)
+
+    def _set(self, values: dict) -> None:
+        changed = override(self.recipe, **values)
+        modes.load(changed.mode)
+        self.recipe = changed
+
+    def say(self, words: str, bad: bool = False) -> None:
+        """Show one line of status; `bad` marks it as an error."""
+        self.status.value = f"! {words}" if bad else words
+        (self.status.add_class if bad else self.status.remove_class)("sftb-warn")
+
+    @contextlib.contextmanager
+    def quiet(self):
+        """While it lasts, controls are written without writing back."""
+        self.is_quiet = True
+        try:
+            yield
+        finally:
+            self.is_quiet = False
+
+    def stages(self) -> list[dict]:
+        """The recipe's stages, with its shares."""
+        return modes.stages(modes.load(self.recipe.mode), self.recipe.general_share, self.recipe.task_share)
+
+    def warnings(self) -> list[str]:
+        """What cannot run, and what departs far from the advice."""
+        try:
+            modes.check_methods(self.recipe, self.stages())
+        except BadInput as error:
+            return [str(error)]
+        return advice.warnings(self.recipe, {**self.known, **self.said})
+
+    def _summarise(self, _=None) -> None:
+        mode = modes.load(self.recipe.mode)
+        name = f"mode {self.recipe.mode}" if self.recipe.mode in modes.MODES else mode["name"]
+        method = self.recipe.method + (f" (CPT: {self.recipe.cpt_method})" if self.recipe.cpt_method else "")
+        self.chain.value = f"{name} · {method} · {self.recipe.model}"
+
+    def _turn(self, _=None) -> None:
+        """Show the chosen step, and the way on."""
+        for name, page in self.pages.items():
+            show(page, name == self.steps.value)
+        self.forward.description = self.forward.tooltip = NEXT[self.steps.value][1]
+
+    def _forward(self) -> None:
+        self.steps.value = NEXT[self.steps.value][0]
+
+    def _spelt(self) -> Fold:
+        """The recipe as a command and as a cell to copy, and a field to load another from."""
+        command, cell = (widgets.Textarea(description=words, layout={"width": "auto"}, rows=rows,
+                                          style={"description_width": "130px"})
+                         for words, rows in (("as a command", 2), ("as a parameters cell", 4)))
+        place = widgets.Text(description="load from", placeholder="a run's folder, a recipe.json, a notebook",
+                             style={"description_width": "130px"}, layout={"flex": "1 1 320px"})
+
+        def refresh(_=None) -> None:
+            command.value, cell.value = spell.as_command(self.recipe), spell.as_cell(self.recipe)
+            cell.rows = len(cell.value.splitlines()) + 1
+
+        self.observe(refresh, "recipe")
+        refresh()
+        return Fold("This recipe as a command, as a parameters cell; load another", command, cell,
+                    row(place, button("Load", lambda: self.load(place.value))))
+
+    def load(self, place: str) -> None:
+        """Take the recipe of a run's folder, a recipe.json or a notebook into the form."""
+        def act() -> None:
+            if not place.strip():
+                raise BadInput("name a run's folder, a recipe.json or a notebook to load from")
+            recipe = spell.read(place.strip())
+            modes.load(recipe.mode)
+            self.errors = {}
+            self.recipe = recipe
+            set_here = [name for name in FIELDS if getattr(recipe, name) != FIELDS[name].default]
+            self.say(f"Loaded {place}: {', '.join(set_here) or 'nothing but defaults'} set.")
+        guarded(self.say, act)
+
+
+def form(recipe: Recipe | None = None) -> widgets.Widget:
+    """The workbench as a widget: show it as the last line of a cell, or in Voila."""
+    return Form(recipe).widget

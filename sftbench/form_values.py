@@ -1,0 +1,168 @@
+"""The form's fields: a control for every value of a recipe, what is advised and why, and a mark."""
+
+from typing import Any
+
+import ipywidgets as widgets
+
+from . import hyperparameters
+from .errors import BadInput
+from .form_parts import Fold, box, show, text
+from .hyperparameters import ADVISED
+from .recipe import FIELDS, METHOD_OPTIONS, Recipe, field_type, help_of, parse
+
+GROUPS = {
+    "SFT stages": ("learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size"),
+    "CPT stages": ("cpt_learning_rate", "cpt_warmup_ratio", "cpt_num_train_epochs",
+                   "cpt_per_device_train_batch_size"),
+    "Mixture": ("general_share", "task_share"),
+    "Method": tuple(dict.fromkeys(name for names in METHOD_OPTIONS.values() for name in names)),
+    "All stages": ("max_steps", "max_length", "packing", "gradient_accumulation_steps", "lr_scheduler_type",
+                   "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing"),
+    "Probes, seed and folder": ("probe_share", "probe_rows", "eval_steps", "max_new_tokens",
+                                "pretraining_learning_rate", "seed", "output_dir"),
+}
+
+IN_TABLE = {name for names in GROUPS.values() for name in names}
+ADVICE = ""  # stands for None in a list of choices, where ipywidgets 8.1 takes None for nothing chosen
+
+
+def advised(recipe: Recipe, known: dict) -> dict[str, tuple[Any, str]]:
+    """For every field its value if nothing is said, and why: advice, or the fixed default and its help."""
+    full, _ = hyperparameters.resolve(recipe, known)
+    return {name: ADVISED[name](full, known) if name in ADVISED else (FIELDS[name].default, words(name))
+            for name in FIELDS}
+
+
+def words(name: str) -> str:
+    """The help of a field, in the form's words: what a notebook calls None is an empty control here."""
+    return help_of(name).replace("None:", "empty:")
+
+
+def in_use(recipe: Recipe, stages: list[dict]) -> set[str]:
+    """The fields that have an effect with this chain and these methods."""
+    kinds = {stage["kind"] for stage in stages}
+    methods = {recipe.cpt_method or recipe.method if kind == "cpt" else recipe.method for kind in kinds}
+    used = set(FIELDS) - set(GROUPS["Method"]) - set(GROUPS["Mixture"])
+    if "cpt" not in kinds:
+        used -= set(GROUPS["CPT stages"]) | {"cpt_method"}
+    for method in methods:
+        used |= set(METHOD_OPTIONS[method])
+    for stage in stages:
+        tasks = {role for role in stage["shares"] if role.endswith("_tasks")}
+        if len(tasks) == 2 or recipe.general_share in (0, 1):
+            used.add("general_share")
+        if stage["kind"] == "cpt" and (tasks or recipe.task_share is not None):
+            used.add("task_share")
+    return used
+
+
+def shown(value: Any) -> str:
+    """A value as a short text: `advised` reads better than None only where a number is not known."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "–" if value is None else str(value)
+
+
+def field(form, name: str) -> widgets.Widget:
+    """The control of a recipe field: choices, yes or no, or a text; what it says goes by `override`.
+
+    A text that is no value of the field stays in the control, is told in words, and the recipe keeps the
+    value it had.
+    """
+    limits, kind = FIELDS[name].metadata, field_type(name)
+    common = {"description": name, "tooltip": words(name), "layout": {"width": "auto"},
+              "style": {"description_width": "228px" if name in IN_TABLE else "150px"}}
+    if "choices" in limits or kind is bool:
+        control = widgets.Dropdown(options=_options(name), value=_chosen(form.recipe, name), **common)
+    else:
+        control = widgets.Text(value=_written(form.recipe, name), continuous_update=False, **common)
+    form.controls.setdefault(name, control)
+
+    def send(change) -> None:
+        if form.is_quiet:
+            return
+        try:
+            value = _read(name, change.new)
+            form.errors = {key: told for key, told in form.errors.items() if key != name}
+            form.set(**{name: value})
+        except BadInput as error:
+            form.errors = {**form.errors, name: str(error)}
+            form.say(str(error), bad=True)
+
+    def receive(_=None) -> None:
+        wanted = (_chosen if isinstance(control, widgets.Dropdown) else _written)(form.recipe, name)
+        if control.value != wanted and name not in form.errors:
+            with form.quiet():
+                control.value = wanted
+
+    control.observe(send, "value")
+    form.observe(receive, "recipe")
+    return control
+
+
+def _options(name: str) -> list[tuple[str, Any]]:
+    values = FIELDS[name].metadata.get("choices", (True, False))
+    empty = [("advised", ADVICE)] if FIELDS[name].default is None else []
+    return empty + [(shown(value), value) for value in values]
+
+
+def _chosen(recipe: Recipe, name: str) -> Any:
+    value = getattr(recipe, name)
+    return ADVICE if value is None else value
+
+
+def _written(recipe: Recipe, name: str) -> str:
+    """A value as text; in the table a default is left to the placeholder."""
+    value = getattr(recipe, name)
+    return "" if value is None or (name in IN_TABLE and value == FIELDS[name].default) else str(value)
+
+
+def _read(name: str, entered: Any) -> Any:
+    """The value of a choice or a text; an empty one stands for the advised value or the default."""
+    if not isinstance(entered, str):
+        return entered
+    return parse(name, entered.strip()) if entered.strip() else FIELDS[name].default
+
+
+def values_fold(form) -> Fold:
+    """Every hyperparameter in a table: yours, advised, because."""
+    cells, rows, heads = [], {}, {}
+    for title in ("yours (empty: advised)", "advised", "because"):
+        cells.append(text(title, "sftb-quiet", "sftb-columns"))
+    for group, names in GROUPS.items():
+        heads[group] = text(group, "sftb-head", "sftb-wide")
+        cells.append(heads[group])
+        for name in names:
+            rows[name] = (field(form, name), text(), text("", "sftb-quiet"))
+            cells += rows[name]
+    fold = Fold("Values", box(*cells, classes=("sftb-values",), kind=widgets.Box))
+
+    def refresh(_=None) -> None:
+        best, used = advised(form.recipe, form.known), in_use(form.recipe, form.stages())
+        warned = {line.split()[0]: line for line in form.warnings()}
+        for name, (control, value, why) in rows.items():
+            for cell in (control, value, why):
+                show(cell, name in used)
+            value.value = shown(best[name][0])
+            _tell(why, form.errors.get(name) or warned.get(name), best[name][1])
+            if isinstance(control, widgets.Text):
+                control.placeholder = shown(best[name][0])
+        for group, head in heads.items():
+            show(head, bool(used & set(GROUPS[group])))
+        own = [name for name in rows if name in used
+               and getattr(form.recipe, name) not in (FIELDS[name].default, best[name][0])]
+        marked = sum(name in warned or name in form.errors for name in rows)
+        fold.say((f"yours: {', '.join(own)}" if own else "all as advised")
+                 + (f"; {marked} to look at" if marked else ""))
+
+    form.observe(refresh, ["recipe", "known", "errors"])
+    refresh()
+    return fold
+
+
+def _tell(label: widgets.Label, warning: str | None, reason: str) -> None:
+    """The warning with a mark in words, or else the reason."""
+    label.value = f"! {warning}" if warning else reason
+    (label.add_class if warning else label.remove_class)("sftb-warn")

@@ -1,0 +1,197 @@
+"""The form without a browser: what its controls say is in the recipe, and what is refused changes nothing."""
+
+import json
+import shlex
+
+import ipywidgets as widgets
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from sftbench import modes, spell
+from sftbench.__main__ import _parser, recipe_of
+from sftbench.form import Form
+from sftbench.form_choose import impossible_methods, impossible_modes, share_words, suggestion
+from sftbench.form_values import GROUPS, advised, in_use
+from sftbench.recipe import FIELDS, METHODS, Recipe, override, to_dict
+from tests.test_spell import recipes
+
+
+@pytest.fixture(scope="module")
+def form():
+    """One form for all tests; each begins with a fresh recipe."""
+    return Form()
+
+
+@pytest.fixture(autouse=True)
+def fresh(form):
+    form.errors, form.known, form.recipe = {}, {}, Recipe()
+    form.say("")
+
+
+def everything(widget):
+    """The widget and all that it holds."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from everything(child)
+
+
+def buttons(form, words: str) -> list:
+    return [made for made in everything(form.widget)
+            if isinstance(made, widgets.Button) and words in made.description]
+
+
+def press(form, words: str) -> None:
+    (made,) = buttons(form, words)
+    made.click()
+
+
+def enter(form, name: str, value) -> None:
+    form.controls[name].value = value
+
+
+def test_every_field_of_a_recipe_has_a_control(form):
+    assert set(form.controls) | {"method", "cpt_method"} == set(FIELDS)
+    assert len(buttons(form, "○")) + len(buttons(form, "●")) == len(modes.MODES) + 2 * len(METHODS) + 1
+
+
+def test_buttons_and_controls_make_the_recipe(form):
+    press(form, "○ 4")
+    buttons(form, "○ lora")[0].click()
+    enter(form, "learning_rate", "2e-3")
+    enter(form, "packing", False)
+    enter(form, "lora_r", " 8 ")
+    enter(form, "domain_text", "my text.jsonl")
+    assert form.recipe == override(Recipe(), mode="4", method="lora", learning_rate=2e-3, packing=False,
+                                   lora_r=8, domain_text="my text.jsonl")
+    enter(form, "learning_rate", "")
+    enter(form, "packing", "")
+    enter(form, "lora_r", "")
+    assert form.recipe == override(Recipe(), mode="4", method="lora", domain_text="my text.jsonl")
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("learning_rate", "fast", "must be float"), ("lora_r", "8.5", "must be int"),
+    ("seed", "-1", "at least 0"), ("learning_rate", "nan", "finite"),
+    ("mode", "9", "unknown mode"), ("domain_text", "-x", "may not be")])
+def test_what_is_no_value_is_told_and_changes_nothing(form, name, text, words):
+    before = form.recipe
+    enter(form, name, text)
+    assert form.recipe == before and words in form.status.value and "sftb-warn" in form.status._dom_classes
+    enter(form, name, "")
+    assert form.errors == {}
+
+
+@settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=40)
+@given(recipes())
+def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
+    recipe = override(recipe, mode="4")  # a text that names no mode has no chain to show
+    form.recipe = recipe
+    assert form.recipe == recipe
+    command, cell = (made.value for made in everything(form.widget) if isinstance(made, widgets.Textarea))
+    options = _parser().parse_args(shlex.split(command)[1:])
+    assert recipe_of(options, mode=options.mode) == recipe == spell.read_cell(cell)
+    for name, control in form.controls.items():  # each control writes what it shows, and nothing changes
+        shown = control.value
+        with form.quiet():
+            control.value = "" if isinstance(control, widgets.Text) else control.value
+        control.value = shown
+        assert getattr(form.recipe, name) == getattr(recipe, name), name
+
+
+def test_a_rate_ten_times_too_high_is_marked_beside_its_control(form):
+    enter(form, "learning_rate", "1e-4")
+    told = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
+            and "sftb-warn" in made._dom_classes and "learning_rate" in made.value]
+    assert told == ["! learning_rate 0.0001 is 10 times above the 1e-05 advised for full (R8)"]
+    assert any("1 to look at" in made.description for made in buttons(form, "Values"))
+    enter(form, "learning_rate", "")
+    assert buttons(form, "all as advised")
+
+
+def test_advised_values_follow_what_is_known(form):
+    assert advised(Recipe(), {})["num_train_epochs"][0] == 3
+    assert advised(Recipe(), {"rows": {"domain_tasks": 100_000}})["num_train_epochs"][0] == 2
+    assert advised(override(Recipe(), learning_rate=5.0), {})["learning_rate"][0] == pytest.approx(1e-5)
+    form.known = {"rows": dict.fromkeys(("domain_text", "domain_tasks"), 100_000)}
+    assert form.controls["num_train_epochs"].placeholder == "2"
+
+
+def test_only_what_has_an_effect_is_shown():
+    def used(**values):
+        recipe = override(Recipe(), **values)
+        return in_use(recipe, modes.stages(modes.load(recipe.mode)))
+    assert not used(mode="1") & set(GROUPS["CPT stages"]) and "general_share" not in used(mode="2")
+    assert "task_share" in used(mode="5") and "lora_r" in used(method="qlora")
+    assert "bnb_4bit_quant_type" not in used(method="lora")
+    assert {"num_virtual_tokens", "trainable_parts"} <= used(method="freeze", cpt_method="ptuning_v2")
+
+
+def test_a_chain_that_cannot_be_is_greyed_with_the_reason(form):
+    form.set(cpt_method="ptuning_v2", method="ptuning_v2")
+    reasons = impossible_methods(form.recipe)
+    assert set(reasons) == set(METHODS) - {"ptuning_v2"} and "cannot be merged" in reasons["lora"]
+    lora, cpt_lora = buttons(form, "○ lora")
+    assert lora.disabled and "cannot be merged" in lora.tooltip and not cpt_lora.disabled
+    form.set(mode="1")
+    assert not buttons(form, "○ lora")[0].disabled
+
+
+def test_modes_without_model_or_data_are_greyed_with_the_reason(form):
+    recipe = override(Recipe(), model="my/model")
+    assert set(impossible_modes(recipe, {})) == {"6", "7"}
+    lacking = impossible_modes(Recipe(), {"rows": {"domain_text": 5, "domain_tasks": 5}})
+    assert set(lacking) == {"3", "4", "5"} and "general_tasks" in lacking["3"]
+    form.recipe = recipe
+    assert buttons(form, "○ 6")[0].disabled and not buttons(form, "○ 5")[0].disabled
+
+
+def test_the_drawing_shares_what_the_modes_share(form):
+    boxes = {made.layout.grid_area: made.value for made in everything(form.widget)
+             if isinstance(made, widgets.Label) and "sftb-box" in made._dom_classes}
+    assert boxes["1 / 2 / 6 / 3"] == "base" and boxes["6 / 2 / 8 / 3"] == "chat"
+    assert boxes["2 / 3 / 5 / 4"] == "CPT\ndomain text"  # modes 2 to 4
+    prefixes = {(mode["start"], *(stage["name"] for stage in mode["stages"][:depth]))
+                for mode in modes.MODES.values() for depth in range(len(mode["stages"]) + 1)}
+    assert len(boxes) == len(prefixes)
+
+
+def test_shares_are_said_as_they_are():
+    shares = [share_words(stage["shares"]) for stage in modes.stages(modes.MODES["5"], 0.5, 0.2)]
+    assert shares == ["80% text + 20% tasks", "50% domain + 50% general tasks"]
+
+
+def test_four_questions_lead_to_a_mode_with_its_rules(form):
+    assert suggestion({"wants": "both", "resources": "much"})[0] == "5"
+    best, rules = suggestion({"resources": "little"})
+    assert best == "6" and rules[0].startswith("R7")
+    asked = {made.description: made for made in everything(form.widget) if isinstance(made, widgets.Dropdown)}
+    asked["What counts in the end?"].value = "general ability too"
+    asked["How much hardware and time is there?"].value = "much"
+    press(form, "Take mode 5")
+    assert form.recipe.mode == "5"
+
+
+def test_a_run_is_loaded_and_a_wrong_place_is_told(form, tmp_path):
+    recipe = override(Recipe(), mode="5", method="freeze", seed=7)
+    (tmp_path / "recipe.json").write_text(json.dumps({"schema": 1, "recipe": to_dict(recipe)}))
+    form.load(str(tmp_path))
+    assert form.recipe == recipe
+    form.load(str(tmp_path / "gone"))
+    assert form.recipe == recipe and "no such file" in form.status.value
+
+
+def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(form, monkeypatch, caplog):
+    def broken(place):
+        raise RuntimeError("put in on purpose")
+    monkeypatch.setattr(spell, "read", broken)
+    form.load("anything")
+    assert form.status.value == "! RuntimeError: put in on purpose" and "on purpose" in caplog.text
+    press(form, "○ 6")
+    assert form.recipe.mode == "6"
+
+
+def test_every_control_has_a_name_and_can_be_reached(form):
+    for made in everything(form.widget):
+        if isinstance(made, (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.Button)):
+            assert made.description.strip(), made
+            assert made.tabbable is not False
