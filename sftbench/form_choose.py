@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from . import advice, modes
 from .errors import BadInput
 from .form_parts import Choice, Fold, box, button, row, show, text
-from .form_values import field, values_fold
+from .form_values import MODEL_AND_DATA, MORE_DATA, field, values_fold
 from .recipe import METHOD_WORDS, METHODS, ROLES, Recipe, override
 
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6", "start": "#EEEEEE"}
@@ -164,12 +164,10 @@ def method_list(form) -> widgets.Widget:
 
 def data_fold(form) -> Fold:
     """Model and data: the pocket unless something is named."""
-    names = ["model", "chat_model", *ROLES]
-    more = ["model_revision", "pocket_seed", *(f"{role}_probe" for role in ROLES), "mode"]
-    fold = Fold("Model and data", box(*(field(form, name) for name in names), classes=("sftb-two",),
+    fold = Fold("Model and data", box(*(field(form, name) for name in MODEL_AND_DATA), classes=("sftb-two",),
                                       kind=widgets.Box),
                 Fold("More: held-out files, revision, a mode of your own", box(
-                    *(field(form, name) for name in more), classes=("sftb-two",), kind=widgets.Box)).widget)
+                    *(field(form, name) for name in MORE_DATA), classes=("sftb-two",), kind=widgets.Box)).widget)
 
     def refresh(_=None) -> None:
         own = [role for role in ROLES if getattr(form.recipe, role)]

@@ -8,7 +8,7 @@ from . import hyperparameters
 from .errors import BadInput
 from .form_parts import Fold, box, show, text
 from .hyperparameters import ADVISED
-from .recipe import FIELDS, METHOD_OPTIONS, Recipe, field_type, help_of, parse
+from .recipe import FIELDS, METHOD_OPTIONS, ROLES, Recipe, field_type, help_of, parse
 
 GROUPS = {
     "SFT stages": ("learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size"),
@@ -18,10 +18,13 @@ GROUPS = {
     "Method": tuple(dict.fromkeys(name for names in METHOD_OPTIONS.values() for name in names)),
     "All stages": ("max_steps", "max_length", "packing", "gradient_accumulation_steps", "lr_scheduler_type",
                    "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing"),
-    "Probes, seed and folder": ("probe_share", "probe_rows", "eval_steps", "max_new_tokens",
-                                "pretraining_learning_rate", "seed", "output_dir"),
 }
-
+MODEL_AND_DATA = ("model", "chat_model", *ROLES)
+MORE_DATA = ("model_revision", "pocket_seed", *(f"{role}_probe" for role in ROLES), "mode")
+# whatever has no other place
+GROUPS["Probes, seed and folder"] = tuple(sorted(
+    set(FIELDS) - {"method", "cpt_method", *MODEL_AND_DATA, *MORE_DATA}.union(*GROUPS.values()),
+    key=list(FIELDS).index))
 IN_TABLE = {name for names in GROUPS.values() for name in names}
 ADVICE = ""  # stands for None in a list of choices, where ipywidgets 8.1 takes None for nothing chosen
 
