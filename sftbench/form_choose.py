@@ -164,10 +164,11 @@ def method_list(form) -> widgets.Widget:
 
 def data_fold(form) -> Fold:
     """Model and data: the pocket unless something is named."""
-    fold = Fold("Model and data", box(*(field(form, name) for name in MODEL_AND_DATA), classes=("sftb-two",),
-                                      kind=widgets.Box),
-                Fold("More: held-out files, revision, a mode of your own", box(
-                    *(field(form, name) for name in MORE_DATA), classes=("sftb-two",), kind=widgets.Box)).widget)
+    def pairs(names):
+        return box(*(field(form, name) for name in names), classes=("sftb-two",), kind=widgets.Box)
+
+    more = Fold("More: held-out files, revision, a mode of your own", pairs(MORE_DATA))
+    fold = Fold("Model and data", pairs(MODEL_AND_DATA), more.widget)
 
     def refresh(_=None) -> None:
         own = [role for role in ROLES if getattr(form.recipe, role)]
