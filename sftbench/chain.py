@@ -3,38 +3,37 @@
 `run` writes the run's folder: the recipe first, an event whenever something happens, the result last.
 """
 
-import gc
 import json
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from peft import PeftModel
 from transformers import set_seed
 
 from . import (
-    __version__,
     blocks,
+    checkpoints,
     data,
     evaluate,
     methods,
     models,
+    process,
     runs,
     store,
     template,
     train,
     yardstick,
 )
-from .errors import BadInput, RunFailed
+from .checkpoints import Checkpoints
+from .errors import BadInput
+from .folder import describe, ended_early, release_memory, versions
 from .ready import LIVE_ROWS, Prepared, prepare
-from .recipe import ROLES, Recipe, differences, stage_settings, to_dict
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+from .recipe import ROLES, Recipe, stage_settings, to_dict
 
 
 @dataclass
@@ -51,79 +50,55 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
     """Train the recipe's chain and return the run's folder, with `result.json` in it.
 
     Every event is appended to `events.jsonl` and then handed to each callback. Stages that the store beside
-    the folder already holds are not trained again. Raises BadInput before any work, RunFailed in the middle
-    of it.
+    the folder already holds are not trained again, and one that was stopped goes on from its last checkpoint.
+    The first SIGINT or SIGTERM stops after a step, with a checkpoint; the second at once. Raises BadInput
+    before any work, RunFailed in the middle of it, Stopped where it was stopped.
     """
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
     folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
-    _open_folder(folder, ready)
-    emit = _emitter(folder, list(callbacks))
-    stage = {"name": "start"}
+    described = describe(folder, ready)
+    process.claim(folder)
     try:
-        datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
-        plan = {stage["name"]: train.steps_of(datasets[stage["name"]][0],
-                                              stage_settings(ready.recipe, stage["kind"]))
-                for stage in ready.stages}
-        emit({"stage": "start", "step": 0, "plan": plan})
-        state = State(store.key_of(start=ready.revision), ready.start)
-        start_probes = _score(folder, ready, state, emit, "start", 0)
-        entries = []
-        for stage in ready.stages:
-            state, entry = _stage(folder, ready, stage, state, datasets[stage["name"]], emit)
-            entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
-            entries.append(entry)
-        runs.write_json(folder / "result.json", {
-            "schema": runs.SCHEMA, "complete": True, "state": "done", "recipe": to_dict(ready.recipe),
-            "start": {"name": ready.mode["start"], "model": ready.start, "probes": start_probes},
-            "stages": entries, "forecast": {"steps": plan}, "versions": _versions()})
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        with suppress(OSError):  # the first error is the one to show
-            emit({"stage": stage["name"], "step": 0, "state": "stopped" if stopped else "failed",
-                  "message": str(error)})
-        if isinstance(error, OSError) and error.errno == 28:
-            raise RunFailed("the disk is full; free space and run again, finished stages are kept: "
-                            f"{error}") from error
-        raise
-    emit({"stage": stage["name"], "step": entries[-1]["steps"], "state": "done"})
+        with process.Stop(folder) as stop:
+            emit = runs.Recorder(folder, list(callbacks))
+            (folder / "result.json").unlink(missing_ok=True)
+            runs.write_json(folder / "recipe.json", described)
+            result = {"schema": runs.SCHEMA, "complete": False, "state": "running",
+                      "recipe": to_dict(ready.recipe), "start": {}, "stages": []}
+            try:
+                _train_chain(folder, ready, result, emit, stop)
+            except BaseException as error:
+                raise ended_early(folder, result, emit, error) from error
+            runs.write_json(folder / "result.json", result | {"complete": True, "state": "done"})
+            emit.settle()
+            emit({"stage": emit.last["stage"], "step": emit.last["step"], "state": "done"})
+    finally:
+        process.release(folder)
     return folder
 
 
-def _open_folder(folder: Path, ready: Prepared) -> None:
-    """Make the run's folder, or take up an earlier run of the same recipe in it; any other is refused."""
-    recipe = to_dict(ready.recipe)
-    if (folder / "recipe.json").exists():
-        changed = differences(runs.read_json(folder, "recipe.json")["recipe"], recipe)
-        if changed:
-            raise BadInput(f"{folder} holds a run of another recipe (they differ in {', '.join(changed)}); "
-                           "take another output_dir, or remove that folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "events.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    runs.write_json(folder / "recipe.json", {
-        "schema": runs.SCHEMA, "recipe": recipe, "mode": ready.mode,
-        "reasons": ready.reasons, "revision": ready.revision,
-        "data": {name: {"source": role.source, "rows": len(role.train), "probe_rows": len(role.probe),
-                        "dropped": role.dropped} for name, role in ready.roles.items()},
-        "versions": _versions()})
+def _train_chain(folder: Path, ready: Prepared, result: dict, emit: runs.Recorder,
+                 stop: process.Stop) -> None:
+    """All stages and the scores between them; what is known goes into `result` as it becomes known."""
+    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
+    result |= {"forecast": {"steps": plan(ready, datasets)}, "versions": versions()}
+    emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"]})
+    process.note(folder, state="running")
+    state = State(store.key_of(start=ready.revision), ready.start)
+    result["start"] = {"name": ready.mode["start"], "model": ready.start,
+                       "probes": _score(folder, ready, state, emit, "start", 0)}
+    for stage in ready.stages:
+        stop.check()
+        state, entry = _stage(folder, ready, stage, state, datasets[stage["name"]], emit, stop)
+        result["stages"].append(entry)
+        entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
 
 
-def _versions() -> dict:
-    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
-
-
-def _emitter(folder: Path, callbacks: list) -> Callable[[dict], None]:
-    """A function that appends an event and tells every callback; one that raises is dropped, on record."""
-    def emit(event: dict) -> None:
-        event = runs.append_event(folder, event)
-        for callback in list(callbacks):
-            try:
-                callback(event)
-            except Exception as error:
-                callbacks.remove(callback)
-                runs.append_event(folder, {"stage": event["stage"], "step": event["step"],
-                                           "callback_error": f"{type(error).__name__}: {error}"})
-    return emit
+def plan(ready: Prepared, datasets: dict[str, tuple[Dataset, dict]]) -> dict[str, int]:
+    """The optimiser steps of each stage, by its `stage_dataset`."""
+    return {stage["name"]: train.steps_of(datasets[stage["name"]][0],
+                                          stage_settings(ready.recipe, stage["kind"]))
+            for stage in ready.stages}
 
 
 def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
@@ -144,18 +119,19 @@ def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
 
 
 def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: tuple[Dataset, dict],
-           emit: Callable) -> tuple[State, dict]:
+           emit: runs.Recorder, stop: process.Stop) -> tuple[State, dict]:
     """The stage taken from the store, or trained and put there; its state and its entry for the result."""
     settings = stage_settings(ready.recipe, stage["kind"])
     content = {role: ready.roles[role].digest for role in stage["shares"]}
     key = store.key_of(parent=parent.key, kind=stage["kind"], shares=stage["shares"], settings=settings,
-                       data=content, versions=_versions())
+                       data=content, versions=versions())
     shelf = runs.store_of(folder)
-    with store.lock(shelf, key):
+    with _taken(store.lock(shelf, key), stage, emit, stop):
         reused = store.find(shelf, key) is not None
         if not reused:
-            store.build(shelf, key,
-                        lambda place: _train_into(place, shelf, ready, stage, parent, dataset, emit))
+            with checkpoints.of_stage(shelf, key, folder, ready.recipe.save_steps, stop) as kept:
+                store.build(shelf, key, lambda place: _train_into(
+                    place, shelf, ready, stage, parent, dataset, emit, kept))
     stored = json.loads((shelf / key / "stage.json").read_text(encoding="utf-8"))
     if reused:
         for event in stored["events"]:
@@ -167,25 +143,40 @@ def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: t
     return state, entry | stored["figures"]
 
 
+def _taken(lock: FileLock, stage: dict, emit: runs.Recorder, stop: process.Stop) -> FileLock:
+    """The stage's lock, once it is ours; while another run trains the stage, this one waits and says so."""
+    while True:
+        try:
+            return lock.acquire(timeout=0.2)
+        except Timeout:
+            if "waiting" not in emit.last:
+                emit.settle()
+                emit({"stage": stage["name"], "step": 0, "waiting": "another run trains this stage"})
+            stop.check()
+
+
 def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: State,
-                dataset: tuple[Dataset, dict], emit: Callable) -> None:
-    """Train the stage and write weights or adapter, its figures and its events into `place`."""
+                dataset: tuple[Dataset, dict], emit: runs.Recorder, kept: Checkpoints) -> None:
+    """Train the stage, from its last checkpoint if it has one, and write all that it leaves into `place`."""
     settings, tokenizer = stage_settings(ready.recipe, stage["kind"]), ready.tokenizer
     probes = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], settings["max_length"])[0]
               for name, role in ready.roles.items()}
     probes = {name: rows for name, rows in probes.items() if rows}
-    events = []
 
     def record(event: dict) -> None:
-        events.append(event)
         emit(event)
+        kept.events.append(emit.last)
 
+    _take_up(kept, stage, record)
+    emit.settle()
     set_seed(settings["seed"])
     model = load_state(shelf, parent, ready.recipe.model_revision, settings)
     model = methods.METHODS[settings["method"]](model, tokenizer, settings, _prefix_text(ready, stage))
     sizes = methods.trainable(model)
+    kept.stop.training = True
     figures = train.train(model, tokenizer, dataset[0], settings, stage["name"], record, probes,
-                          ready.recipe.eval_steps)
+                          ready.recipe.eval_steps, kept)
+    kept.stop.training = False
     if settings["method"] == "qlora":
         figures["quantisation_loss"] = _quantisation_loss(
             shelf, parent, ready, probes, figures["start_loss"])
@@ -194,9 +185,23 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
     figures |= {"parameters": model.num_parameters() if settings["method"] != "ptuning_v2"
                 else model.get_base_model().num_parameters(),
                 "trainable_parameters": sum(sizes.values()), "data": dataset[1]}
-    runs.write_json(place / "stage.json", {"figures": figures, "events": events})
+    runs.write_json(place / "stage.json", {"figures": figures, "events": kept.events})
     del model
     release_memory()
+
+
+def _take_up(kept: Checkpoints, stage: dict, record: Callable) -> None:
+    """Take the stage's last sound checkpoint, tell again what led up to it, and what was passed over."""
+    torn = kept.resolve()
+    for event in kept.progress.get("events", []):
+        record(event)
+    if torn or kept.found:
+        event = {"stage": stage["name"], "step": kept.progress.get("step", 0)}
+        if kept.found:
+            event["resumed"] = f"goes on from {kept.found.name}"
+        if torn:
+            event["passed_over"] = f"{', '.join(torn)}: not whole, written when the run was cut off"
+        record(event)
 
 
 def _prefix_text(ready: Prepared, stage: dict) -> str:
@@ -225,14 +230,7 @@ def load_state(shelf: Path, state: State, revision: str | None = None, settings:
     return model
 
 
-def release_memory() -> None:
-    """Give back what a finished stage held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: str, step: int) -> dict:
+def _score(folder: Path, ready: Prepared, state: State, emit: runs.Recorder, stage: str, step: int) -> dict:
     """All probes on a state, as reloaded from disk; scores are kept in the store and not taken twice."""
     recipe, shelf = ready.recipe, runs.store_of(folder)
     key = store.key_of(state=state.key, max_length=recipe.max_length, max_new_tokens=recipe.max_new_tokens,
@@ -242,6 +240,7 @@ def _score(folder: Path, ready: Prepared, state: State, emit: Callable, stage: s
     if place.exists():
         scores = json.loads(place.read_text())
     else:
+        emit.settle()
         model = load_state(shelf, state, recipe.model_revision)
         scores = {name: evaluate.probe(model, ready.tokenizer, ready.roles[name].probe, recipe.max_length,
                                        recipe.max_new_tokens) for name in ROLES if name in ready.roles}

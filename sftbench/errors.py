@@ -1,4 +1,4 @@
-"""The two ways a run ends badly: the input was wrong (exit code 2), or the work failed (exit code 1)."""
+"""The ways a run ends early: wrong input (exit code 2), failed work (1), a stop that was asked for (130)."""
 
 
 class BadInput(ValueError):
@@ -6,4 +6,15 @@ class BadInput(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The work began and could not be finished; the message says at which stage and step, and what to do."""
+    """The work began and could not be finished; the message says at which stage and step, and what to do.
+
+    `reason` is one word for it: `memory`, `disk`, `non-finite`, or empty.
+    """
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop and did; the same recipe in the same folder goes on from there."""

@@ -125,6 +125,9 @@ class Recipe:
     eval_steps: int | None = _field(
         None, "steps between two scores of the probes' loss; None: eight a stage", min=1
     )
+    save_steps: int | None = _field(
+        None, "steps between two checkpoints inside a stage; None: every ten minutes", min=1
+    )
     max_new_tokens: int | None = _field(
         None, "longest answer in a probe, in tokens; None: by the answers", min=1
     )

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -35,41 +36,119 @@ def store_of(folder: Path) -> Path:
     return Path(folder).resolve().parent / ".stages"
 
 
-def write_json(path: Path, data: dict) -> None:
-    """Write JSON in one move: a reader sees the old file or the whole new one, also after a power cut."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one move: a reader sees the old one or the whole new one, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
+def write_json(path: Path, data: dict) -> None:
+    """Write JSON in one move, as `write_text`; NaN and infinity are refused."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def stamped(event: dict) -> dict:
+    """The event as it is written: with its time, and null for NaN and infinity."""
+    event = {"time": round(time.time(), 3), **event}
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in event.items()}
+
+
+def _line(event: dict) -> str:
+    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def append_event(folder: Path, event: dict) -> dict:
     """Append one event as a whole line and return it as written, with its time; NaN and infinity are null."""
-    event = {"time": round(time.time(), 3), **event}
-    event = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-             for key, value in event.items()}
-    line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    event = stamped(event)
     with open(Path(folder) / "events.jsonl", "a", encoding="utf-8") as file:
-        file.write(line)
+        file.write(_line(event))
     return event
+
+
+class Tail:
+    """A run's events as they are written: `events` holds all so far, `read` takes in what is new.
+
+    Only whole lines count, and lines that are no events are passed over. A file that was replaced or
+    shortened, as when a stopped run goes on, starts over; `restarted` says so of the last `read`.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / "events.jsonl"
+        self.events: list[dict] = []
+        self.restarted, self._place, self._position = False, None, 0
+
+    def read(self) -> list[dict]:
+        """The events that came since the last call (after a restart: all), now also in `events`."""
+        self.restarted, data = False, b""
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if self._place != status.st_ino or status.st_size < self._position:
+                    self.restarted = self._place is not None
+                    self._place, self._position, self.events = status.st_ino, 0, []
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            pass
+        whole, newline, _ = data.rpartition(b"\n")
+        self._position += len(whole) + len(newline)
+        new = [event for line in whole.decode("utf-8", errors="replace").split("\n")
+               if (event := _event_of(line))]
+        self.events += new
+        return new
+
+
+def _event_of(line: str) -> dict | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "stage" in event and "step" in event else None
 
 
 def read_events(folder: Path) -> list[dict]:
     """All whole events of a run, in order; a torn last line and lines that are no events are passed over."""
-    path = Path(folder) / "events.jsonl"
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and "stage" in event and "step" in event:
-            events.append(event)
-    return events
+    return Tail(folder).read()
+
+
+class Recorder:
+    """Writes a run's events and tells each callback; a callback that raises is dropped, on record.
+
+    Where the folder holds events of an earlier life of the run, they stay until `settle`: what the new life
+    knows of them (scores, stages from the store, a stage up to its checkpoint) then takes their place in one
+    move, so that the curve is whole at any time and steps that were lost after a checkpoint are gone.
+    """
+
+    def __init__(self, folder: Path, callbacks: list[Callable[[dict], None]]):
+        self.folder, self.callbacks, self.last = Path(folder), callbacks, {"stage": "start", "step": 0}
+        self.waiting: list[dict] | None = [] if (self.folder / "events.jsonl").exists() else None
+
+    def __call__(self, event: dict) -> None:
+        self.last = event = self._write(event)
+        for callback in list(self.callbacks):
+            try:
+                callback(event)
+            except Exception as error:
+                self.callbacks.remove(callback)
+                self._write({"stage": event["stage"], "step": event["step"],
+                             "callback_error": f"{type(error).__name__}: {error}"})
+
+    def _write(self, event: dict) -> dict:
+        if self.waiting is None:
+            return append_event(self.folder, event)
+        self.waiting.append(stamped(event))
+        return self.waiting[-1]
+
+    def settle(self) -> None:
+        """Let the events so far take the place of those of an earlier life."""
+        if self.waiting is not None:
+            write_text(self.folder / "events.jsonl", "".join(map(_line, self.waiting)))
+            self.waiting = None
 
 
 def read_json(folder: Path, name: str) -> dict:
@@ -93,7 +172,7 @@ def read_result(folder: Path) -> dict:
     result = read_json(folder, "result.json")
     if result.get("complete") is not True:
         raise BadInput(f"{folder}: the run is not complete (state: {result.get('state')}); "
-                       "run its recipe again")
+                       f"go on with it: sftbench resume {folder}")
     return result
 
 
@@ -107,15 +186,16 @@ def progress(events: list[dict], now: float | None = None) -> dict:
         return {"text": "preparing", "share": 0.0, "seconds_left": None}
     now = time.time() if now is None else now
     done, spent, timed_steps = 0, 0.0, 0
-    current, began = events[-1]["stage"], None
+    current = events[-1]["stage"]
     for name, steps in planned.items():
         mine = [event for event in events if event["stage"] == name]
         step = max((event["step"] for event in mine), default=0)
         done += steps if any(event.get("reused") for event in mine) else step
         fresh = [event for event in mine if not event.get("reused")]
         if fresh and step and not any(event.get("reused") for event in mine):
-            began = fresh[0]["time"]
-            spent += (now if name == current and step < steps else fresh[-1]["time"]) - began
+            spent += (now if name == current and step < steps else fresh[-1]["time"]) - fresh[0]["time"]
+            pairs = zip(fresh, fresh[1:], strict=False)
+            spent -= sum(later["time"] - earlier["time"] for earlier, later in pairs if "resumed" in later)
             timed_steps += step
     total = max(1, sum(planned.values()))
     left = spent / timed_steps * (total - done) if timed_steps else None

@@ -17,6 +17,9 @@ from filelock import FileLock
 
 from .errors import RunFailed
 
+MANIFEST = "manifest.json"
+PARTIAL, RUN = ".partial", "run"  # checkpoints of unfinished stages, and in each the run that wrote them
+
 
 def key_of(**parts) -> str:
     """A key of 20 hex digits for these JSON-able parts; equal parts give equal keys on every machine."""
@@ -30,17 +33,40 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find(store: Path, key: str) -> Path | None:
-    """The folder of a finished stage, or None; raises RunFailed if its files no longer match the manifest."""
-    folder = Path(store) / key
-    if not (folder / "manifest.json").exists():
-        return None
-    manifest = json.loads((folder / "manifest.json").read_text())
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder: size and sha256 of every file, after all of them lie safely on disk."""
+    manifest = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        manifest[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_of(path)]
+    with open(folder / MANIFEST, "w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: Path) -> Path | None:
+    """The first file of a sealed folder that differs from its manifest, or the manifest itself; else None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return folder / MANIFEST
     for name, (size, digest) in manifest.items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size or sha256_of(path) != digest:
-            raise RunFailed(f"{path} is damaged (it differs from its manifest); "
-                            f"remove {folder} and run again")
+            return path
+    return None
+
+
+def find(store: Path, key: str) -> Path | None:
+    """The folder of a finished stage, or None; raises RunFailed if its files no longer match the manifest."""
+    folder = Path(store) / key
+    if not (folder / MANIFEST).exists():
+        return None
+    if path := damage(folder):
+        raise RunFailed(f"{path} is damaged (it differs from its manifest); "
+                        f"remove {folder} and run again")
     return folder
 
 
@@ -54,15 +80,7 @@ def build(store: Path, key: str, write: Callable[[Path], None]) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=store))
     try:
         write(temporary)
-        manifest = {}
-        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            manifest[path.relative_to(temporary).as_posix()] = [path.stat().st_size, sha256_of(path)]
-        with open(temporary / "manifest.json", "w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        seal(temporary)
         os.chmod(temporary, 0o755)
         place = store / key
         if place.exists():  # an unfinished folder of this key: it has no manifest, so nobody relies on it
@@ -81,12 +99,30 @@ def lock(store: Path, key: str) -> FileLock:
 
 
 def unused(store: Path) -> list[Path]:
-    """Stages that no run beside the store refers to, and leftovers of killed runs; removes nothing."""
+    """Stages and checkpoints that no run beside the store refers to, and leftovers of killed runs.
+
+    Removes nothing. Checkpoints count as used while the run that wrote them is there and not complete.
+    """
     store = Path(store)
-    used = set()
+    used = {"probes", PARTIAL}
     for path in store.parent.glob("*/result.json"):
-        try:
-            used |= {stage["key"] for stage in json.loads(path.read_text())["stages"]}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in used | {"probes"}]
+        used |= {stage["key"] for stage in _read(path).get("stages", [])}
+    waiting = [path for path in sorted((store / PARTIAL).glob("*")) if not _is_waited_for(path)]
+    return [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in used] + waiting
+
+
+def _is_waited_for(partial: Path) -> bool:
+    """Whether the run that wrote these checkpoints may still go on from them."""
+    try:
+        run = Path((partial / RUN).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    return (run / "recipe.json").exists() and not _read(run / "result.json").get("complete")
+
+
+def _read(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -5,6 +5,7 @@ It knows no mode, no picture and no folder of a run: what happens is told to `em
 
 import contextlib
 import math
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from . import blocks, evaluate
-from .errors import RunFailed
+from .checkpoints import Checkpoints
+from .errors import RunFailed, Stopped
 
 Emit = Callable[[dict], None]
 FEW_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
@@ -83,13 +85,25 @@ def few_threads(model):
 
 
 class Reporter(TrainerCallback):
-    """Tells every step to `emit`, scores the probes' loss at intervals, stops on a loss that is no number."""
+    """Tells every step to `emit`, scores the probes' loss at intervals, stops on a loss that is no number.
+
+    With `checkpoints` it also has them written when they are due, and the training stopped after any step
+    when that was asked for.
+    """
 
     def __init__(self, stage: str, emit: Emit, tokens: list[int], score: Callable[[object], dict],
-                 every: int):
+                 every: int, checkpoints: Checkpoints | None, start_loss: dict):
         self.stage, self.emit, self.tokens, self.score, self.every = stage, emit, tokens, score, every
-        self.losses: list[float] = []
-        self.peak_memory = 0
+        self.checkpoints, self.start_loss, self.stopped = checkpoints, start_loss, False
+        before = checkpoints.progress if checkpoints else {}
+        self.losses: list[float] = before.get("losses", [])
+        self.peak_memory = before.get("peak_memory", 0)
+        self.began = time.monotonic() - before.get("seconds", 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, without the time a stopped stage lay still."""
+        return time.monotonic() - self.began
 
     def on_log(self, args, state, control, logs, **_):
         if "loss" not in logs:
@@ -102,13 +116,25 @@ class Reporter(TrainerCallback):
                  "tokens": self.tokens[step], "memory_bytes": memory_bytes()}
         self.emit(event)
         for name in ("loss", "grad_norm"):
+            # a log comes before the save of its step, so nothing of this step is kept
             if event[name] is not None and not math.isfinite(event[name]):
-                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing of this "
-                                "stage was kept. Take a lower learning rate or a longer warm-up")
+                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing from this "
+                                "step on was kept. Take a lower learning rate or a longer warm-up",
+                                "non-finite")
 
     def on_step_end(self, args, state, control, model, **_):
-        if self.every and (state.global_step % self.every == 0) and state.global_step < state.max_steps:
+        if state.global_step >= state.max_steps:
+            return
+        if self.every and state.global_step % self.every == 0:
             self.emit({"stage": self.stage, "step": state.global_step, **self.score(model)})
+        if self.checkpoints:
+            self.stopped = control.should_training_stop = self.checkpoints.stop()
+            control.should_save = self.stopped or self.checkpoints.due(state.global_step)
+
+    def on_save(self, args, state, control, **_):
+        self.checkpoints.seal(state.global_step, {
+            "losses": self.losses, "peak_memory": self.peak_memory, "seconds": round(self.seconds, 2),
+            "start_loss": self.start_loss})
 
 
 def memory_bytes() -> int:
@@ -118,13 +144,23 @@ def memory_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
+def peak_bytes() -> int:
+    """The most memory that this process held so far: of CUDA's, or resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
-          probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None) -> dict:
+          probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None,
+          checkpoints: Checkpoints | None = None) -> dict:
     """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
 
-    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. Returns seconds, steps,
-    tokens, train_loss (mean of the last tenth of the steps, nats per token), start_loss of each probe before
-    the first step, and peak_memory_bytes. Raises RunFailed on a loss that is not finite.
+    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. With `checkpoints` it
+    goes on from the one they found, if any. Returns seconds, steps, tokens, train_loss (mean of the last
+    tenth of the steps, nats per token), start_loss of each probe before the first step, and
+    peak_memory_bytes. Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved,
+    where `checkpoints.stop` asked for it.
     """
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
     per_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
@@ -135,28 +171,27 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     def score(model) -> dict:
         return {f"eval_{role}_loss": evaluate.loss(model, rows, pad) for role, rows in probes.items()}
 
-    reporter = Reporter(stage, emit, tokens, score, (eval_steps or max(1, steps // 8)) if probes else 0)
-    start_loss = score(model)
-    emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
+    resumed = checkpoints.found if checkpoints else None
+    start_loss = checkpoints.progress["start_loss"] if resumed else score(model)
+    if not resumed:
+        emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            model=model, args=sft_config(settings, folder, steps), train_dataset=dataset,
-            processing_class=tokenizer,
+            model=model, args=sft_config(settings, str(checkpoints.folder) if checkpoints else folder, steps),
+            train_dataset=dataset, processing_class=tokenizer,
             data_collator=lambda examples: blocks.collate(examples, pad, settings["packing"]))
+        reporter = Reporter(stage, emit, tokens, score, (eval_steps or max(1, steps // 8)) if probes else 0,
+                            checkpoints, start_loss)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(reporter)
-        began = time.time()
-        try:
-            with few_threads(model):
-                trainer.train()
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(f"out of memory in stage {stage} ({reporter.peak_memory / 1e9:.1f} GB held); "
-                            "take a smaller batch with more accumulation, a shorter max_length, "
-                            "or lora or qlora") from error
+        with few_threads(model):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if reporter.stopped:
+        raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {stage}")
     tail = reporter.losses[-max(1, len(reporter.losses) // 10):]
-    return {"seconds": round(time.time() - began, 2), "steps": trainer.state.global_step,
+    return {"seconds": round(reporter.seconds, 2), "steps": trainer.state.global_step,
             "tokens": tokens[-1], "train_loss": round(sum(tail) / len(tail), 5),
             "peak_memory_bytes": reporter.peak_memory,
             "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value

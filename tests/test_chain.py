@@ -88,7 +88,9 @@ def test_a_run_that_broke_between_stages_goes_on_from_the_last_finished(recipe, 
     with pytest.raises(RunFailed, match="power cut"):
         chain.run(mine)
     folder = runs.folder_for("3", "full", mine.output_dir)
-    assert not (folder / "result.json").exists()
+    result = runs.read_json(folder, "result.json")
+    assert (result["complete"], result["state"], result["message"]) == (False, "failed", "power cut")
+    assert [stage["name"] for stage in result["stages"]] == ["cpt"]
     last = runs.read_events(folder)[-1]
     assert (last["state"], last["message"]) == ("failed", "power cut")
     result = result_of(chain.run(mine))

@@ -1,0 +1,87 @@
+"""What a run writes into its folder when it begins, where anything else is refused, and when it ends early."""
+
+import errno
+import gc
+import traceback
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from . import __version__, runs, train
+from .errors import BadInput, RunFailed, Stopped
+from .ready import Prepared
+from .recipe import differences, to_dict
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+def describe(folder: Path, ready: Prepared) -> dict:
+    """What `recipe.json` is to hold; raises BadInput where the folder holds a run of anything else."""
+    described = {
+        "schema": runs.SCHEMA, "recipe": to_dict(ready.recipe), "mode": ready.mode,
+        "reasons": ready.reasons, "revision": ready.revision,
+        "data": {name: {"source": role.source, "rows": len(role.train), "digest": role.digest,
+                        "probe_rows": len(role.probe), "dropped": role.dropped}
+                 for name, role in ready.roles.items()},
+        "versions": versions()}
+    if not (folder / "recipe.json").exists():
+        return described
+    before = runs.read_json(folder, "recipe.json")
+    changed = differences(before["recipe"], described["recipe"], ignore=("output_dir", "save_steps"))
+    if before.get("revision", ready.revision) != ready.revision:
+        changed.append("the model's revision")
+    changed += [f"the rows of {name}" for name, role in described["data"].items()
+                if before["data"].get(name, {}).get("digest", role["digest"]) != role["digest"]]
+    if changed:
+        raise BadInput(f"{folder} holds a run of another recipe (they differ in {', '.join(changed)}); "
+                       "take another output_dir, or remove that folder")
+    return described | {"reasons": before.get("reasons", {}) | ready.reasons}
+
+
+def versions() -> dict:
+    """The versions of this package and of the libraries that decide what training yields."""
+    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
+
+
+def ended_early(folder: Path, result: dict, emit: runs.Recorder, error: BaseException) -> BaseException:
+    """Leave word of the end in the folder, let go of what the run held, and return what is to be raised."""
+    traceback.clear_frames(error.__traceback__)  # they hold model and optimiser
+    release_memory()
+    stage, step = emit.last["stage"], emit.last["step"]
+    if not folder.exists():
+        return RunFailed(f"{folder} is gone: it was removed while its run went on; finished stages are kept")
+    if isinstance(error, KeyboardInterrupt):
+        state, error = "stopped", error if isinstance(error, Stopped) else Stopped("stopped at once")
+    else:
+        state, error = "failed", _explained(error, stage, step)
+    words = {"state": state, "message": str(error), "reason": getattr(error, "reason", "")}
+    with suppress(OSError):  # the first error is the one to show
+        runs.write_json(folder / "result.json", {**result, **words})
+    with suppress(OSError):
+        emit.settle()
+        emit({"stage": stage, "step": step, **words})
+    return error
+
+
+def _explained(error: BaseException, stage: str, step: int) -> BaseException:
+    """A full disk or memory as a RunFailed with the remedy; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFailed(f"the disk is full, in stage {stage} at step {step}; free space and run again, "
+                         f"finished stages and earlier checkpoints are kept: {error}", "disk")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        return RunFailed(f"out of memory in stage {stage} at step {step} ({train.peak_bytes() / 1e9:.1f} GB "
+                         "held at the most); take a smaller batch with more accumulation, a shorter "
+                         "max_length, or lora or qlora", "memory")
+    return error
+
+
+def release_memory() -> None:
+    """Give back what a finished stage held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+

@@ -1,0 +1,131 @@
+"""The worker process itself: it loads the libraries, answers requests, and becomes the run it is handed.
+
+It reads its standard input, one JSON object a line: `do` names a question (`ANSWERS`), `run` hands a recipe
+over. Answers go to standard output in the same way. When the input ends, so does the process.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from . import process, worker
+from .errors import BadInput, Stopped
+from .recipe import Recipe, from_dict, override, to_dict
+
+
+def main() -> int:
+    """Load the libraries, answer requests, run the recipe that is handed over; returns the exit code."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    from . import chain, views  # noqa: F401
+
+    def reply(**message) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    with contextlib.suppress(BrokenPipeError):
+        reply(id=0)
+    prepared: dict = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.chdir(request["cwd"])
+        if "run" in request:
+            with contextlib.suppress(OSError):
+                replies.close()
+            return _run(from_dict(request["run"]), prepared)
+        try:
+            reply(id=request["id"], answer=ANSWERS[request["do"]](request, prepared))
+        except Exception as error:
+            reply(id=request["id"], answer={"error": {"kind": type(error).__name__, "message": str(error)}})
+    return 0
+
+
+def _stopped(number, frame) -> None:
+    raise Stopped("stopped")
+
+
+def _run(recipe: Recipe, prepared: dict) -> int:
+    """Run the recipe with all output in the folder's log; what ends it early is left in its folder."""
+    from . import chain, plots
+    folder = Path(recipe.output_dir)
+    log = os.open(folder / worker.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, log), (2, log)):
+        os.dup2(source, target)
+    try:
+        chain.run(_prepared(recipe, prepared))
+        plots.save_plot(folder)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not stopped:
+            traceback.print_exc()
+        # where the chain had begun, its own words are in result.json and this record is gone
+        process.release(folder, {"state": "stopped" if stopped else "failed", "message": str(error)})
+        return 130 if stopped else 2 if isinstance(error, BadInput) else 1
+    return 0
+
+
+def _prepared(recipe: Recipe, kept: dict):
+    """The recipe made ready, or what an earlier question made of it, unless a file of its data changed."""
+    from . import ready
+    values = to_dict(recipe)
+    files = [str(value) for value in values.values() if isinstance(value, str) and Path(value).is_file()]
+    ages = [(file, Path(file).stat().st_mtime_ns) for file in files]
+    key = json.dumps([{**values, "output_dir": None}, ages])
+    if key not in kept:
+        kept.clear()
+        kept[key] = ready.prepare(recipe)
+    return dataclasses.replace(kept[key], recipe=override(kept[key].recipe, output_dir=recipe.output_dir))
+
+
+def _asked(request: dict) -> Recipe:
+    return from_dict(request.get("recipe") or {})
+
+
+def _answer_prepare(request: dict, kept: dict) -> dict:
+    """The resolved recipe with reasons and warnings, the chain and what is known of data and model."""
+    from . import advice
+    ready = _prepared(_asked(request), kept)
+    return {"recipe": to_dict(ready.recipe), "reasons": ready.reasons, "stages": ready.stages,
+            "start": ready.start, "revision": ready.revision, "known": ready.known,
+            "warnings": advice.warnings(ready.recipe, ready.known)}
+
+
+def _answer_look(request: dict, kept: dict) -> dict:
+    """As `prepare`, and as text the recipe and the data with its mask, and each stage's steps."""
+    from . import chain, views
+    ready = _prepared(_asked(request), kept)
+    datasets = {stage["name"]: chain.stage_dataset(ready, stage) for stage in ready.stages}
+    return _answer_prepare(request, kept) | {
+        "text": views.look(ready, request.get("rows", 1)), "recipe_text": views.recipe_text(ready),
+        "plan": chain.plan(ready, datasets)}
+
+
+def _answer_advise(request: dict, kept: dict) -> dict:
+    """The advice as text; `said` is what the user wants and has."""
+    from . import ready
+    return {"text": ready.advise(_asked(request), request.get("said") or {}, request.get("with_losses", True),
+                                 request.get("settle_mode", False))}
+
+
+def _answer_talk(request: dict, kept: dict) -> dict:
+    """The same prompts to several checkpoints."""
+    from . import talk
+    return {"answers": talk.talk(request["checkpoints"], request["prompts"], system=request.get("system"),
+                                 max_new_tokens=request.get("max_new_tokens"))}
+
+
+ANSWERS = {"prepare": _answer_prepare, "look": _answer_look, "advise": _answer_advise, "talk": _answer_talk}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
