@@ -1,4 +1,4 @@
-"""What a run writes into its folder when it begins, where anything else is refused, and when it ends early."""
+"""What a run writes into its folder when it begins and when it ends early, and when a folder is refused."""
 
 import errno
 import gc
