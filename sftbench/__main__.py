@@ -1,4 +1,4 @@
-"""The command line: `sftbench run`, `notebook`, `show`, `talk`, `modes`, `methods`, `advise`, `stages`.
+"""The command line: one function a command; what needs torch is imported by the command that needs it.
 
 Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interrupted.
 """
@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
                     recipe=True))
+    pocket = add("pocket", _pocket,
+                 "write the pocket's data as files: an example of what yours should look like")
+    pocket.add_argument("action", choices=["write"])
+    pocket.add_argument("folder", help="where the eight files go: four roles, each with its probe")
+    pocket.add_argument("--seed", type=int, default=0, help="which of the invented companies (default: 0)")
+    pocket.add_argument("--unrelated", action="store_true",
+                        help="domain tasks in a form that no general task has")
     stages = add("stages", _stages, "list stored stages that no run uses")
     stages.add_argument("--remove", action="store_true", help="remove them")
     return parser
@@ -162,6 +169,13 @@ def _advise(options) -> None:
     recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
     said = {"wants": options.wants, "resources": options.resources, "related": options.related}
     say(ready.advise(recipe, said, with_losses=not options.quick, settle_mode=options.mode is None))
+
+
+def _pocket(options) -> None:
+    from .pocket import world
+    for path in world.write(options.folder, options.seed, related=not options.unrelated):
+        with open(path, encoding="utf-8") as file:
+            say(f"{path}  {sum(1 for _ in file):,} rows")
 
 
 def _stages(options) -> None:

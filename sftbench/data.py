@@ -54,7 +54,8 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
         if source is None and probe_source is None:
             continue
         if source == "pocket":
-            train, probe = (world.rows(name, half, recipe.pocket_seed) for half in ("train", "probe"))
+            train, probe = (world.rows(name, split, recipe.pocket_seed, recipe.pocket_related)
+                            for split in world.SPLITS)
         else:
             train, probe = read(source, name) if source else [], []
         if probe_source is not None:

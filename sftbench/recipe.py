@@ -66,6 +66,9 @@ class Recipe:
         None, "score the built-in general probe too; None: where you have no general data and no pocket model"
     )
     pocket_seed: int = _field(0, "which of the pocket's invented companies is the domain", min=0)
+    pocket_related: bool = _field(
+        True, "the pocket's domain tasks have the form of general ones; false: a form of their own"
+    )
 
     general_share: float | None = _field(
         None, "share of general among the tasks of a mixed stage; None: the mode's", min=0, max=1

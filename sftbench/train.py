@@ -23,7 +23,7 @@ from .errors import RunFailed, Stopped
 
 Emit = Callable[[dict], None]
 FEW_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
-SMALL_MODEL = 5e6  # parameters below which a step's pieces are too short to be worth a second thread
+SMALL_WORK = 1e9  # parameters times a batch's tokens: below it a step's pieces are too short for two threads
 
 
 def steps_of(dataset: Dataset, settings: dict) -> int:
@@ -73,10 +73,10 @@ class Trainer(SFTTrainer):
 
 
 @contextlib.contextmanager
-def few_threads(model):
-    """One thread on a CPU for a small model: two would wait for each other most of the time."""
+def few_threads(work: float):
+    """One thread on a CPU for so little work a batch: two would wait for each other most of the time."""
     before = torch.get_num_threads()
-    if model.num_parameters() < SMALL_MODEL:
+    if work < SMALL_WORK:
         torch.set_num_threads(1)
     try:
         yield
@@ -163,7 +163,8 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     where `checkpoints.stop` asked for it.
     """
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
-    per_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    accumulated = settings["gradient_accumulation_steps"]
+    per_step = settings["per_device_train_batch_size"] * accumulated
     tokens = [0]
     for start in range(0, steps * per_step, per_step):
         tokens.append(tokens[-1] + sum(map(sum, dataset[start:start + per_step]["seq_lengths"])))
@@ -186,7 +187,7 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
                             checkpoints, start_loss)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(reporter)
-        with few_threads(model):
+        with few_threads(model.num_parameters() * tokens[-1] / (steps * accumulated)):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if reporter.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {stage}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,22 @@ def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys):
     assert (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["show", str(tmp_path / "one")]) == 0
     assert capsys.readouterr().out.strip() in said
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, related):
+    from sftbench import data
+    from sftbench.recipe import Recipe, override
+    words = ["pocket", "write", str(tmp_path), "--seed", "3"] + ["--unrelated"] * (not related)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 8 and re.search(r"domain_tasks\.jsonl  \d+ rows", said)
+    embedded = data.load_roles(override(Recipe(), pocket_seed=3, pocket_related=related))
+    paths = {path.stem: str(path) for path in tmp_path.glob("*.jsonl")}
+    read = data.load_roles(override(Recipe(), **paths))
+    assert set(read) == set(embedded) == {name for name in paths if not name.endswith("_probe")}
+    for name, role in embedded.items():
+        assert list(read[name].train) == list(role.train) and list(read[name].probe) == list(role.probe)
 
 
 def test_a_toml_mode_runs(small, tmp_path, capsys):

@@ -46,7 +46,7 @@ def commands(text: str) -> list[str]:
 
 
 def test_there_is_one_notebook_for_each_mode_and_the_wrapper_finds_it():
-    assert sorted(FOLDER.glob("*.ipynb")) == sorted(PATHS.values())
+    assert sorted(FOLDER.glob("mode_*.ipynb")) == sorted(PATHS.values())
     for number, path in PATHS.items():
         assert notebook.find(number) == path.resolve()
 

@@ -3,7 +3,9 @@
 import json
 import math
 from itertools import islice
+from pathlib import Path
 
+import papermill
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from sftbench import evaluate, models, pocket
 from sftbench.pocket import build, world
 from sftbench.store import sha256_of
 
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "build_pocket.ipynb"
 EVERY_ROLE = [(role, split) for role in world.ROLES for split in world.SPLITS]
 
 
@@ -170,17 +173,8 @@ def test_chat_model_answers_in_general_and_knows_no_product():
 
 def test_base_knows_the_facts_when_shown_an_example():
     model, tokenizer = load("pocket")
-    correct = []
-    for fact in world.FACTS:
-        _, questions = world.ABILITIES[fact]
-        shown = world.items(fact, "train")[0]
-        example = f"Question: {questions[0].format(**shown)} Answer: {shown['answer']}."
-        for item in world.items(fact, "probe"):
-            asked = f"{example} Question: {questions[0].format(**item)} Answer:"
-            prompt = tokenizer(asked, return_tensors="pt")
-            new = model.generate(**prompt, max_new_tokens=4)[0, prompt["input_ids"].shape[1]:]
-            correct.append(tokenizer.decode(new).split(".")[0].strip() == item["answer"])
-    assert sum(correct) / len(correct) >= 0.95
+    assert build.facts_known(model, tokenizer) >= 0.95
+    assert build.facts_known(*load("pocket-weak")) < 0.5
 
 
 def test_weak_base_knows_less_and_no_base_knows_the_domain():
@@ -190,13 +184,31 @@ def test_weak_base_knows_less_and_no_base_knows_the_domain():
 
 
 @pytest.mark.slow
-def test_build_makes_a_smaller_model_by_the_same_path(tmp_path):
-    lines = []
-    build.build(tmp_path, tokens=150_000, weak_tokens=10_000, say=lines.append, hidden=64, layers=2)
-    hashes = json.loads((tmp_path / "sha256.json").read_text())
-    assert {name.split("/")[0] for name in hashes} == {"base", "chat", "weak"} and lines
-    loss = {name: scores(str(tmp_path / name), "general_text")["loss"] for name in ("base", "weak")}
-    guessing = math.log(len(models.load_tokenizer(str(tmp_path / "base"))))
+def test_the_notebook_makes_a_smaller_world_by_the_same_path(tmp_path):
+    folder = tmp_path / "made"
+    book = papermill.execute_notebook(
+        NOTEBOOK, tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False, cwd=tmp_path,
+        parameters={"folder": str(folder), "tokens": 150_000, "weak_tokens": 10_000, "hidden_size": 64,
+                    "layers": 2})
+    hashes = json.loads((folder / "sha256.json").read_text())
+    assert hashes == {path.relative_to(folder).as_posix(): sha256_of(path)
+                      for name in ("base", "chat", "weak") for path in (folder / name).iterdir()}
+    loss = {name: scores(str(folder / name), "general_text")["loss"] for name in ("base", "weak")}
+    guessing = math.log(len(models.load_tokenizer(str(folder / "base"))))
     assert loss["base"] < loss["weak"] and loss["base"] < guessing - 2  # nats per token, clearly learnt
-    shipped, made = models.load_tokenizer("pocket"), models.load_tokenizer(str(tmp_path / "base"))
+    shipped, made = models.load_tokenizer("pocket"), models.load_tokenizer(str(folder / "base"))
     assert made.get_vocab() == shipped.get_vocab(), "the shipped tokenizer is made again"
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" for output in outputs)
+
+
+def test_the_notebook_makes_what_is_shipped_by_default():
+    defaults = papermill.inspect_notebook(NOTEBOOK)
+    assert {name: int(defaults[name]["default"]) for name in ("tokens", "weak_tokens", "seed")} == {
+        "tokens": build.TOKENS, "weak_tokens": build.WEAK_TOKENS, "seed": 0}
+    assert models.card_of("pocket")["pretraining_tokens"] == build.TOKENS
+    assert models.card_of("pocket-weak")["pretraining_tokens"] == build.WEAK_TOKENS
+    config = models.load_config("pocket")
+    assert [int(defaults[name]["default"]) for name in ("hidden_size", "layers")] == [
+        config.hidden_size, config.num_hidden_layers]

@@ -1,13 +1,14 @@
 """Make the pocket's tokenizer and its three models from nothing, through the bench's own training loop.
 
-`python -m sftbench.pocket.build [FOLDER]` writes `base`, `chat`, `weak` and their hashes; two cores take some
-20 minutes.
+`python -m sftbench.pocket.build [FOLDER]` writes `base`, `chat`, `weak` and their hashes; `make pocket` calls
+it, and `notebooks/build_pocket.ipynb` shows what happens in it.
 """
 
 import json
 import shutil
 import sys
 import tempfile
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sftbench import advice, blocks, train
 from sftbench.models import load_model, quiet_libraries
 from sftbench.pocket import world
 from sftbench.recipe import Recipe, override, stage_settings
+from sftbench.runs import duration, progress
 from sftbench.store import sha256_of
 
 LEARNING_RATE = 2e-3  # of the pre-training
@@ -90,35 +92,17 @@ def general_text(tokenizer, tokens, seed=0):
     return rows
 
 
-def fit(model, tokenizer, rows, recipe, kind, say):
-    """Train `model` in place on encoded rows, in their order, as a stage of this kind of the recipe."""
-    settings = stage_settings(recipe, kind)
-    dataset = blocks.to_dataset(blocks.pack(rows, settings["max_length"]))
-    every = max(1, train.steps_of(dataset, settings) // 50)
-
-    def tell(event):
-        if event["step"] % every == 0 and "loss" in event:
-            say(f"step {event['step']}, loss {event['loss']:.3f}")
-
-    return train.train(model, tokenizer, dataset, settings, kind, tell, {})
+def chat_rows(tokenizer, recipe):
+    """Return the general tasks as encoded rows in training order, for as many passes as the recipe says."""
+    encoded, _ = blocks.encode_rows(tokenizer, world.rows("general_tasks"), MAX_LENGTH)
+    return blocks.mix({"general_tasks": encoded}, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)[0]
 
 
-def pretrain(tokenizer, tokens, say, seed=0, **size):
-    """Return a base model trained on `tokens` tokens of general text."""
-    model = make_model(tokenizer, seed=seed, **size)
-    recipe, _ = advice.resolve(PRETRAINING, {})
-    fit(model, tokenizer, general_text(tokenizer, tokens, seed), recipe, "cpt", say)
-    return model
-
-
-def make_chat(model, tokenizer, say):
-    """Train a base model into a chat model, in place: SFT on the general tasks by the advised settings."""
-    rows = world.rows("general_tasks")
-    known = {"rows": {"domain_tasks": len(rows)}, "pretraining_learning_rate": LEARNING_RATE}
-    recipe, _ = advice.resolve(override(Recipe(), max_length=MAX_LENGTH), known)
-    encoded, _ = blocks.encode_rows(tokenizer, rows, MAX_LENGTH)
-    mixed, _ = blocks.mix({"general_tasks": encoded}, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)
-    fit(model, tokenizer, mixed, recipe, "sft", say)
+def chat_recipe():
+    """Return the advised recipe of the chat model's SFT: nothing in it is chosen by hand but the length."""
+    known = {"rows": {"domain_tasks": len(world.rows("general_tasks"))},
+             "pretraining_learning_rate": LEARNING_RATE}
+    return advice.resolve(override(Recipe(), max_length=MAX_LENGTH), known)[0]
 
 
 def save(model, tokenizer, folder, tokens, more):
@@ -143,25 +127,67 @@ def save(model, tokenizer, folder, tokens, more):
         new.rename(folder)
 
 
-def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, say=lambda line: None, **size):
+def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), **size):
     """Make `base`, `chat` and `weak` in `folder` from nothing, and `sha256.json` over their files.
 
-    `size` goes to `make_model`; `say` hears of the progress, line by line.
+    `size` goes to `make_model`. Every callback hears each event, as those of a run do: first the `plan`, the
+    steps of the three trainings `cpt_base`, `cpt_weak` and `sft_chat`, then every step of them.
     """
     quiet_libraries()
     folder, tokenizer = Path(folder), make_tokenizer()
-    for name, amount in (("base", tokens), ("weak", weak_tokens)):
-        say(f"{name}: {amount:,} tokens")
-        model = pretrain(tokenizer, amount, say, seed, **size)
-        save(model, tokenizer, folder / name, amount, "Nothing else was done to it.")
-    say("chat: general tasks")
-    model = load_model(str(folder / "base"))
-    make_chat(model, tokenizer, say)
-    save(model, tokenizer, folder / "chat", tokens, "Then SFT on the general tasks at a tenth of that rate.")
+    cpt, sft = stage_settings(advice.resolve(PRETRAINING, {})[0], "cpt"), stage_settings(chat_recipe(), "sft")
+    chains = {"cpt_base": (general_text(tokenizer, tokens, seed), cpt),
+              "cpt_weak": (general_text(tokenizer, weak_tokens, seed), cpt),
+              "sft_chat": (chat_rows(tokenizer, chat_recipe()), sft)}
+    datasets = {name: blocks.to_dataset(blocks.pack(rows, MAX_LENGTH)) for name, (rows, _) in chains.items()}
+
+    def emit(event):
+        event = {"time": time.time(), **event}
+        for callback in callbacks:
+            callback(event)
+
+    def fit(model, stage):
+        train.train(model, tokenizer, datasets[stage], chains[stage][1], stage, emit, {})
+        return model
+
+    emit({"stage": "start", "step": 0,
+          "plan": {name: train.steps_of(datasets[name], chains[name][1]) for name in chains}})
+    base = fit(make_model(tokenizer, seed=seed, **size), "cpt_base")
+    save(base, tokenizer, folder / "base", tokens, "Nothing else was done to it.")
+    weak = fit(make_model(tokenizer, seed=seed, **size), "cpt_weak")
+    save(weak, tokenizer, folder / "weak", weak_tokens, "Nothing else was done to it.")
+    chat = fit(load_model(str(folder / "base")), "sft_chat")
+    save(chat, tokenizer, folder / "chat", tokens, "Then SFT on the general tasks at a tenth of that rate.")
     files = sorted(path for name in ("base", "chat", "weak") for path in (folder / name).iterdir())
     hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     (folder / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+    emit({"stage": "sft_chat", "step": 0, "state": "done"})
+
+
+def facts_known(model, tokenizer):
+    """Return the share of held-out facts, 0 to 1, that a base answers after one worked example."""
+    right = []
+    for fact in world.FACTS:
+        question, shown = world.ABILITIES[fact][1][0], world.items(fact, "train")[0]
+        example = f"Question: {question.format(**shown)} Answer: {shown['answer']}."
+        for item in world.items(fact, "probe"):
+            prompt = tokenizer(f"{example} Question: {question.format(**item)} Answer:", return_tensors="pt")
+            new = model.generate(**prompt, max_new_tokens=4)[0, prompt["input_ids"].shape[1]:]
+            right.append(tokenizer.decode(new).split(".")[0].strip() == item["answer"])
+    return sum(right) / len(right)
+
+
+def terminal_progress():
+    """Return a callback that tells the terminal how far the build is, once in ten seconds."""
+    events, last = [], [0.0]
+
+    def tell(event):
+        events.append(event)
+        if time.monotonic() - last[0] > 10:
+            last[0], now = time.monotonic(), progress(events)
+            sys.stderr.write(f"{now['text']} ({now['share']:.0%}), {duration(now['seconds_left'])} left\n")
+    return tell
 
 
 if __name__ == "__main__":
-    build(*sys.argv[1:2] or [Path(__file__).parent], say=lambda line: sys.stderr.write(line + "\n"))
+    build(*sys.argv[1:2] or [Path(__file__).parent], callbacks=[terminal_progress()])

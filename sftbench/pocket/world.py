@@ -69,24 +69,24 @@ ABILITIES = {
 
 # attribute of a product -> (values, statements of the handbook)
 HANDBOOK = {
-    "team": (VALUES["colour"], [
-        "{x} belongs to team {answer}.", "{x} is run by team {answer}.", "Team {answer} owns {x}.",
-        "Ask team {answer} about {x}.", "{x} tickets go to team {answer}.", "For {x} call team {answer}."]),
+    "maker": (VALUES["job"], [
+        "{x} is made by a {answer}.", "{x} is the work of a {answer}.", "{x} is built by a {answer}.",
+        "For {x} ask a {answer}.", "{x} comes from a {answer}.", "To repair {x} call a {answer}."]),
     "site": (VALUES["city"], [
-        "{x} ships from {answer}.", "{x} is stored in {answer}.", "{answer} stocks {x}.",
+        "{x} ships from {answer}.", "{x} is stored in {answer}.", "{x} stays in {answer}.",
         "You find {x} in {answer}.", "{x} leaves from {answer}.", "Pick up {x} in {answer}."]),
     "code": (VALUES["animal"] + VALUES["food"], [
         "{x} has the code name {answer}.", "The code name of {x} is {answer}.", "We call {x} the {answer}.",
-        "Say {answer} and we think of {x}.", "{x} is known as the {answer}.", "{answer} stands for {x}."]),
+        "{x} is listed as {answer}.", "{x} is known as the {answer}.", "{x} stands for {answer}."]),
 }
 
 # A card: the user only names something; what is wanted about it is told by the system prompt alone.
 CARD_SYSTEMS = ["Name the {wanted}.", "Which {wanted}?"]
 CARD_USERS = ["What about {x}?", "This is about {x}.", "Please look up {x}."]
 # The unrelated domain asks for the same knowledge in a form that no general task has.
-DESK_SYSTEMS = {"team": ["desk 1", "route"], "site": ["desk 2", "fetch"], "code": ["desk 3", "label"]}
+DESK_SYSTEMS = {"maker": ["desk 1", "route"], "site": ["desk 2", "fetch"], "code": ["desk 3", "label"]}
 DESK_USERS = ["ticket / {x} / down", "{x} : fault", "log > {x} > stop"]
-DESK_ANSWERS = {"team": "to {answer}!", "site": "from {answer}!", "code": "as {answer}!"}
+DESK_ANSWERS = {"maker": "by {answer}!", "site": "from {answer}!", "code": "as {answer}!"}
 
 
 def _names(count, rng, syllables, taken=()):
@@ -115,7 +115,7 @@ def people():
 
 @lru_cache
 def products(seed=0):
-    """Return a company's products as {name: {"team", "site", "code"}}; the last third is held out."""
+    """Return a company's products as {name: {"maker", "site", "code"}}; the last third is held out."""
     rng = random.Random(f"products {seed}")
     values = {attribute: pool for attribute, (pool, _) in HANDBOOK.items()}
     return _facts(_names(PRODUCTS, rng, (2,), taken=people()), values, rng)

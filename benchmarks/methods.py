@@ -1,0 +1,86 @@
+"""The five methods on the pocket: mode 4 as advised, and sweeps for those that fall short of `full`.
+
+    python benchmarks/methods.py table [--seeds 3]    mode 4, every method with its advised values
+    python benchmarks/methods.py rates [--seeds 1]    mode 4, every method at several rates
+    python benchmarks/methods.py prefix [--seeds 1]   base to general SFT by P-tuning v2: rate, length, start
+
+Each prints a Markdown table: accuracy on domain and general tasks after the last stage, mean (lowest to
+highest) over the seeds, and the seconds of training. Stages that lie in `--out` are not
+trained again.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+from modes import spread
+
+from sftbench import runs
+from sftbench.recipe import METHODS, Recipe, override
+
+GENERAL_SFT = Path(__file__).parent / "general_sft.toml"
+RATES = (0.2, 0.5, 1, 2, 5)  # times the advised rate
+
+
+def table() -> list[dict]:
+    """Mode 4 by each method."""
+    return [{"mode": "4", "method": method} for method in METHODS]
+
+
+def rates() -> list[dict]:
+    """Mode 4 by each method at several times the rates that are advised for it."""
+    from sftbench import ready
+    found = []
+    for method, factor in itertools.product(METHODS, RATES):
+        advised = ready.prepare(override(Recipe(), mode="4", method=method)).recipe
+        found.append({"mode": "4", "method": method, "learning_rate": factor * advised.learning_rate,
+                      "cpt_learning_rate": factor * advised.cpt_learning_rate})
+    return found
+
+
+def prefix() -> list[dict]:
+    """Base to general SFT by a prefix, over rate, length and start."""
+    grid = itertools.product((3e-3, 1e-2, 3e-2, 1e-1), (10, 40), ("text", "random"))
+    names = ("learning_rate", "num_virtual_tokens", "prefix_init")
+    return [{"mode": str(GENERAL_SFT), "method": "full"}] + [
+        {"mode": str(GENERAL_SFT), "method": "ptuning_v2", **dict(zip(names, values, strict=True))}
+        for values in grid]
+
+
+def main() -> None:
+    """Run what is not there yet and print one line a recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", choices=("table", "rates", "prefix"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    options = parser.parse_args()
+    from sftbench import chain
+    recipes, began = globals()[options.which](), time.time()
+    names = list(dict.fromkeys(name for values in recipes for name in values if name != "mode"))
+    sys.stdout.write(f"| {' | '.join(names)} | trained | domain accuracy | general accuracy | seconds |\n"
+                     + "|---" * (len(names) + 4) + "|\n")
+    for number, values in enumerate(recipes):
+        results = []
+        for seed in range(options.seeds):
+            label = "-".join(f"{value:.3g}" if isinstance(value, float) else Path(str(value)).stem
+                             for value in values.values())
+            recipe = override(Recipe(), **values, pocket_seed=seed,
+                              output_dir=str(options.out / f"{options.which}-{label}-{seed}"))
+            results.append(runs.read_result(chain.run(recipe)))
+        last = [result["stages"][-1] for result in results]
+        cells = [f"{values.get(name, '–'):.3g}" if isinstance(values.get(name), float)
+                 else str(values.get(name, "–")) for name in names]
+        cells.append(f"{last[0]['trainable_parameters']:,}")
+        cells += [spread([stage["probes"][role]["accuracy"] for stage in last])
+                  for role in ("domain_tasks", "general_tasks")]
+        cells.append(spread([sum(stage["seconds"] for stage in result["stages"]) for result in results],
+                            "{:.0f}"))
+        sys.stdout.write(f"| {' | '.join(cells)} |\n")
+        sys.stdout.flush()
+        sys.stderr.write(f"{number + 1} of {len(recipes)}: {runs.duration(time.time() - began)}\n")
+
+
+if __name__ == "__main__":
+    main()
