@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
                              help="folder of the run (default: a new one under runs/)")
     add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
     _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
+    _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
     add("modes", _modes, "list the modes and their stages")
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
@@ -90,6 +91,15 @@ def _add_talk(command: argparse.ArgumentParser) -> None:
     command.add_argument("--system", metavar="TEXT", help="a system prompt before each of them")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
     command.add_argument("--json", action="store_true", help="a JSON list of checkpoint, prompt and answer")
+
+
+def _add_eval(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", help="a run's folder")
+    command.add_argument("--tasks", nargs="+", required=True, metavar="TASK",
+                         help="lm-eval's names, or .yaml files with tasks of your own")
+    command.add_argument("--stages", nargs="+", metavar="STAGE",
+                         help="start and names of stages (default: start and the last stage)")
+    command.add_argument("--limit", type=int, metavar="ROWS", help="the first rows of each task only")
 
 
 def _add_advise(command: argparse.ArgumentParser) -> None:
@@ -150,6 +160,12 @@ def _talk(options) -> None:
     from .talk import table, talk
     answers = talk(options.checkpoint, options.prompt, options.system, options.max_new_tokens)
     say(json.dumps(answers, ensure_ascii=False, indent=1) if options.json else table(answers))
+
+
+def _eval(options) -> None:
+    from . import standard
+    tasks = [task for part in options.tasks for task in part.split(",") if task]
+    say(standard.scores_text(standard.evaluate_run(options.run, tasks, options.stages, options.limit)))
 
 
 def _modes(options) -> None:

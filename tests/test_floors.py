@@ -20,7 +20,7 @@ FLOORS = [
     {"folder"},
     {"chain"},
     {"views", "talk", "worker"},
-    {"service", "form_values"},
+    {"service", "form_values", "standard"},
     {"form_choose"},
     {"form"},
     {"__main__"},

@@ -19,9 +19,11 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
-DIRECT = RUNTIME + [
-    Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra
-]
+EXTRAS = {name: [Requirement(text) for text in texts]
+          for name, texts in PROJECT["optional-dependencies"].items()}
+DIRECT = RUNTIME + EXTRAS["test"]
+# These want older versions of packages that the lock pins, so they are installed without it.
+WITHOUT_LOCK = EXTRAS["eval"] + EXTRAS["track"]
 # A CUDA build of torch requires these at exact versions of its own, so the lock does not repeat them.
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 
@@ -68,7 +70,7 @@ def test_every_requirement_of_the_project_is_in_the_lock():
 
 
 def test_requirements_are_exact_but_for_the_server_whose_floor_is_an_advisory():
-    loose = [r.name for r in DIRECT if [s.operator for s in r.specifier] != ["=="]]
+    loose = [r.name for r in DIRECT + WITHOUT_LOCK if [s.operator for s in r.specifier] != ["=="]]
     assert loose == ["jupyter_server"]
 
 
@@ -90,7 +92,7 @@ def test_lock_holds_all_that_is_needed_at_the_installed_version():
 
 def test_environment_installs_this_package_with_its_extras_under_the_lock():
     packages, pip_lines = conda_file("environment.yml")
-    assert pip_lines == ["-c requirements.lock", f"-e .[{','.join(PROJECT['optional-dependencies'])}]"]
+    assert pip_lines == ["-c requirements.lock", "-e .[test]"]
     pythons = [package for package in packages if package.startswith("python=")]
     assert len(pythons) == 1
     assert pythons[0].split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
@@ -111,7 +113,7 @@ def test_binder_gets_the_same_torch_without_cuda():
 
 @pytest.mark.parametrize(
     ("files", "requirements"),
-    [("sftbench/**/*.py", RUNTIME), ("tests/*.py", DIRECT)],
+    [("sftbench/**/*.py", RUNTIME + WITHOUT_LOCK), ("tests/*.py", DIRECT + WITHOUT_LOCK)],
     ids=["package", "tests"],
 )
 def test_every_imported_package_is_a_requirement(files, requirements):

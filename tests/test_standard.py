@@ -1,0 +1,90 @@
+"""Standard benchmarks through lm-eval, on a task file and data of our own; nothing is fetched."""
+
+import json
+
+import pytest
+
+from sftbench import blocks, chain, evaluate, runs, standard, yardstick
+from sftbench.__main__ import main
+from sftbench.errors import BadInput
+from sftbench.recipe import Recipe, override
+
+TASK = """task: everyday
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.fixture(scope="module")
+def run(make_model, tmp_path_factory):
+    """A finished run of one stage, and a task file beside it."""
+    from tests.conftest import small_rows
+    folder = tmp_path_factory.mktemp("standard")
+    (folder / "tasks.jsonl").write_text("".join(
+        json.dumps(row) + "\n" for row in small_rows("domain_tasks")))
+    return chain.run(override(
+        Recipe(), mode="1", model=make_model(), max_steps=4, probe_rows=4, yardstick=False,
+        learning_rate=1e-2, domain_tasks=str(folder / "tasks.jsonl"), output_dir=str(folder / "run")))
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A task file over the yardstick's English questions."""
+    rows = [row for row in yardstick.rows("questions") if row["language"] == "en"][:40]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "everyday.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    return str(tmp_path / "everyday.yaml"), rows
+
+
+def accuracy(model, tokenizer, rows) -> float:
+    """The share of questions whose right option has the highest log-likelihood, computed row by row."""
+    hits = 0
+    for row in rows:
+        prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
+        costs = []
+        for option in row["options"]:
+            ids = tokenizer(" " + option)["input_ids"]
+            costs += evaluate.row_nats(model, [blocks.Encoded(prompt + ids, [-100] * len(prompt) + ids)], 0)
+        hits += costs.index(min(costs)) == row["answer"]
+    return hits / len(rows)
+
+
+@pytest.mark.slow
+def test_a_task_file_scores_start_and_last_stage_as_computed_by_hand(run, task, capsys):
+    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+    path, rows = task
+    assert main(["eval", str(run), "--tasks", path]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["benchmark", "start", "domain_sft"] and said[2].split()[0] == "everyday"
+    scores = runs.read_json(run, "standard.json")["scores"]
+    model, tokenizer = chain.load(run)
+    assert scores["domain_sft"]["everyday"]["acc,none"] == pytest.approx(accuracy(model, tokenizer, rows))
+    assert set(scores) == {"start", "domain_sft"}
+    standard.evaluate_run(run, [path], ["start"], limit=5)
+    again = runs.read_json(run, "standard.json")["scores"]
+    assert again["start"]["everyday"]["limit"] == 5 and again["domain_sft"] == scores["domain_sft"]
+    with pytest.raises(BadInput, match="knows no task nonsense"):
+        standard.evaluate_run(run, ["nonsense"])
+    with pytest.raises(BadInput, match="no such task file"):
+        standard.evaluate_run(run, ["nowhere.yaml"])
+
+
+def test_without_lm_eval_the_remedy_is_named(run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    with pytest.raises(BadInput, match=r"pip install.*eval"):
+        standard.evaluate_run(run, ["hellaswag"])
+
+
+def test_scores_stand_side_by_side():
+    text = standard.scores_text({"start": {"a": {"acc,none": 0.5}}, "domain_sft": {"a": {"acc,none": 0.25}}})
+    assert text.splitlines()[0].split() == ["benchmark", "start", "domain_sft"]
+    assert text.splitlines()[2].split() == ["a", "acc", "0.500", "0.250"]
