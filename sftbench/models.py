@@ -102,7 +102,14 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
             attn_implementation="sdpa", **extra)
     except OSError as error:
         raise BadInput(f"{place}: its weights cannot be read: {error}") from error
-    return model if quantization else model.to(device())
+    if quantization is None:
+        return model.to(device())
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it is first asked without
+        # gradients, as by a probe, and keeps them so: then no gradient passes through the layer in training.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def nf4_config(settings: dict) -> BitsAndBytesConfig:

@@ -71,6 +71,15 @@ class Trainer(SFTTrainer):
         loss = cross_entropy(logits, labels, ignore_index=blocks.IGNORED, reduction="sum") / count
         return loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # TRL 1.16 trains QLoRA's matrices in bfloat16, PEFT 0.21 loads them as float32: then they would round
+        # otherwise than before the stop
+        types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != types[name]:
+                parameter.data = parameter.data.to(types[name])
+
 
 @contextlib.contextmanager
 def few_threads(work: float):

@@ -14,8 +14,9 @@ from tests.conftest import small_rows
 def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
     """Train the small model; returns it, its figures and its events."""
     set_seed(settings["seed"])
+    quantised = models.nf4_config(settings) if settings["method"] == "qlora" else None
     model = methods.METHODS[settings["method"]](
-        models.load_model(folder), tokenizer, settings, "Where is item 1?")
+        models.load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1?")
     if prepare:
         prepare(model)
     rows = rows or small_rows("domain_tasks", 120)
@@ -91,9 +92,10 @@ def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, sett
     assert all(math.isfinite(event["learning_rate"]) for event in events if "loss" in event)
 
 
-def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, settings):
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, settings, method):
     rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_text", 8), 64)
-    options = settings("lora", lora_dropout=0.2, max_steps=5)
+    options = settings(method, lora_dropout=0.2, max_steps=5)
     losses = [[event["loss"] for event in run(make_model(), tokenizer, options,
                                               probes=probes, eval_steps=1)[2] if "loss" in event]
               for probes in ({}, {"domain_text": rows})]
