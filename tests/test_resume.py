@@ -1,4 +1,4 @@
-"""Stop and go on inside a stage: nothing is lost, nothing is trained twice, and only whole checkpoints count."""
+"""Stop and go on inside a stage: nothing lost, nothing trained twice, and only whole checkpoints count."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ STEPS = 6
 
 @pytest.fixture
 def trained(make_model, tokenizer, settings):
-    """A function that trains the small model, from `kept`'s checkpoint if it has one, on one seed or another."""
+    """A function that trains the small model, from `kept`'s checkpoint if it has one."""
     def run(method: str, kept: Checkpoints | None, seed: int = 0, **values):
         options = settings(method, max_steps=STEPS, gradient_accumulation_steps=2, packing=False,
                            lora_dropout=0.2, trainable_parts="last:1,new_blocks:1,new_head", **values)
