@@ -5,10 +5,14 @@ import contextlib
 import ipywidgets as widgets
 import traitlets
 
-from . import advice, modes, spell
+from . import advice, modes, spell, worker
 from .errors import BadInput
 from .form_choose import choose
-from .form_parts import Choice, Fold, box, button, guarded, row, show, style, text
+from .form_compare import Compare
+from .form_look import Look
+from .form_parts import Choice, Fold, box, button, guarded, in_background, row, show, style, text
+from .form_talk import Talk
+from .form_train import Train
 from .recipe import FIELDS, Recipe, override
 
 STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
@@ -34,7 +38,9 @@ class Form(traitlets.HasTraits):
         self.is_quiet = False
         self.status = text("", "sftb-told")
         self.steps = Choice(STEPS, "choose", marks=False)
-        self.pages = {"choose": choose(self)}
+        self.helper = None
+        self.parts = {"look": Look(self), "train": Train(self), "compare": Compare(self), "talk": Talk(self)}
+        self.pages = {"choose": choose(self), **{name: part.widget for name, part in self.parts.items()}}
         self.forward = button("", self._forward, "sftb-main")
         self.chain = text("", "sftb-quiet")
         head = box(row(text("sftbench", "sftb-title"), self.chain),
@@ -45,6 +51,8 @@ class Form(traitlets.HasTraits):
         self.observe(self._summarise, ["recipe", "errors"])
         self._turn()
         self._summarise()
+        if self.parts["train"].attach():
+            self.steps.value = "train"
 
     def set(self, **values) -> None:
         """Change recipe values through the one door; a refusal is told and changes nothing."""
@@ -69,6 +77,25 @@ class Form(traitlets.HasTraits):
         finally:
             self.is_quiet = False
 
+    def in_background(self, act, *arguments) -> None:
+        """Call `act` in a thread, so that the form stays usable; its error is told in the status line."""
+        in_background(guarded, self.say, act, *arguments)
+
+    def ask(self, request: dict) -> dict:
+        """The answer of the process that has the libraries; waits for it. Raises BadInput where it has none."""
+        if self.helper is None or not self.helper.free:
+            self.helper = worker.ahead()
+        answer = self.helper.ask(request)
+        if "error" in answer:
+            raise BadInput(answer["error"]["message"])
+        return answer
+
+    def close(self) -> None:
+        """Let go of the process that was started ahead, and follow no run any more; runs go on."""
+        self.parts["train"].token = None
+        if self.helper:
+            self.helper.close()
+
     def stages(self) -> list[dict]:
         """The recipe's stages, with its shares."""
         return modes.stages(modes.load(self.recipe.mode), self.recipe.general_share, self.recipe.task_share)
@@ -91,6 +118,8 @@ class Form(traitlets.HasTraits):
         """Show the chosen step, and the way on."""
         for name, page in self.pages.items():
             show(page, name == self.steps.value)
+        if self.steps.value in self.parts:
+            self.parts[self.steps.value].refresh()
         self.forward.description = self.forward.tooltip = NEXT[self.steps.value][1]
 
     def _forward(self) -> None:
@@ -127,6 +156,18 @@ class Form(traitlets.HasTraits):
         guarded(self.say, act)
 
 
+_shown: list[Form] = []
+
+
 def form(recipe: Recipe | None = None) -> widgets.Widget:
-    """The workbench as a widget: show it as the last line of a cell, or in Voila."""
-    return Form(recipe).widget
+    """The workbench as a widget: show it as the last line of a cell, or in Voila.
+
+    A process begins to load the libraries while you choose. A form that this kernel showed before lets go of
+    its own.
+    """
+    while _shown:
+        _shown.pop().close()
+    made = Form(recipe)
+    made.helper = worker.ahead()
+    _shown.append(made)
+    return made.widget

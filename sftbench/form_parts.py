@@ -61,11 +61,24 @@ STYLE = """<style>
 .sftb .sftb-pair .jupyter-button { text-align: left; }
 .sftb .widget-inline-hbox .widget-label { text-align: left; }
 .sftb .sftb-values .widget-inline-hbox .widget-label { font-size: 12px; }
+.sftb .sftb-wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
+.sftb .sftb-bars, .sftb .sftb-roles, .sftb .sftb-plan, .sftb .sftb-runs, .sftb .sftb-answers {
+  display: grid; gap: 3px 14px; align-items: center; }
+.sftb .sftb-bars > *, .sftb .sftb-roles > *, .sftb .sftb-plan > *, .sftb .sftb-runs > *,
+.sftb .sftb-answers > * { margin: 0; width: auto; min-width: 0; }
+.sftb .sftb-bars { grid-template-columns: 110px minmax(80px, 1fr) minmax(150px, 1fr); }
+.sftb .sftb-roles { grid-template-columns: 130px 130px 130px; }
+.sftb .sftb-plan { grid-template-columns: 110px minmax(0, 1fr) 90px; }
+.sftb .sftb-runs { grid-template-columns: minmax(150px, 2fr) 40px minmax(60px, 1fr) minmax(60px, 1fr)
+  repeat(4, minmax(70px, 1fr)); font-size: 12px; gap: 1px 10px; }
+.sftb .sftb-answers { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); align-items: start; }
 .sftb img { max-width: 100%; height: auto; }
 @container (max-width: 680px) {
   .sftb .sftb-two, .sftb .sftb-values { grid-template-columns: 1fr; }
   .sftb .sftb-modes { grid-template-columns: 44px 50px repeat(3, minmax(0, 1fr)); }
   .sftb .sftb-says { display: none; }
+  .sftb .sftb-runs { grid-template-columns: minmax(120px, 2fr) 34px repeat(2, minmax(50px, 1fr))
+    repeat(4, minmax(54px, 1fr)); gap: 1px 6px; font-size: 11px; }
   .sftb .sftb-values > .widget-label { padding-left: 8px; }
 }
 </style>"""

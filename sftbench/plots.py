@@ -1,6 +1,7 @@
 """Pictures of runs, drawn from their events: the loss curve of a chain. No pyplot, so any thread may draw."""
 
 import io
+import itertools
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,18 +14,20 @@ from .runs import read_events
 COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
+LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
 LEAST = 0.01  # nats per token: below it a log scale would show nothing but training rows learnt by heart
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 
 
-def loss_figure(events: list[dict], title: str = "", log: bool = True) -> Figure:
+def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bool = False) -> Figure:
     """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
 
-    Stage borders are shaded and named; the last values stand as text under the picture.
+    Stage borders are shaded and named; the last values stand as text under the picture. `rates` adds the
+    learning rate as a strip of its own.
     """
-    figure = Figure(figsize=(9.6, 4.8), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure = _figure(9.6, 5.6 if rates else 4.8)
+    axes, strip = figure.subplots(2, sharex=True, height_ratios=(5, 1)) if rates else (
+        figure.add_subplot(), None)
     starts, end = _stage_starts(events)
     steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
     training = [(step, event["loss"]) for step, event in steps if "loss" in event]
@@ -45,7 +48,80 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True) -> Figure
                       markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
             last.append(f"{side} {kind} {points[-1][1]:.2f}")
     _dress(axes, starts, end, title, log)
+    if strip:
+        _draw_rates(axes, strip, steps, starts, end)
     figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that any thread may draw."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: int) -> None:
+    """The learning rate under the loss, over the same steps."""
+    points = [(step, event["learning_rate"]) for step, event in steps
+              if event.get("learning_rate") is not None]
+    borders = set(starts.values())
+    strip.plot(*_columns(_smooth(points, borders, weight=0.0)), color=COLOURS["training"], linewidth=1.2)
+    strip.set_xlim(0, end)
+    strip.set_ylim(bottom=0)
+    strip.set_ylabel("learning\nrate", fontsize=9)
+    strip.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    strip.tick_params(labelsize=8)
+    strip.set_xlabel("step")
+    axes.set_xlabel("")
+    for side in ("top", "right"):
+        strip.spines[side].set_visible(False)
+
+
+def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool = True) -> Figure:
+    """The held-out loss of several runs, by their events, over their steps: domain left, general right.
+
+    `kind` is `tasks` or `text`. A run has its line and marker in both panels and one legend below.
+    """
+    figure = _figure(9.6, 4.4 + 0.2 * len(runs))
+    panels = figure.subplots(1, 2)
+    for axes, side in zip(panels, ("domain", "general"), strict=True):
+        for (name, events), (line, marker) in zip(runs.items(), itertools.cycle(LOOKS)):
+            starts, _ = _stage_starts(events)
+            points = [(starts[event["stage"]] + event["step"], event[key]) for event in events
+                      if event["stage"] in starts and "steps" not in event
+                      and event.get(key := f"eval_{side}_{kind}_loss") is not None]
+            axes.plot(*_columns(points), color=COLOURS[side], linestyle=line, marker=marker, markersize=5,
+                      linewidth=1.4, label=name)
+        axes.set_title(f"{side} {kind}, held out", fontsize=10)
+        axes.set_xlabel("step")
+        _scale(axes, log)
+    panels[0].set_ylabel("loss (nats per token)")
+    legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=9,
+                           frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_color(COLOURS["training"])
+    return figure
+
+
+def gain_figure(lines: list[dict]) -> Figure:
+    """Runs (lines of `compare.line`) in the plane of domain gained against general lost, in accuracy."""
+    figure = _figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    for entry in lines:
+        x, y = entry["general"][0] - entry["general"][1], entry["domain"][1] - entry["domain"][0]
+        axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
+        axes.annotate(f"mode {entry['mode']} {entry['method']}", (x, y), xytext=(7, 4),
+                      textcoords="offset points", fontsize=9)
+    axes.set_xlabel("general lost (accuracy before − after; left is better)")
+    axes.set_ylabel("domain gained (accuracy after − before)")
+    axes.margins(0.25)
+    axes.grid(color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     return figure
 
 
@@ -92,12 +168,7 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
         if left:
             axes.axvline(left, color="#888888", linewidth=0.8)
     axes.set_xlim(0, end)
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST))
-    else:
-        axes.set_ylim(bottom=0)
+    _scale(axes, log)
     axes.set_ylabel("loss (nats per token)")
     axes.set_xlabel("step")
     axes.grid(axis="y", color="#FFFFFF", linewidth=1)
@@ -107,6 +178,16 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
         axes.set_title(title, loc="left", fontsize=11, pad=20)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+
+
+def _scale(axes, log: bool) -> None:
+    """A log scale with plain numbers, or a linear one from 0."""
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST))
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def png(figure: Figure) -> bytes:

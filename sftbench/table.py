@@ -24,16 +24,38 @@ def ledger_text(result: dict) -> str:
     """The same from a result already read."""
     states = [(f"start ({result['start']['name']})", result["start"]["probes"])]
     states += [(stage["name"], stage["probes"]) for stage in result["stages"]]
+    return "\n".join([*_states(states), "", *_costs(result["stages"]), "",
+                      *_reading(states[0][1], states[-1][1])])
+
+
+def ledger_so_far(events: list[dict]) -> str:
+    """The table of a run that goes on, from its events: a line for each state that was scored; else empty."""
+    plan = next((event["plan"] for event in events if "plan" in event), {})
+    states = {}
+    for event in events:
+        probes = {role: {measure: event[name] for measure in MEASURES
+                         if event.get(name := f"eval_{role}_{measure}") is not None} for role in COLUMNS}
+        # in the middle of a stage, and at its begin, only a part of each probe is scored
+        whole = "steps" not in event and event["step"] == {"start": 0, **plan}.get(event["stage"])
+        if whole and any(probes.values()):
+            states[event["stage"]] = {role: measures for role, measures in probes.items() if measures}
+    return "\n".join(_states(list(states.items()))) if states else ""
+
+
+def _states(states: list[tuple[str, dict]]) -> list[str]:
+    """The table of probes by state, with the change from the first to the last where there are two."""
     first, last = states[0][1], states[-1][1]
     columns = [(role, measure) for role in COLUMNS for measure in MEASURES if measure in last.get(role, {})]
     rows = [(name, [f"{probes[role][measure]:.2f}" for role, measure in columns]) for name, probes in states]
-    rows.append(("change", [f"{round(last[role][measure] - first[role][measure], 2) + 0.0:+.2f}"
-                            for role, measure in columns]))
+    if len(rows) > 1:
+        rows.append(("change", [f"{round(last[role][measure] - first[role][measure], 2) + 0.0:+.2f}"
+                                for role, measure in columns]))
     width = max(len(name) for name, _ in rows)
     lines = [*_headings(columns, width), *(_line(name.ljust(width), cells, columns) for name, cells in rows)]
     rule = "-" * len(lines[-1])
-    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1], "",
-                      *_costs(result["stages"]), "", *_reading(first, last)])
+    if len(rows) == 1:
+        return [*lines[:2], rule, *lines[2:]]
+    return [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
 
 
 CELL, GAP = 10, 4  # characters of a figure's column, and between two probes

@@ -1,0 +1,71 @@
+"""The form's second step: what the model will read: data by role, rows with their mask, shares, and the plan."""
+
+import ipywidgets as widgets
+
+from .form_choose import SHADES, share_bar
+from .form_parts import Fold, box, row, show, text
+from .recipe import ROLES, to_dict
+
+
+class Look:
+    """The step's widgets; what they show comes from the worker, which has the tokenizer."""
+
+    def __init__(self, form):
+        self.form, self.seen = form, None
+        self.told = text("", "sftb-quiet")
+        self.roles = box(classes=("sftb-roles",), kind=widgets.Box)
+        self.plan = box(classes=("sftb-plan",), kind=widgets.Box)
+        self.forecast = text("", "sftb-quiet")  # memory and time, as soon as they are forecast
+        self.rows = text("", "sftb-pre", "sftb-wrap")
+        self.resolved = text("", "sftb-pre", "sftb-wrap")
+        self.whole = box(
+            text("Data by role", "sftb-head"), self.roles, text("Stages", "sftb-head"), self.plan,
+            self.forecast, text("Rows as the model sees them; what is trained stands in «…»", "sftb-head"),
+            self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
+        self.widget = box(row(self.told), self.whole)
+        show(self.whole, False)
+
+    def refresh(self) -> None:
+        """Ask the worker about the form's recipe, unless it was asked about the same before."""
+        recipe = to_dict(self.form.recipe) | {"output_dir": None}
+        if recipe == self.seen:
+            return
+        self.told.value = "Reading data and tokenizer …"
+        self.form.in_background(self._read, recipe)
+
+    def _read(self, recipe: dict) -> None:
+        try:
+            answer = self.form.ask({"do": "look", "recipe": recipe, "rows": 1})
+        except Exception:
+            self.told.value = "Nothing to look at: see below."
+            show(self.whole, False)
+            raise
+        self.seen = recipe
+        self._roles(answer["known"])
+        self._stages(answer)
+        self.rows.value, self.resolved.value = answer["text"], answer["recipe_text"]
+        self.told.value = f"From {answer['start']}."
+        show(self.whole, True)
+        self.form.known = answer["known"]
+        self.form.say("Looked at the data; advice now counts its rows.")
+
+    def _roles(self, known: dict) -> None:
+        cells = [text(title, "sftb-quiet") for title in ("role", "rows to train on", "tokens")]
+        for role in ROLES:
+            rows, tokens = known["rows"].get(role), known["tokens"].get(role)
+            cells += [text(role.replace("_", " ")), text(f"{rows:,}" if rows is not None else "no data"),
+                      text(f"{tokens:,}" if tokens is not None else "–")]
+        self.roles.children = cells
+
+    def _stages(self, answer: dict) -> None:
+        cells = []
+        for stage in answer["stages"]:
+            words = " + ".join(f"{share:.0%} {role.replace('_', ' ')}"
+                               for role, share in stage["shares"].items())
+            bar = text(words, "sftb-box")
+            bar.style.background = share_bar(stage["shares"], SHADES[stage["kind"]])
+            cells += [text(stage["name"].replace("_", " ")), bar,
+                      text(f"{answer['plan'][stage['name']]:,} steps")]
+        self.plan.children = cells
+        steps = sum(answer["plan"].values())
+        self.forecast.value = answer.get("forecast_text") or f"{steps:,} steps in all."

@@ -1,0 +1,189 @@
+"""The form's third step: start, stop and take up a run in a process of its own, and follow it by its folder."""
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from . import compare, runs, table, watch, worker
+from .errors import BadInput
+from .form_parts import box, button, guarded, in_background, row, show, text
+
+TICK = 0.3  # seconds between two looks at the folder
+SHARE = 0.25  # drawing may take this part of its thread, which gives way to all else (`_give_way`)
+WORDS = {"none": "no run yet", "preparing": "loading libraries, model and data", "running": "running",
+         "stopping": "stopping after this step", "done": "done", "stopped": "stopped; it can go on",
+         "failed": "failed", "killed": "its process was killed; it can go on"}
+
+
+class Train:
+    """The step's widgets, and the run that is followed; `widget` is what to show."""
+
+    def __init__(self, form):
+        self.form, self.folder, self.token, self.events = form, None, None, []
+        self.alive = False
+        self.start_button = button("Start", self.start, "sftb-main")
+        self.stop_button = button("Stop", self.stop)
+        self.resume_button = button("Resume", self.resume)
+        self.which = widgets.Dropdown(description="run", layout={"flex": "1 1 280px"},
+                                      style={"description_width": "30px"})
+        self.which.observe(self._chosen, "value")
+        self.log = widgets.Checkbox(True, description="log scale", indent=False, layout={"width": "auto"})
+        self.log.observe(lambda _: self._draw(), "value")
+        self.state, self.facts = text("", "sftb-head"), text("", "sftb-quiet")
+        self.bars = box(classes=("sftb-bars",), kind=widgets.Box)
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.picture.tooltip = "the run's losses; their last values stand in words under the picture"
+        self.ledger = text("", "sftb-pre")
+        self.empty = text("The curve appears with the first steps, a few seconds after Start. The run goes on "
+                          "if this page is closed; open the form again to follow it.", "sftb-quiet")
+        self.widget = box(row(self.start_button, self.stop_button, self.resume_button, self.which),
+                          self.state, self.bars, row(self.facts, self.log), self.picture, self.empty,
+                          self.ledger)
+        self.lock = threading.Lock()
+        self._tell({"state": "none", "message": "", "alive": False})
+        self.refresh()
+
+    # what the buttons do
+
+    def start(self) -> None:
+        """Start the form's recipe and follow it."""
+        def act() -> None:
+            if self.form.errors:
+                raise BadInput("first correct " + ", ".join(self.form.errors))
+            self.follow(worker.start(self.form.recipe, self.form.helper))
+            self.form.say("Started. The first loss shows in a few seconds.")
+        self._act(self.start_button, act)
+
+    def stop(self) -> None:
+        """Ask the run to stop after its step; it can go on later."""
+        self._act(self.stop_button, lambda: worker.stop(self.folder))
+
+    def resume(self) -> None:
+        """Let the run go on from its last checkpoint."""
+        def act() -> None:
+            worker.resume(self.folder, self.form.helper)
+            self.follow(self.folder)
+            self.form.say(f"{self.folder.name} goes on.")
+        self._act(self.resume_button, act)
+
+    def _act(self, made: widgets.Button, act) -> None:
+        made.disabled = True
+        in_background(lambda: (guarded(self.form.say, act), self._allow()))
+
+    # which run
+
+    def refresh(self) -> None:
+        """List the runs that there are, newest first; the followed one stays chosen."""
+        found = [(folder.name, str(folder.resolve())) for folder in compare.folders()]
+        here = str(self.folder) if self.folder else ""
+        if self.folder and here not in dict(found).values():
+            found.insert(0, (self.folder.name, here))
+        found.append(("–", ""))
+        with self.form.quiet():
+            if list(self.which.options) != found:
+                self.which.options = found
+            self.which.value = here
+
+    def _chosen(self, change) -> None:
+        if change.new and not self.form.is_quiet:
+            self.follow(Path(change.new))
+
+    def follow(self, folder: Path) -> None:
+        """Show this run from now on: whole, and as it goes on."""
+        self.folder, self.token, self.events = Path(folder).resolve(), object(), []
+        self.refresh()
+        in_background(self._follow, self.folder, self.token)
+
+    def attach(self) -> bool:
+        """Follow the newest run that goes on, if there is one."""
+        live = worker.running()
+        if live:
+            self.follow(live[-1])
+            self.form.say(f"{live[-1].name} is going on; this is its curve so far.")
+        return bool(live)
+
+    # following, in a thread
+
+    def _follow(self, folder: Path, token: object) -> None:
+        _give_way()
+        tail, told, due, drawn = runs.Tail(folder), None, 0.0, -1
+        while self.token is token:
+            state = worker.state(folder)  # before the events: what a run wrote last is then read below
+            new = tail.read()
+            if self.token is not token:
+                return
+            self.events = tail.events
+            if new or state != told:
+                guarded(self.form.say, self._tell, state)
+                told = state
+            now = time.monotonic()
+            ended = not state["alive"]
+            if len(self.events) != drawn and (now >= due or ended):
+                drawn = len(self.events)
+                guarded(self.form.say, self._draw)
+                due = time.monotonic() + max(1.0, (time.monotonic() - now) / SHARE)
+            if ended and not new:
+                self.refresh()
+                return
+            time.sleep(TICK)
+
+    def _tell(self, state: dict) -> None:
+        """State, progress, last values and ledger in words."""
+        self.alive, self.run_state = state["alive"], state["state"]
+        words = WORDS.get(state["state"], state["state"])
+        message = (state["message"] or "").strip()
+        self.state.value = f"{self.folder.name}: {words}" if self.folder else ""
+        if message and state["state"] in ("failed", "killed"):
+            self.form.say(message, bad=True)
+        self._progress()
+        self.facts.value = watch.facts(self.events)
+        self.ledger.value = table.ledger_so_far(self.events)
+        show(self.ledger, bool(self.ledger.value))
+        self._allow()
+
+    def _allow(self) -> None:
+        """Only the buttons that can do something now."""
+        self.start_button.disabled = self.alive
+        self.stop_button.disabled = not self.alive or self.run_state == "stopping"
+        self.resume_button.disabled = self.alive or self.run_state not in ("stopped", "failed", "killed")
+
+    def _progress(self) -> None:
+        """A bar for the run and one for each stage, with words beside."""
+        stages = watch.stages(self.events)
+        lines = []
+        if stages:
+            now = runs.progress(self.events)
+            left = f", {runs.duration(now['seconds_left'])} left" if (
+                self.alive and now["seconds_left"] is not None) else ""
+            lines = [("whole run", now["share"], f"{now['share']:.0%}{left}")]
+            lines += [(stage["name"].replace("_", " "), stage["done"] / max(stage["total"], 1),
+                       f"{stage['done']:,} of {stage['total']:,} steps, {stage['state']}")
+                      for stage in stages]
+        cells = list(self.bars.children)
+        if len(cells) != 3 * len(lines):
+            cells = [cell for _ in lines for cell in (text(), widgets.FloatProgress(
+                max=1.0, style={"bar_color": "#0072B2"}, layout={"width": "auto"}), text("", "sftb-quiet"))]
+            self.bars.children = cells
+        for number, (name, share, words) in enumerate(lines):
+            cells[3 * number].value, cells[3 * number + 1].value = name, share
+            cells[3 * number + 1].tooltip = cells[3 * number + 2].value = words
+
+    def _draw(self) -> None:
+        from . import plots  # matplotlib takes a second to load; the form is usable before
+        has = any("plan" in event for event in self.events)
+        with self.lock:
+            if has:
+                figure = plots.loss_figure(self.events, log=self.log.value, rates=True)
+                self.picture.value = plots.png(figure)
+        show(self.picture, has)
+        show(self.empty, not has)
+
+
+def _give_way() -> None:
+    """Let this thread run only where nothing else wants to, so that drawing takes nothing from training."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux has priorities by thread; others leave it be
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
