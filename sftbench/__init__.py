@@ -16,7 +16,7 @@ _HOMES = {
     "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
     "prepare": "ready", "advise": "ready", "run": "chain", "load": "chain",
     "ask": "views", "look": "views", "recipe_text": "views", "ledger": "table",
-    "LivePlot": "live", "save_plot": "plots", "form": "form",
+    "LivePlot": "live", "save_plot": "plots", "form": "workbench",
 }
 
 __version__ = "0.1.0"

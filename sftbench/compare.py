@@ -16,8 +16,10 @@ def folders(root: Path | None = None) -> list[Path]:
 
 
 def line(folder: Path) -> dict:
-    """One run: `name`, `mode`, `method`, `state`, names of its `stages`, `domain` and `general` accuracy as (before, after) or None,
-    `seconds` of training and `memory_bytes`; what a run has not come to is None.
+    """One run: `name`, `mode`, `method`, `state`, names of its `stages`, `domain` and `general` accuracy.
+
+    Accuracies are (before, after); `seconds` of training and `memory_bytes` are the stages' sum and maximum.
+    What a run has not come to is None.
     """
     recipe, result = _read(folder, "recipe.json").get("recipe") or {}, _read(folder, "result.json")
     stages = result.get("stages") or []
@@ -42,7 +44,7 @@ def _pair(states: list[dict], roles: tuple) -> tuple[float, float] | None:
 
 
 def _read(folder: Path, name: str) -> dict:
-    """A run's file as a dict; empty where it is missing, torn or no object, so that one run harms no other."""
+    """A run's file as a dict; empty where it is missing, torn or no object: one run harms no other."""
     try:
         data = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

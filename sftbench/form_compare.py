@@ -31,8 +31,6 @@ class Compare:
             control.observe(lambda _: guarded(form.say, self._draw), "value")
         self.overlay, self.plane = (widgets.Image(format="png", layout={"max_width": "100%"})
                                     for _ in range(2))
-        self.overlay.tooltip = "held-out losses of the chosen runs; the table above has their results in words"
-        self.plane.tooltip = "domain gained against general lost; the table above has the figures"
         self.differ, self.left_out = text("", "sftb-pre"), text("", "sftb-quiet", "sftb-note")
         self.told = text("", "sftb-quiet")
         self.plane_fold = Fold("Domain gained against general lost", self.plane, self.left_out, is_open=True)
@@ -62,8 +60,9 @@ class Compare:
             cells += [mark, *(text(cell) for cell in cells_of(line))]
         self.grid.children = cells if self.lines else ()
         more = f"; the newest {MOST} are shown" if len(found) > MOST else ""
-        self.told.value = (f"{len(found)} runs under {runs.root()}{more}. Domain and general: questions answered "
-                           "exactly as wanted, before → after." if found else
+        count = "1 run" if len(found) == 1 else f"{len(found)} runs"
+        self.told.value = (f"{count} under {runs.root()}{more}. Domain and general: questions "
+                           "answered exactly as wanted, before → after." if found else
                            f"No runs under {runs.root()} yet: start one in step 3.")
         self._draw()
 
@@ -80,4 +79,4 @@ class Compare:
         if placed:
             self.plane.value = plots.png(plots.gain_figure(placed))
             rest = len(self.lines) - len(placed)
-            self.left_out.value = f"{rest} runs without both accuracies are not in the picture." if rest else ""
+            self.left_out.value = f"{rest} runs without both accuracies are left out." if rest else ""

@@ -1,4 +1,4 @@
-"""The form's second step: what the model will read: data by role, rows with their mask, shares, and the plan."""
+"""The form's second step: what the model will read: data by role, rows with their mask, shares, steps."""
 
 import ipywidgets as widgets
 
@@ -44,7 +44,7 @@ class Look:
         self._roles(answer["known"])
         self._stages(answer)
         self.rows.value, self.resolved.value = answer["text"], answer["recipe_text"]
-        self.told.value = f"From {answer['start']}."
+        self.told.value = f"Start model: {answer['start']}."
         show(self.whole, True)
         self.form.known = answer["known"]
         self.form.say("Looked at the data; advice now counts its rows.")

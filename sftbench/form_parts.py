@@ -16,6 +16,7 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1); }
 .sftb .widget-label { white-space: normal; height: auto; line-height: 1.45; overflow: visible; }
 .sftb .widget-box, .sftb .widget-vbox, .sftb .widget-hbox { overflow: visible; }
+.sftb .sftb-page { padding-top: 6px; }
 .sftb .sftb-title { font-size: 17px; font-weight: 600; }
 .sftb .sftb-head { font-weight: 600; }
 .sftb .sftb-quiet { color: var(--jp-ui-font-color2); }
@@ -43,7 +44,7 @@ STYLE = """<style>
 .sftb .sftb-status { border-top: 1px solid var(--jp-border-color1); padding-top: 8px; margin-top: 6px; }
 .sftb .sftb-modes { display: grid; gap: 4px 6px; align-items: stretch;
   grid-template-columns: 48px 58px repeat(3, minmax(86px, 1fr)) minmax(200px, 1.7fr); }
-.sftb .sftb-modes > * { margin: 0; width: auto; min-width: 0; }
+.sftb .sftb-modes > * { margin: 0 2px; width: auto; min-width: 0; }
 .sftb .sftb-modes .jupyter-button { height: auto; min-height: 34px; padding: 0 4px; }
 .sftb .sftb-box { border-radius: 4px; padding: 3px 6px; color: #333; font-size: 12px; line-height: 1.3;
   display: flex; flex-direction: column; justify-content: center; align-items: center; text-align: center;
@@ -51,7 +52,7 @@ STYLE = """<style>
 .sftb .sftb-lit { border-color: #333; color: #000; font-weight: 600; }
 .sftb .sftb-says { display: flex; align-items: center; font-size: 12px; line-height: 1.3; }
 .sftb .sftb-pair { display: grid; grid-template-columns: 130px 1fr; gap: 4px 12px; align-items: center; }
-.sftb .sftb-pair > * { margin: 0; width: auto; min-width: 0; }
+.sftb .sftb-pair > * { margin: 0 2px; width: auto; min-width: 0; }
 .sftb .sftb-values { display: grid; gap: 3px 14px; align-items: center;
   grid-template-columns: minmax(350px, 1.2fr) 84px minmax(0, 2fr); }
 .sftb .sftb-values > * { margin: 0; width: auto; min-width: 0; }
@@ -65,12 +66,14 @@ STYLE = """<style>
 .sftb .sftb-bars, .sftb .sftb-roles, .sftb .sftb-plan, .sftb .sftb-runs, .sftb .sftb-answers {
   display: grid; gap: 3px 14px; align-items: center; }
 .sftb .sftb-bars > *, .sftb .sftb-roles > *, .sftb .sftb-plan > *, .sftb .sftb-runs > *,
-.sftb .sftb-answers > * { margin: 0; width: auto; min-width: 0; }
+.sftb .sftb-answers > * { margin: 0 2px; width: auto; min-width: 0; }
 .sftb .sftb-bars { grid-template-columns: 110px minmax(80px, 1fr) minmax(150px, 1fr); }
+.sftb .sftb-bars { gap: 0 14px; }
+.sftb .sftb-bars .progress { height: 14px; }
 .sftb .sftb-roles { grid-template-columns: 130px 130px 130px; }
 .sftb .sftb-plan { grid-template-columns: 110px minmax(0, 1fr) 90px; }
-.sftb .sftb-runs { grid-template-columns: minmax(150px, 2fr) 40px minmax(60px, 1fr) minmax(60px, 1fr)
-  repeat(4, minmax(70px, 1fr)); font-size: 12px; gap: 1px 10px; }
+.sftb .sftb-runs { grid-template-columns: minmax(220px, 2.4fr) 36px minmax(60px, 1fr) minmax(60px, 1fr)
+  repeat(2, minmax(80px, 1fr)) repeat(2, minmax(64px, 1fr)); font-size: 12px; gap: 1px 10px; }
 .sftb .sftb-answers { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); align-items: start; }
 .sftb img { max-width: 100%; height: auto; }
 @container (max-width: 680px) {
@@ -78,7 +81,8 @@ STYLE = """<style>
   .sftb .sftb-modes { grid-template-columns: 44px 50px repeat(3, minmax(0, 1fr)); }
   .sftb .sftb-says { display: none; }
   .sftb .sftb-runs { grid-template-columns: minmax(120px, 2fr) 34px repeat(2, minmax(50px, 1fr))
-    repeat(4, minmax(54px, 1fr)); gap: 1px 6px; font-size: 11px; }
+    repeat(4, minmax(54px, 1fr)); gap: 1px 6px; }
+  .sftb .sftb-runs .widget-label, .sftb .sftb-runs .widget-checkbox { font-size: 11px; }
   .sftb .sftb-values > .widget-label { padding-left: 8px; }
 }
 </style>"""

@@ -13,12 +13,12 @@ class Talk:
     def __init__(self, form):
         self.form = form
         self.prompt = widgets.Textarea(description="prompt", rows=2, layout={"width": "auto"},
-                                       style={"description_width": "90px"},
+                                       style={"description_width": "110px"},
                                        placeholder="empty: the first questions of the run's own probes")
         self.system = widgets.Text(description="system prompt", placeholder="none", layout={"width": "auto"},
-                                   style={"description_width": "90px"})
+                                   style={"description_width": "110px"})
         self.which = widgets.SelectMultiple(description="checkpoints", rows=6, layout={"width": "auto"},
-                                            style={"description_width": "90px"})
+                                            style={"description_width": "110px"})
         self.ask_button = button("Ask", self.ask, "sftb-main")
         self.told, self.answers = text("", "sftb-quiet"), box()
         self.widget = box(self.prompt, self.system, self.which, row(self.ask_button, self.told), self.answers)
@@ -66,7 +66,7 @@ class Talk:
         for prompt in dict.fromkeys(entry["prompt"] for entry in answers):
             mine = [entry for entry in answers if entry["prompt"] == prompt]
             wanted = f"   (wanted: {mine[0]['wanted']})" if "wanted" in mine[0] else ""
-            columns = [box(text(names.get(entry["checkpoint"], entry["checkpoint"]), "sftb-quiet", "sftb-note"),
+            columns = [box(text(names.get(entry["checkpoint"], entry["checkpoint"]), "sftb-quiet"),
                            text(entry["answer"] or "(nothing)", "sftb-pre", "sftb-wrap"))
                        for entry in mine]
             parts += [text(f"{prompt}{wanted}", "sftb-head", "sftb-lines"),

@@ -1,4 +1,4 @@
-"""The form's third step: start, stop and take up a run in a process of its own, and follow it by its folder."""
+"""The form's third step: start, stop and take up a run in its own process, and follow it by its folder."""
 
 import contextlib
 import os
@@ -18,13 +18,16 @@ WORDS = {"none": "no run yet", "preparing": "loading libraries, model and data",
          "stopping": "stopping after this step", "done": "done", "stopped": "stopped; it can go on",
          "failed": "failed", "killed": "its process was killed; it can go on"}
 
+NEXT = {"done": "is done. Next: compare it with another run, or talk to it.",
+        "stopped": "has stopped and kept its state. Resume goes on from there."}
+
 
 class Train:
     """The step's widgets, and the run that is followed; `widget` is what to show."""
 
     def __init__(self, form):
         self.form, self.folder, self.token, self.events = form, None, None, []
-        self.alive = False
+        self.alive = self.followed_live = False
         self.start_button = button("Start", self.start, "sftb-main")
         self.stop_button = button("Stop", self.stop)
         self.resume_button = button("Resume", self.resume)
@@ -32,18 +35,20 @@ class Train:
                                       style={"description_width": "30px"})
         self.which.observe(self._chosen, "value")
         self.log = widgets.Checkbox(True, description="log scale", indent=False, layout={"width": "auto"})
-        self.log.observe(lambda _: self._draw(), "value")
+        self.log.observe(lambda _: guarded(form.say, self._draw), "value")
         self.state, self.facts = text("", "sftb-head"), text("", "sftb-quiet")
         self.bars = box(classes=("sftb-bars",), kind=widgets.Box)
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.picture.tooltip = "the run's losses; their last values stand in words under the picture"
         self.ledger = text("", "sftb-pre")
-        self.empty = text("The curve appears with the first steps, a few seconds after Start. The run goes on "
-                          "if this page is closed; open the form again to follow it.", "sftb-quiet")
+        self.empty = text("The curve appears with the first steps, a few seconds after Start. The run goes "
+                          "on if this page is closed; open the form again to follow it.", "sftb-quiet")
+        self.warned = text("", "sftb-warn", "sftb-lines")
         self.widget = box(row(self.start_button, self.stop_button, self.resume_button, self.which),
-                          self.state, self.bars, row(self.facts, self.log), self.picture, self.empty,
-                          self.ledger)
+                          self.warned, self.state, self.bars, row(self.facts, self.log), self.picture,
+                          self.empty, self.ledger)
         self.lock = threading.Lock()
+        show(self.picture, False)
+        show(self.log, False)
         self._tell({"state": "none", "message": "", "alive": False})
         self.refresh()
 
@@ -77,7 +82,9 @@ class Train:
     # which run
 
     def refresh(self) -> None:
-        """List the runs that there are, newest first; the followed one stays chosen."""
+        """List the runs that there are, newest first; the followed one stays chosen. Repeat the warnings."""
+        self.warned.value = "\n".join(f"! {line}" for line in self.form.warnings())
+        show(self.warned, bool(self.warned.value))
         found = [(folder.name, str(folder.resolve())) for folder in compare.folders()]
         here = str(self.folder) if self.folder else ""
         if self.folder and here not in dict(found).values():
@@ -139,6 +146,9 @@ class Train:
         self.state.value = f"{self.folder.name}: {words}" if self.folder else ""
         if message and state["state"] in ("failed", "killed"):
             self.form.say(message, bad=True)
+        elif state["state"] in NEXT and self.followed_live:
+            self.form.say(f"{self.folder.name} {NEXT[state['state']]}")
+        self.followed_live = state["alive"]
         self._progress()
         self.facts.value = watch.facts(self.events)
         self.ledger.value = table.ledger_so_far(self.events)
@@ -153,7 +163,7 @@ class Train:
 
     def _progress(self) -> None:
         """A bar for the run and one for each stage, with words beside."""
-        stages = watch.stages(self.events)
+        stages = watch.stages(self.events, self.alive)
         lines = []
         if stages:
             now = runs.progress(self.events)
@@ -180,6 +190,7 @@ class Train:
                 figure = plots.loss_figure(self.events, log=self.log.value, rates=True)
                 self.picture.value = plots.png(figure)
         show(self.picture, has)
+        show(self.log, has)
         show(self.empty, not has)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from .runs import read_events
 
@@ -25,7 +26,7 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
     Stage borders are shaded and named; the last values stand as text under the picture. `rates` adds the
     learning rate as a strip of its own.
     """
-    figure = _figure(9.6, 5.6 if rates else 4.8)
+    figure = _figure(9.6, 4.8)
     axes, strip = figure.subplots(2, sharex=True, height_ratios=(5, 1)) if rates else (
         figure.add_subplot(), None)
     starts, end = _stage_starts(events)
@@ -83,7 +84,7 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
 
     `kind` is `tasks` or `text`. A run has its line and marker in both panels and one legend below.
     """
-    figure = _figure(9.6, 4.4 + 0.2 * len(runs))
+    figure = _figure(9.6, 3.6 + 0.2 * len(runs))
     panels = figure.subplots(1, 2)
     for axes, side in zip(panels, ("domain", "general"), strict=True):
         for (name, events), (line, marker) in zip(runs.items(), itertools.cycle(LOOKS)):
@@ -95,6 +96,9 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
                       linewidth=1.4, label=name)
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
         axes.set_xlabel("step")
+        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+        for edge in ("top", "right"):
+            axes.spines[edge].set_visible(False)
         _scale(axes, log)
     panels[0].set_ylabel("loss (nats per token)")
     legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=9,
@@ -106,7 +110,7 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
 
 def gain_figure(lines: list[dict]) -> Figure:
     """Runs (lines of `compare.line`) in the plane of domain gained against general lost, in accuracy."""
-    figure = _figure(6.4, 4.4)
+    figure = _figure(7.2, 4.0)
     axes = figure.add_subplot()
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.axvline(0, color="#888888", linewidth=0.8)
@@ -184,10 +188,25 @@ def _scale(axes, log: bool) -> None:
     """A log scale with plain numbers, or a linear one from 0."""
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.yaxis.set_minor_formatter(_PlainMinor())
         axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST))
     else:
         axes.set_ylim(bottom=0)
+
+
+def _plain_number(value: float, _=None) -> str:
+    return f"{value:g}"
+
+
+class _PlainMinor(LogFormatter):
+    """Plain numbers at the minor ticks of a log scale, where it spans too little for major ones to tell."""
+
+    def __init__(self):
+        super().__init__(minor_thresholds=(1, 0.5))
+
+    def _num_to_string(self, value, low, high):
+        return _plain_number(value)
 
 
 def png(figure: Figure) -> bytes:

@@ -1,10 +1,13 @@
-"""What a person follows of a run while it goes on, all from its events: stages, speed, memory, last values."""
+"""What a person follows of a run while it goes on, from its events: stages, speed, memory, last values."""
 
 WINDOW = 30  # steps over which speed is taken
 
 
-def stages(events: list[dict]) -> list[dict]:
-    """Each planned stage with `name`, steps `done` and `total`, and its `state` in a word or two."""
+def stages(events: list[dict], alive: bool = True) -> list[dict]:
+    """Each planned stage with `name`, steps `done` and `total`, and its `state` in a word or two.
+
+    In a run that is not `alive` no stage trains; the one it lies in has stopped.
+    """
     plan = next((event["plan"] for event in events if "plan" in event), {})
     current, found = events[-1]["stage"] if events else None, []
     for name, total in plan.items():
@@ -12,7 +15,7 @@ def stages(events: list[dict]) -> list[dict]:
         reused = any(event.get("reused") for event in mine)
         done = total if reused else max((event["step"] for event in mine), default=0)
         state = ("from the store" if reused else "done" if done >= total and mine else
-                 "training" if name == current else "waiting")
+                 "waiting" if name != current else "training" if alive else "stopped")
         found.append({"name": name, "done": min(done, total), "total": total, "state": state})
     return found
 

@@ -11,7 +11,7 @@ FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket"},
     {"modes", "store", "table", "template", "process"},
-    {"spell", "form_parts"},
+    {"spell", "form_parts", "compare", "watch"},
     {"checkpoints", "hyperparameters", "notebook", "plots"},
     {"advice", "data", "models"},
     {"blocks", "methods", "live"},
@@ -22,7 +22,8 @@ FLOORS = [
     {"views", "talk", "worker"},
     {"service", "form_values", "standard"},
     {"form_choose"},
-    {"form"},
+    {"form_look", "form_train", "form_compare", "form_talk"},
+    {"workbench"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

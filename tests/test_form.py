@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 
 from sftbench import modes, spell
 from sftbench.__main__ import _parser, recipe_of
-from sftbench.form import Form
 from sftbench.form_choose import impossible_methods, impossible_modes, share_words, suggestion
 from sftbench.form_values import GROUPS, advised, in_use
 from sftbench.recipe import FIELDS, METHODS, Recipe, override, to_dict
+from sftbench.workbench import Form
 from tests.test_spell import recipes
 
 
@@ -29,8 +29,9 @@ def fresh(form):
 
 
 def everything(widget):
-    """The widget and all that it holds."""
-    yield widget
+    """The controls and labels that the widget holds."""
+    if hasattr(widget, "description"):
+        yield widget
     for child in getattr(widget, "children", ()):
         yield from everything(child)
 
@@ -87,7 +88,7 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     recipe = override(recipe, mode="4")  # a text that names no mode has no chain to show
     form.recipe = recipe
     assert form.recipe == recipe
-    command, cell = (made.value for made in everything(form.widget) if isinstance(made, widgets.Textarea))
+    command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
     options = _parser().parse_args(shlex.split(command)[1:])
     assert recipe_of(options, mode=options.mode) == recipe == spell.read_cell(cell)
     for name, control in form.controls.items():  # each control writes what it shows, and nothing changes

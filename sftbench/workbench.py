@@ -41,6 +41,8 @@ class Form(traitlets.HasTraits):
         self.helper = None
         self.parts = {"look": Look(self), "train": Train(self), "compare": Compare(self), "talk": Talk(self)}
         self.pages = {"choose": choose(self), **{name: part.widget for name, part in self.parts.items()}}
+        for page in self.pages.values():
+            page.add_class("sftb-page")
         self.forward = button("", self._forward, "sftb-main")
         self.chain = text("", "sftb-quiet")
         head = box(row(text("sftbench", "sftb-title"), self.chain),
@@ -82,7 +84,7 @@ class Form(traitlets.HasTraits):
         in_background(guarded, self.say, act, *arguments)
 
     def ask(self, request: dict) -> dict:
-        """The answer of the process that has the libraries; waits for it. Raises BadInput where it has none."""
+        """The answer of the process that has the libraries, waited for; raises BadInput where it has none."""
         if self.helper is None or not self.helper.free:
             self.helper = worker.ahead()
         answer = self.helper.ask(request)

@@ -1,0 +1,56 @@
+"""What is followed of a run: stages, last values, and the ledger so far, from events written by hand."""
+
+import pytest
+
+from sftbench import table, watch
+
+PLAN = {"stage": "start", "step": 0, "time": 0.0, "plan": {"cpt": 4, "sft": 2}}
+SCORED = {"stage": "start", "step": 0, "time": 1.0, "eval_domain_tasks_loss": 3.0,
+          "eval_domain_tasks_accuracy": 0.1, "eval_general_text_loss": 2.0}
+
+
+def step(stage: str, number: int, **more) -> dict:
+    return {"stage": stage, "step": number, "time": 10.0 + number, "loss": 2.0, "learning_rate": 1e-3,
+            "tokens": 100 * number, "memory_bytes": 5 * 10**8, **more}
+
+
+def states(events, alive=True):
+    return [(stage["name"], stage["done"], stage["total"], stage["state"])
+            for stage in watch.stages(events, alive)]
+
+
+def test_stages_are_told_as_they_stand():
+    assert watch.stages([]) == []
+    assert states([PLAN]) == [("cpt", 0, 4, "waiting"), ("sft", 0, 2, "waiting")]
+    going = [PLAN, step("cpt", 1), step("cpt", 2)]
+    assert states(going) == [("cpt", 2, 4, "training"), ("sft", 0, 2, "waiting")]
+    assert states(going, alive=False)[0] == ("cpt", 2, 4, "stopped")
+    later = [PLAN, step("cpt", 3, reused=True), step("sft", 2)]
+    assert states(later) == [("cpt", 4, 4, "from the store"), ("sft", 2, 2, "done")]
+
+
+def test_speed_is_of_the_stage_that_trains_and_not_of_the_store():
+    assert watch.speed([PLAN, step("cpt", 1)]) is None
+    assert watch.speed([PLAN, step("cpt", 1), step("cpt", 3)]) == pytest.approx(100)
+    assert watch.speed([PLAN, step("cpt", 1, reused=True), step("cpt", 2, reused=True)]) is None
+    later = [PLAN, step("cpt", 9), step("sft", 1), step("sft", 2, tokens=400)]
+    assert watch.speed(later) == pytest.approx(300)
+
+
+def test_last_values_in_words():
+    assert watch.facts([PLAN]) == ""
+    assert watch.facts([PLAN, step("cpt", 1), step("cpt", 2)]) == (
+        "loss 2.000 · learning rate 0.001 · 100 tokens/s · 0.50 GB")
+    assert watch.facts([PLAN, step("cpt", 1, loss=None)]).startswith("loss is no number")
+
+
+def test_the_ledger_fills_as_stages_end_and_passes_over_scores_within_them():
+    assert table.ledger_so_far([PLAN]) == ""
+    start = table.ledger_so_far([PLAN, SCORED]).splitlines()
+    assert [line.split() for line in start[-1:]] == [["start", "3.00", "0.10", "2.00"]]
+    within = [{"stage": "cpt", "step": 0, "steps": 4, "eval_domain_tasks_loss": 9.0},
+              {"stage": "cpt", "step": 2, "eval_domain_tasks_loss": 8.0}]
+    assert table.ledger_so_far([PLAN, SCORED, *within]).splitlines() == start
+    ended = SCORED | {"stage": "cpt", "step": 4, "eval_domain_tasks_accuracy": 0.35}
+    lines = table.ledger_so_far([PLAN, SCORED, *within, ended]).splitlines()
+    assert lines[-1].split() == ["change", "+0.00", "+0.25", "+0.00"] and lines[-3].startswith("cpt")
