@@ -5,18 +5,19 @@ In a packed block every row begins anew: its positions start at 0 and attention 
 """
 
 import itertools
-import random
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from . import template
+from . import mixing, template
+from .errors import BadInput
 
 IGNORED = -100
-OPEN_BLOCKS = 32  # blocks kept open while packing: enough to fill them to 97 %, few enough to keep the order
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,12 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[Encoded]:
 
     Prompt and answer are tokenised apart, as when the model answers.
     """
-    return [_encode(tokenizer, text) for text in template.pieces(tokenizer, row)]
+    return encode_batch(tokenizer, [row])[0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, row: dict) -> Encoded:
     """The last of `encode_all`: the whole row, where the template does not rewrite earlier turns."""
     return encode_all(tokenizer, row)[-1]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: list[tuple[str, bool]]) -> Encoded:
-    ids, labels = [], []
-    for part, trained in text:
-        piece = tokenizer(part, add_special_tokens=False)["input_ids"]
-        ids += piece
-        labels += piece if trained else [IGNORED] * len(piece)
-    begin = _missing_bos(tokenizer, ids)
-    return Encoded(begin + ids, [IGNORED] * len(begin) + labels)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
@@ -68,12 +59,42 @@ def _missing_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int
     return [bos] if wanted and ids[:1] != [bos] else []
 
 
+def encode_batch(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
+                 where: Callable[[int], str] | None = None) -> list[list[Encoded]]:
+    """Rows as `encode_all` gives each, tokenised in one call, which is faster.
+
+    Raises BadInput for a row that cannot be shown to the model; `where` tells the place of row i for it.
+    """
+    shown, begin = [], _missing_bos(tokenizer, [])
+    for index, row in enumerate(rows):
+        try:
+            shown.append(template.pieces(tokenizer, row))
+        except BadInput as error:
+            raise BadInput(f"{where(index)}: {error}" if where else str(error)) from None
+    parts = [part for texts in shown for text in texts for part, _ in text]
+    tokens = iter(tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
+    return [[_joined(text, tokens, begin) for text in texts] for texts in shown]
+
+
+def _joined(text: list[tuple[str, bool]], tokens: Iterator[list[int]], begin: list[int]) -> Encoded:
+    """A text from the tokens of its pieces, with the beginning-of-sequence token if it has to stand there."""
+    ids, labels = [], []
+    for _, trained in text:
+        piece = next(tokens)
+        ids += piece
+        labels += piece if trained else [IGNORED] * len(piece)
+    if begin and ids[:1] != begin:
+        return Encoded(begin + ids, [IGNORED, *labels])
+    return Encoded(ids, labels)
+
+
 def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
                 max_length: int) -> tuple[list[Encoded], dict]:
-    """All rows as tokens, and how many were too long: text is then cut into rows, a task is dropped."""
+    """A probe's rows as tokens, and how many were too long: text is then cut into rows, a task is dropped."""
     encoded, counts = [], Counter()
-    for whole, is_text in ((one, "text" in row) for row in rows for one in encode_all(tokenizer, row)):
-        if is_text:
+    pairs = zip(rows, encode_batch(tokenizer, rows), strict=True)
+    for row, whole in ((row, one) for row, texts in pairs for one in texts):
+        if "text" in row:
             starts = range(0, len(whole.input_ids), max_length)
             counts["text cut"] += len(starts) > 1
             pieces = [Encoded(whole.input_ids[start:start + max_length],
@@ -89,67 +110,36 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
 
 
 def mix(encoded: dict[str, list[Encoded]], shares: dict[str, float], epochs: float,
-        seed: int) -> tuple[list, dict]:
-    """All rows of a stage in training order, and what was drawn from each role.
-
-    Shares are parts of the tokens. An epoch is one pass over the first role of `shares`; the others are drawn
-    to their share, and anew in another order once all their rows were used. Every role is spread evenly.
-    """
-    first = next(iter(shares))
-    wanted = sum(len(row.input_ids) for row in encoded[first]) * epochs
-    placed, drawn = [], {}
-    for role, share in shares.items():
-        order = random.Random(f"{seed} {role}")
-        rows = _draw(encoded[role], wanted * share / shares[first], order)
-        placed += [((number + order.random()) / len(rows), role, row) for number, row in enumerate(rows)]
-        drawn[role] = {"rows": len(rows), "passes": round(len(rows) / len(encoded[role]), 3),
-                       "tokens": sum(len(row.input_ids) for row in rows),
-                       "trained_tokens": sum(row.trained for row in rows)}
-    whole = sum(entry["tokens"] for entry in drawn.values())
-    for entry in drawn.values():
-        entry["share"] = round(entry["tokens"] / whole, 4)
-    return [row for _, _, row in sorted(placed, key=lambda item: item[:2])], drawn
-
-
-def _draw(rows: list[Encoded], tokens: float, order: random.Random) -> list[Encoded]:
-    """Rows in shuffled passes until the wanted number of tokens is reached, one row at least."""
-    drawn, have = [], 0
-    while have < tokens or not drawn:
-        for row in order.sample(rows, len(rows)):
-            drawn.append(row)
-            have += len(row.input_ids)
-            if have >= tokens:
-                break
-    return drawn
+        seed: int) -> tuple[list[Encoded], dict]:
+    """Rows at hand in the order of `mixing.mix`, and the passes of each role."""
+    lengths = {role: np.array([len(row.input_ids) for row in rows]) for role, rows in encoded.items()}
+    roles, rows, passes = mixing.mix(lengths, shares, epochs, seed)
+    names = list(shares)
+    return [encoded[names[role]][row] for role, row in zip(roles, rows, strict=True)], passes
 
 
 def pack(rows: list[Encoded], max_length: int) -> list[list[Encoded]]:
-    """Rows in blocks of at most `max_length` tokens, nearly in order: first fit among the open blocks."""
-    done, still_open = [], []
-    for row in rows:
-        size = len(row.input_ids)
-        place = next((block for block in still_open if block[0] + size <= max_length), None)
-        if place is None:
-            if len(still_open) == OPEN_BLOCKS:
-                fullest = max(still_open, key=lambda block: block[0])
-                still_open.remove(fullest)
-                done.append(fullest[1])
-            place = [0, []]
-            still_open.append(place)
-        place[0] += size
-        place[1].append(row)
-    return done + [block for _, block in still_open]
+    """Rows at hand in the blocks of `mixing.pack`."""
+    order, borders = mixing.pack([len(row.input_ids) for row in rows], max_length)
+    return [[rows[index] for index in order[start:end]]
+            for start, end in itertools.pairwise(borders.tolist())]
 
 
 def to_dataset(blocks: list[list[Encoded]]) -> Dataset:
-    """Blocks as a dataset with `input_ids`, `labels` and `seq_lengths` (tokens of each row in the block).
+    """Blocks as a dataset: `input_ids`, `labels`, `seq_lengths` (tokens of each row), `tokens` (of all).
 
     The first token of every row is not a label: in a packed block it would be predicted from the row before.
     """
     return Dataset.from_dict({
         "input_ids": [[token for row in block for token in row.input_ids] for block in blocks],
         "labels": [[label for row in block for label in (IGNORED, *row.labels[1:])] for block in blocks],
-        "seq_lengths": [[len(row.input_ids) for row in block] for block in blocks]})
+        "seq_lengths": [[len(row.input_ids) for row in block] for block in blocks],
+        "tokens": [sum(len(row.input_ids) for row in block) for block in blocks]})
+
+
+def block_tokens(dataset: Dataset) -> np.ndarray:
+    """The tokens of each block, without reading the blocks."""
+    return dataset.data.column("tokens").to_numpy()
 
 
 def collate(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, torch.Tensor]:

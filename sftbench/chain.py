@@ -19,6 +19,7 @@ from . import (
     blocks,
     checkpoints,
     data,
+    encoded,
     evaluate,
     methods,
     models,
@@ -30,7 +31,6 @@ from . import (
     yardstick,
 )
 from .checkpoints import Checkpoints
-from .errors import BadInput
 from .folder import describe, ended_early, release_memory, versions
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, stage_settings, to_dict
@@ -103,19 +103,12 @@ def plan(ready: Prepared, datasets: dict[str, tuple[Dataset, dict]]) -> dict[str
 
 def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
     """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
-    settings = stage_settings(ready.recipe, stage["kind"])
-    encoded, dropped = {}, {}
-    for role in stage["shares"]:
-        encoded[role], dropped[role] = blocks.encode_rows(
-            ready.tokenizer, ready.roles[role].train, settings["max_length"])
-        if not encoded[role]:
-            raise BadInput(f"stage {stage['name']}: no row of {role} has a token to train within max_length "
-                           f"{settings['max_length']} ({dropped[role]}); take a larger max_length")
-    rows, drawn = blocks.mix(encoded, stage["shares"], settings["num_train_epochs"], settings["seed"])
-    packed = blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
-    for role, counts in dropped.items():
-        drawn[role]["dropped"] = counts
-    return blocks.to_dataset(packed), drawn
+    dataset, drawn = encoded.stage(
+        ready.tokens, ready.pieces, {name: role.times for name, role in ready.roles.items()},
+        stage["shares"], stage_settings(ready.recipe, stage["kind"]))
+    for role, figures in drawn.items():
+        figures["dropped"] = {reason: found["rows"] for reason, found in ready.roles[role].dropped.items()}
+    return dataset, drawn
 
 
 def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: tuple[Dataset, dict],
@@ -206,7 +199,7 @@ def _take_up(kept: Checkpoints, stage: dict, record: Callable) -> None:
 
 def _prefix_text(ready: Prepared, stage: dict) -> str:
     """A few rows of the stage's data as the model sees them, from which a prefix may start."""
-    rows = [row for role in stage["shares"] for row in ready.roles[role].train[:8]]
+    rows = [row for role in stage["shares"] for row in ready.roles[role].train.take(8)]
     return "".join(part for row in rows for text in template.pieces(ready.tokenizer, row) for part, _ in text)
 
 

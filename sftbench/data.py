@@ -1,42 +1,64 @@
-"""Data from files to rows: read, check, and split off probes. A row is `{"text": …}` or `{"messages": […]}`.
+"""Roles from files: what trains, what is held out as a probe, what is dropped and why, system messages.
 
-JSON Lines with `text`, `messages` or `prompt`/`completion`, and plain text files are read. Whatever cannot be
-used is refused with its file and line before a model is loaded.
+Rows lie in arrow files and are told apart by a hash of their content, so a million take little memory.
 """
 
 import hashlib
 import json
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import pocket
+import datasets
+import numpy as np
+
+from . import formats, pocket, rows
 from .errors import BadInput
 from .pocket import world
-from .recipe import ROLES, Recipe
+from .recipe import ROLES, Recipe, nearest
+from .rows import Rows
 
-PIECE = 2000  # characters: plain text is cut at blank lines into rows of about this length
+EXAMPLES = 5  # places named for each reason of dropping
 
 
 @dataclass
 class Role:
-    """The rows of one role: `train` and `probe`, where they came from, and how many were dropped and why."""
+    """The rows of one role: `train` as a mapped table, `probe` as a list, what was dropped: rows, examples.
+
+    `times` says how often each training row stands in one pass (its file's weight). `rows` is all that was
+    read, `chosen` the training rows' numbers in it, `systems` what gave system messages.
+    """
 
     source: str
-    train: list[dict]
+    train: datasets.Dataset
     probe: list[dict]
+    rows: Rows
+    chosen: np.ndarray
+    times: np.ndarray
     dropped: dict = field(default_factory=dict)
+    systems: dict = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """A hash of the training rows, for stage keys."""
-        return digest(self.train)
+        """A hash of the training rows, their order, weights and system messages, for stage keys."""
+        whole = hashlib.sha256(json.dumps(self.systems, sort_keys=True).encode())
+        for name in ("high", "low"):
+            whole.update(self.rows.column(name)[self.chosen].tobytes())
+        whole.update(self.times.tobytes())
+        return whole.hexdigest()[:20]
+
+    def drop(self, reason: str, indices: np.ndarray) -> None:
+        """Record rows that are left out, by their numbers in `rows`."""
+        if len(indices):
+            self.dropped[reason] = {"rows": len(indices),
+                                    "examples": [self.rows.where(index) for index in indices[:EXAMPLES]]}
 
 
-def digest(rows: list[dict]) -> str:
+def digest(some: list[dict]) -> str:
     """A hash of rows and their order, 20 hex digits."""
     whole = hashlib.sha256()
-    for row in rows:
-        whole.update(_canonical(row))
+    for row in some:
+        whole.update(rows.canonical(row))
     return whole.hexdigest()[:20]
 
 
@@ -45,7 +67,7 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
 
     A pocket model brings the pocket's data for the domain, and for the general side, where the user gave none
     of that side; any other model brings nothing. Raises BadInput, naming file and line, for rows that cannot
-    be used.
+    be used, unless the recipe drops them.
     """
     roles = {}
     for name in ROLES:
@@ -53,16 +75,16 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
         probe_source = getattr(recipe, f"{name}_probe")
         if source is None and probe_source is None:
             continue
+        systems, probe = systems_of(recipe.system_prompts, name), None
         if source == "pocket":
-            train, probe = (world.rows(name, split, recipe.pocket_seed, recipe.pocket_related)
-                            for split in world.SPLITS)
-        else:
-            train, probe = read(source, name) if source else [], []
+            train, probe = (rows.read([formats.in_memory("pocket", world.rows(
+                name, half, recipe.pocket_seed, recipe.pocket_related))], name.split("_")[1], systems)
+                for half in world.SPLITS)
+        elif source:
+            train = read(source, name, recipe.bad_rows, systems)
         if probe_source is not None:
-            probe = read(probe_source, name)
-        elif not probe:
-            train, probe = split(train, recipe.probe_share, source)
-        roles[name] = _without_leak(source or probe_source, train, probe, recipe.probe_rows)
+            probe = read(probe_source, name, recipe.bad_rows, systems)
+        roles[name] = _role(source or probe_source, train if source else None, probe, recipe, systems)
     return roles
 
 
@@ -72,143 +94,90 @@ def _pocket_serves(recipe: Recipe, name: str) -> bool:
     return recipe.model in pocket.FOLDERS and not own
 
 
-def _without_leak(source: str, train: list[dict], probe: list[dict], most: int) -> Role:
-    """The role without training rows that stand in the probe, word for word."""
-    probe = probe[:most] if len(probe) <= most else sorted(probe, key=_canonical_hash)[:most]
-    known = {_canonical(row) for row in probe}
-    kept = [row for row in train if _canonical(row) not in known]
-    dropped = {"also in the probe": len(train) - len(kept)} if len(kept) < len(train) else {}
-    return Role(source, kept, probe, dropped)
+def read(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:
+    """The rows of a source (see `formats.origins`) for a role; raises BadInput for none, and for bad ones."""
+    found = rows.read(formats.origins(source, role), role.split("_")[1], systems)
+    if bad_rows == "stop" or not len(found.table):
+        rows.refuse_bad(found, role)
+    return found
 
 
-def split(rows: list[dict], share: float, source: str = "data") -> tuple[list[dict], list[dict]]:
-    """Training and probe rows, told apart by a hash of each row, so that added rows never move old ones.
-
-    The row of the smallest hash is always a probe row. Raises BadInput for fewer than two different rows.
-    """
-    numbers = {_canonical(row): _canonical_hash(row) for row in rows}
-    if len(numbers) < 2:
-        raise BadInput(f"{source}: {len(numbers)} different row(s); at least 2 are needed, "
-                       "one of them as a probe")
-    border = max(share * 2**64, min(numbers.values()) + 1)
-    probe = {row for row, number in numbers.items() if number < border}
-    if len(probe) == len(numbers):
-        probe.discard(max(probe, key=numbers.get))
-    train = [row for row in rows if _canonical(row) not in probe]
-    held = list({_canonical(row): row for row in rows if _canonical(row) in probe}.values())
-    return train, held
-
-
-def _canonical(row: dict) -> bytes:
-    return json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _canonical_hash(row: dict) -> int:
-    return int.from_bytes(hashlib.sha256(_canonical(row)).digest()[:8], "big")
-
-
-def read(path: str, role: str) -> list[dict]:
-    """The rows of a file for this role: `.jsonl` of any known shape, or plain `.txt`/`.md` text.
-
-    Raises BadInput with path, line and remedy.
-    """
-    place = Path(path)
-    if not place.is_file():
-        raise BadInput(f"{role}: {path}: no such file")
-    text = _decode(place)
-    if place.suffix in (".jsonl", ".ndjson"):
-        rows = [_row(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1)
-                if line.strip()]
-    elif place.suffix in (".txt", ".md"):
-        rows = [{"text": piece} for piece in _pieces(text)]
+def _role(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:
+    """Training rows and probe: the probe is given or split off, and no training row stands in it."""
+    if train is None:
+        train, chosen, held = probe, np.array([], dtype=int), np.arange(len(probe.table))
+    elif probe is None:
+        probe = train
+        chosen, held = split(train.names(), recipe.probe_share, source)
     else:
-        raise BadInput(f"{role}: {path}: files ending in .jsonl, .txt or .md are read, not {place.suffix!r}")
-    if not rows:
-        raise BadInput(f"{role}: {path}: the file holds no row")
-    wanted = "text" if role.endswith("_text") else "messages"
-    wrong = sum(wanted not in row for row in rows)
-    if wrong:
-        number = next(number for number, row in enumerate(rows, 1) if wanted not in row)
-        shape = "'text'" if wanted == "text" else "'messages' or 'prompt' and 'completion'"
-        raise BadInput(f"{role}: {path}: {wrong} of {len(rows)} rows, the first of them row {number}, "
-                       f"are not of this role's shape; it needs {shape}")
-    return rows
+        chosen, held = np.arange(len(train.table)), np.arange(len(probe.table))
+    if len(held) > recipe.probe_rows:
+        held = held[np.argsort(probe.column("high")[held], kind="stable")][:recipe.probe_rows]
+    weights = np.array(train.about["weights"])[train.column("file")[chosen]]
+    # a weight of 2.3 is two times, or three for the rows whose hash lies in the lowest 0.3
+    times = np.floor(weights).astype(np.int64) + (train.column("low")[chosen] / 2.0**64 < weights % 1)
+    leak = np.isin(train.names()[chosen], probe.names()[held])
+    kept = ~leak & (times > 0)
+    role = Role(source, _bare(train, chosen[kept]), list(_bare(probe, held)), train, chosen[kept],
+                times[kept], systems=systems)
+    if train.about["bad"]:
+        role.dropped["cannot be used"] = {"rows": train.about["bad"],
+                                          "examples": train.about["first_bad"][:EXAMPLES]}
+    role.drop("also in the probe", chosen[leak])
+    role.drop("left out by its file's weight", chosen[~leak & (times == 0)])
+    return role
 
 
-def _decode(path: Path) -> str:
-    """The file's text without a byte order mark, with plain line ends; raises BadInput at line and byte."""
-    raw = path.read_bytes()
+def _bare(found: Rows, indices: np.ndarray) -> datasets.Dataset:
+    body = [name for name in ("text", "messages") if name in found.table.column_names]
+    return found.table.select_columns(body).select(indices)
+
+
+def split(names: np.ndarray, share: float, source: str = "data") -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of training and of probe rows, told apart by each row's name: added rows move no others.
+
+    The row of the smallest name is always a probe row, and a probe holds no row twice. Raises BadInput for
+    fewer than two different rows.
+    """
+    different, first = np.unique(names, return_index=True)
+    if len(different) < 2:
+        raise BadInput(f"{source}: {len(different)} different row(s); at least 2 are needed, "
+                       "one of them as a probe")
+    border = np.uint64(max(int(share * 2**64), int(different["high"].min()) + 1))
+    held = names["high"] < border
+    if held.all():
+        held = names != different[-1]
+    unique = np.zeros(len(names), dtype=bool)
+    unique[first] = True
+    return np.flatnonzero(~held), np.flatnonzero(held & unique)
+
+
+def systems_of(given: str | None, role: str) -> dict:
+    """What gives a role's tasks their system messages: `field`, `types` (text by type) and `default` text.
+
+    `given` is a text for all tasks, or the path of a TOML file with `default`, a text for each role by its
+    name, `field` (where a row's type stands; default `type`) and a table `types`. Raises BadInput.
+    """
+    if given is None or role.endswith("_text"):
+        return {}
+    if not given.endswith(".toml"):
+        return {"default": given}
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[:error.start].count(b"\n") + 1
-        raise BadInput(f"{path}, line {line}: byte {error.start} is not UTF-8; "
-                       "save the file as UTF-8") from None
-    if "\0" in text:
-        line = text[:text.index("\0")].count("\n") + 1
-        raise BadInput(f"{path}, line {line}: byte {raw.index(0)} is NUL; is this a text file?")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _pieces(text: str) -> list[str]:
-    """Text cut at blank lines into pieces of about PIECE characters."""
-    pieces, piece = [], ""
-    for paragraph in (part.strip("\n") for part in text.split("\n\n") if part.strip()):
-        if piece and len(piece) + len(paragraph) > PIECE:
-            pieces.append(piece)
-            piece = ""
-        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
-    return pieces + [piece] if piece else pieces
-
-
-def _row(where: str, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}, column {error.colno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise BadInput(f"{where}: nested too deeply") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"{where}: a row must be an object {{…}}, not {type(row).__name__}")
-    if "messages" in row:
-        return {"messages": _messages(where, row["messages"])}
-    if "prompt" in row or "completion" in row:
-        turns = [{"role": "user", "content": row.get("prompt")},
-                 {"role": "assistant", "content": row.get("completion")}]
-        return {"messages": _messages(where, turns, names=("prompt", "completion"))}
-    if "text" in row:
-        _text(where, "text", row["text"])
-        return {"text": row["text"]}
-    raise BadInput(f"{where}: no field 'text', 'messages' or 'prompt'; "
-                   f"it has {', '.join(map(repr, row)) or 'none'}")
-
-
-def _text(where: str, name: str, value) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: field {name!r} must be text that is not empty, not {value!r:.40}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where}: field {name!r} holds half a surrogate pair "
-                       f"at character {error.start}") from None
-
-
-def _messages(where: str, messages, names: tuple = ()) -> list[dict]:
-    """The messages if [system] (user assistant)+, each with text; raises BadInput naming the message."""
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{where}: 'messages' must be a list with at least one user and one assistant message")
-    clean = []
-    for number, message in enumerate(messages, 1):
-        name = names[number - 1] if names else f"messages[{number}].content"
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            role = message.get("role") if isinstance(message, dict) else message
-            raise BadInput(f"{where}: message {number} must have the role system, user or assistant, "
-                           f"not {role!r:.40}")
-        _text(where, name, message.get("content"))
-        clean.append({"role": message["role"], "content": message["content"]})
-    turns = [message["role"] for message in clean]
-    turns = turns[1:] if turns[0] == "system" else turns
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise BadInput(f"{where}: messages must be user and assistant in turn and end with assistant, "
-                       f"not {', '.join(turns) or 'a system message alone'}")
-    return clean
+        values = tomllib.loads(Path(given).read_text(encoding="utf-8"))
+    except OSError:
+        raise BadInput(f"system_prompts: {given}: no such file") from None
+    except ValueError as error:
+        raise BadInput(f"system_prompts: {given}: not TOML: {error}") from None
+    tasks = [name for name in ROLES if name.endswith("_tasks")]
+    types = values.get("types", {})
+    for name, value in values.items():
+        if name not in ("default", "field", "types", *tasks):
+            raise BadInput(f"system_prompts: {given}: unknown name {name!r}"
+                           f"{nearest(name, ('default', 'field', 'types', *tasks))}")
+        if not isinstance(value, dict if name == "types" else str):
+            wanted = "a table" if name == "types" else "text"
+            raise BadInput(f"system_prompts: {given}: {name} must be {wanted}")
+    if not all(isinstance(text, str) for text in types.values()):
+        raise BadInput(f"system_prompts: {given}: every entry of types must be text")
+    return {"field": values.get("field", "type"), "types": types,
+            "default": values.get(role) or values.get("default")}

@@ -22,8 +22,8 @@ def describe(folder: Path, ready: Prepared) -> dict:
     described = {
         "schema": runs.SCHEMA, "recipe": to_dict(ready.recipe), "mode": ready.mode,
         "reasons": ready.reasons, "revision": ready.revision,
-        "data": {name: {"source": role.source, "rows": len(role.train), "digest": role.digest,
-                        "probe_rows": len(role.probe), "dropped": role.dropped}
+        "data": {name: {"source": role.source, "shapes": role.rows.about["shapes"], "rows": len(role.train),
+                        "digest": role.digest, "probe_rows": len(role.probe), "dropped": role.dropped}
                  for name, role in ready.roles.items()},
         "versions": versions()}
     if not (folder / "recipe.json").exists():

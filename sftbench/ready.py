@@ -5,9 +5,10 @@ Everything that can fail for bad input fails here, before a model is loaded.
 
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, evaluate, models, modes, pocket, template
+from . import advice, blocks, data, encoded, evaluate, models, modes, pocket, template
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -27,6 +28,8 @@ class Prepared:
     start: str
     revision: str
     known: dict
+    tokens: dict[str, encoded.Tokens]
+    pieces: dict[str, encoded.Pieces]
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -40,11 +43,31 @@ def prepare(recipe: Recipe) -> Prepared:
     roles = data.load_roles(recipe)
     check_roles(recipe, stages, roles)
     tokenizer = models.load_tokenizer(start, recipe.model_revision)
-    known = measure(start, recipe.model_revision, tokenizer, roles)
+    tokens = {name: encoded.encode(tokenizer, role) for name, role in roles.items()}
+    known = measure(start, recipe.model_revision, tokenizer, roles, tokens)
     resolved, reasons = advice.resolve(recipe, known)
     reasons["chat_template"] = template.describe(tokenizer)
+    pieces = cut_roles(resolved, stages, roles, tokens)
     revision = models.revision_of(start, recipe.model_revision)
-    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known)
+    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known, tokens, pieces)
+
+
+def cut_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role],
+              tokens: dict[str, encoded.Tokens]) -> dict[str, encoded.Pieces]:
+    """What of each role can train within max_length; tasks that cannot are recorded as dropped.
+
+    Raises BadInput where a stage's role has not one token to train.
+    """
+    found = {}
+    for name, role in roles.items():
+        found[name], reasons = encoded.cut(tokens[name], recipe.max_length, name.endswith("_text"))
+        for stage in stages:
+            if name in stage["shares"]:
+                encoded.refuse_nothing(found[name], name, f"stage {stage['name']}", recipe.max_length,
+                                       reasons)
+        for reason, rows in reasons.items():
+            role.drop(reason, role.chosen[rows])
+    return found
 
 
 def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role]) -> None:
@@ -54,28 +77,28 @@ def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role])
             if role not in roles or not roles[role].train:
                 shape = "text" if role.endswith("_text") else "questions and answers"
                 raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; "
-                               f"give a file of {shape} as {role} (a .jsonl, or for text a .txt), "
+                               f"give a file or folder of {shape} as {role}, "
                                "or take a mode without it")
 
 
-def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role]) -> dict:
+def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.Role],
+            tokens: dict[str, encoded.Tokens]) -> dict:
     """What advice can know before training: sizes of model and data, and what the device can do."""
     config = models.load_config(start, revision)
-    lengths = {name: [len(encoded.input_ids) for row in role.train
-                      for encoded in blocks.encode_all(tokenizer, row)] for name, role in roles.items()}
-    tasks = sorted(length for name in lengths if name.endswith("_tasks") for length in lengths[name])
+    tasks = [name for name in roles if name.endswith("_tasks")]
+    lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
     answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
                if "messages" in row]
     known = {
         "rows": {name: len(role.train) for name, role in roles.items()},
-        "tokens": {name: sum(counts) for name, counts in lengths.items()},
+        "tokens": {name: int(made.lengths.sum()) for name, made in tokens.items()},
         "device": models.device().type, "bf16": models.has_bf16(), "pocket": start in pocket.FOLDERS,
         "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
         "vocabulary": config.get_text_config().vocab_size, "parameters": models.count_parameters(config),
-        "system_prompts": any(row["messages"][0]["role"] == "system" for name, role in roles.items()
-                              if name.endswith("_tasks") for row in role.train)}
-    if tasks:
-        known["row_tokens"] = tasks[int(len(tasks) * 0.99)]
+        "system_prompts": any(roles[name].rows.about["systems"] for name in tasks),
+        "task_types": len({kind for name in tasks for kind in roles[name].rows.about["types"]})}
+    if len(lengths):
+        known["row_tokens"] = int(lengths[int(len(lengths) * 0.99)])
     if answers:
         known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
     return known | models.card_of(start, revision)
@@ -91,7 +114,8 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bo
     models.quiet_libraries()
     start = modes.start_model(recipe, modes.load(recipe.mode))
     roles, tokenizer = data.load_roles(recipe), models.load_tokenizer(start, recipe.model_revision)
-    known = measure(start, recipe.model_revision, tokenizer, roles) | said
+    tokens = {name: encoded.encode(tokenizer, role) for name, role in roles.items()}
+    known = measure(start, recipe.model_revision, tokenizer, roles, tokens) | said
     if with_losses and roles:
         known["base_loss"] = probe_losses(models.load_model(start, recipe.model_revision), tokenizer, roles)
     if settle_mode:
@@ -101,7 +125,7 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bo
 
 def probe_losses(model, tokenizer, roles: dict[str, data.Role]) -> dict[str, float]:
     """The model's loss on a part of each role's probe, in nats per token."""
-    encoded = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0]
-               for name, role in roles.items()}
+    probes = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], 1024)[0]
+              for name, role in roles.items()}
     return {name: round(evaluate.loss(model, rows, tokenizer.pad_token_id), 3)
-            for name, rows in encoded.items() if rows}
+            for name, rows in probes.items() if rows}

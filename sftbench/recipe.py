@@ -51,7 +51,7 @@ class Recipe:
     )
 
     domain_text: str | None = _field(
-        None, "text of your field for CPT: a file; None: the pocket's, with a pocket"
+        None, "text for CPT: file, folder or hub name; several: a.md, b.jsonl:2; None: pocket's"
     )
     domain_tasks: str | None = _field(None, "questions and answers of your field: a file; None: as above")
     general_text: str | None = _field(None, "text of everyday kind: shows what is forgotten; None: as above")
@@ -60,6 +60,12 @@ class Recipe:
     domain_tasks_probe: str | None = _field(None, "held-out domain tasks; None: split off domain_tasks")
     general_text_probe: str | None = _field(None, "held-out general text; None: split off general_text")
     general_tasks_probe: str | None = _field(None, "held-out general tasks; None: split off general_tasks")
+    system_prompts: str | None = _field(
+        None, "system message of tasks that have none: a text, or a .toml by role and type; None: none"
+    )
+    bad_rows: str = _field(
+        "stop", "rows that cannot be used: stop at them, or drop them and go on", choices=("stop", "drop")
+    )
     probe_share: float = _field(0.1, "share of a role's rows split off as its probe", above=0, below=1)
     probe_rows: int = _field(200, "rows of each probe that are scored, at most", min=1)
     yardstick: bool | None = _field(

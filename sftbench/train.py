@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import numpy as np
 import psutil
 import torch
 from datasets import Dataset
@@ -48,7 +49,8 @@ def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
         warmup_steps=settings["warmup_ratio"], weight_decay=settings["weight_decay"],
         max_grad_norm=settings["max_grad_norm"], bf16=settings["bf16"], seed=settings["seed"],
         activation_checkpointing=settings["gradient_checkpointing"], use_cpu=not torch.cuda.is_available(),
-        dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, dataloader_pin_memory=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
+        dataloader_pin_memory=False,
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
         report_to="none", save_strategy="no")
 
@@ -174,9 +176,8 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
     accumulated = settings["gradient_accumulation_steps"]
     per_step = settings["per_device_train_batch_size"] * accumulated
-    tokens = [0]
-    for start in range(0, steps * per_step, per_step):
-        tokens.append(tokens[-1] + sum(map(sum, dataset[start:start + per_step]["seq_lengths"])))
+    totals = np.concatenate([[0], np.cumsum(blocks.block_tokens(dataset))])
+    tokens = totals[np.minimum(np.arange(steps + 1) * per_step, len(dataset))].tolist()  # after each step
 
     def score(model) -> dict:
         return {f"eval_{role}_loss": evaluate.loss(model, rows, pad) for role, rows in probes.items()}

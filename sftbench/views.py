@@ -49,7 +49,7 @@ def look(ready: Prepared, rows: int = 1) -> str:
             lines.append(f"  {role}: {figures['rows']:,} rows ({figures['passes']:g} passes), "
                          f"{figures['tokens']:,} tokens = {figures['share']:.0%} of the stage, "
                          f"{figures['trained_tokens']:,} of them trained")
-            for row in ready.roles[role].train[:rows]:
+            for row in ready.roles[role].train.take(rows):
                 lines += _indented(blocks.look(ready.tokenizer, row))
         lines.append("")
     return "\n".join(lines[:-1])

@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# a cache of their own, so that the tests read everything anew
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sftbench-test-cache-")
 
 import pytest
 
@@ -20,6 +24,12 @@ FAMILIES = {
     "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
                                      "moe_intermediate_size": 64}),
 }
+
+
+def pytest_unconfigure():
+    """Remove the tests' cache."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
 
 CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Tokyo", "Paris", "Delhi", "Quito")
 

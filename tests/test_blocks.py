@@ -23,6 +23,13 @@ def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
     assert blocks.look(tokenizer, {"messages": TURNS}).count("«") == 2
 
 
+def test_rows_encoded_together_are_rows_encoded_one_by_one(tokenizer):
+    rows = [{"messages": TURNS}, *small_rows("domain_text", 5), *small_rows("general_tasks", 5)]
+    for one in (tokenizer, with_bos(tokenizer, tokenizer.chat_template)):
+        assert blocks.encode_batch(one, rows) == [[encode(one, row)] for row in rows]
+    assert blocks.encode_batch(tokenizer, []) == []
+
+
 def test_text_trains_on_every_token_and_ends(tokenizer):
     encoded = encode(tokenizer, {"text": "The item 1 is in Oslo."})
     assert encoded.labels == encoded.input_ids
@@ -35,7 +42,8 @@ def test_the_prompt_of_training_is_the_prompt_of_answering(tokenizer):
     assert all(label == IGNORED for label in encoded.labels[len(prompt) - 3:len(prompt)])
 
 
-def test_bos_stands_once(tokenizer):
+def with_bos(tokenizer, text):
+    """The tokenizer with a beginning-of-sequence token that it sets itself."""
     import copy
 
     from tokenizers.processors import TemplateProcessing
@@ -43,8 +51,13 @@ def test_bos_stands_once(tokenizer):
     other.bos_token = "<system>"
     other._tokenizer.post_processor = TemplateProcessing(single="<system> $A", special_tokens=[
         ("<system>", other.bos_token_id)])
+    other.chat_template = text
+    return other
+
+
+def test_bos_stands_once(tokenizer):
     for text in (tokenizer.chat_template, "{{ bos_token }}" + tokenizer.chat_template):
-        other.chat_template = text
+        other = with_bos(tokenizer, text)
         ids = encode(other, {"messages": TURNS[1:3]}).input_ids
         assert ids.count(other.bos_token_id) == 1 and ids[0] == other.bos_token_id
         assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == 1
@@ -67,9 +80,10 @@ def numbered(role: int, sizes: list[int]) -> list[Encoded]:
 def test_mixing_keeps_shares_of_tokens_spreads_roles_and_repeats(tokenizer):
     encoded = {"domain_tasks": numbered(1, [10, 20, 30] * 20), "general_tasks": numbered(2, [5] * 100)}
     shares = {"domain_tasks": 0.25, "general_tasks": 0.75}
-    rows, drawn = mix(encoded, shares, epochs=2, seed=3)
-    assert drawn["domain_tasks"]["tokens"] == 2400 and drawn["domain_tasks"]["passes"] == 2
-    assert drawn["general_tasks"]["share"] == pytest.approx(0.75, abs=0.01)
+    rows, passes = mix(encoded, shares, epochs=2, seed=3)
+    tokens = {role: sum(len(row.input_ids) for row in rows if row.input_ids[0] == role) for role in (1, 2)}
+    assert tokens[1] == 2400 and passes["domain_tasks"] == 2
+    assert tokens[2] / sum(tokens.values()) == pytest.approx(0.75, abs=0.01)
     half = rows[:len(rows) // 2]
     assert sum(row.input_ids[0] == 1 for row in half) == pytest.approx(60, abs=6)
     assert mix(encoded, shares, 2, 3)[0] == rows and mix(encoded, shares, 2, 4)[0] != rows

@@ -1,10 +1,11 @@
-"""Files to rows: what is read, what is refused and where, and how probes are split off."""
+"""Roles: probes split off and given, leaks, weights, system messages, and what is told of dropped rows."""
 
 import json
 
+import numpy as np
 import pytest
 
-from sftbench import data
+from sftbench import data, rows
 from sftbench.errors import BadInput
 from sftbench.recipe import Recipe, override
 
@@ -16,96 +17,63 @@ def lines(path, *rows):
     return str(path)
 
 
-def test_every_shape_becomes_the_same_row(tmp_path):
-    path = lines(tmp_path / "a.jsonl", ASK, {"prompt": "q", "completion": "a"})
-    assert data.read(path, "domain_tasks") == [ASK, ASK]
-    assert data.read(lines(tmp_path / "b.jsonl", {"text": "t"}), "domain_text") == [{"text": "t"}]
+def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:
+    """The texts of training and probe."""
+    names = np.array([rows.name_of({"text": text}) for text in texts],
+                     dtype=[("high", np.uint64), ("low", np.uint64)])
+    return tuple([texts[index] for index in half] for half in data.split(names.view(np.recarray), share))
 
 
-def test_text_files_are_cut_at_blank_lines(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(f"paragraph {number} " + "x" * 500 for number in range(10)))
-    rows = data.read(str(path), "domain_text")
-    assert len(rows) > 2 and all(len(row["text"]) <= 2100 for row in rows)
-    assert "\n\n".join(row["text"] for row in rows) == path.read_text()
-
-
-def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
-    assert data.read(str(path), "domain_text") == [{"text": "one"}, {"text": "two"}]
-
-
-@pytest.mark.parametrize(("line", "words"), [
-    ('{"text": "cut', "line 2, column 10"),
-    ("[]", "line 2: a row must be an object"),
-    ('{"body": "x"}', "line 2: no field 'text'"),
-    ('{"text": 3}', "line 2: field 'text' must be text"),
-    ('{"text": "\\ud800"}', "line 2: field 'text' holds half a surrogate"),
-    ('{"prompt": "x"}', "line 2: field 'completion'"),
-    ('{"messages": []}', "line 2: 'messages' must be a list"),
-    ('{"messages": [{"role": "tool", "content": "x"}]}', "line 2: message 1 must have the role"),
-    ('{"messages": [{"role": "user", "content": "x"}]}',
-     "line 2: messages must be user and assistant in turn"),
-    (json.dumps({"messages": [ASK["messages"][0], *ASK["messages"]]}), "line 2: messages must be user"),
-])
-def test_a_bad_row_is_named_with_its_line(tmp_path, line, words):
-    path = lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
-    with pytest.raises(BadInput, match=r"a\.jsonl, " + words.replace("[", r"\[")):
-        data.read(path, "domain_text")
-
-
-@pytest.mark.parametrize(("raw", "words"), [
-    (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: byte 24 is not UTF-8"),
-    (b'{"text": "a"}\n\0\n', "line 2: byte 14 is NUL"),
-    (b"", "holds no row"),
-])
-def test_bytes_that_are_no_text_are_named(tmp_path, raw, words):
-    (tmp_path / "a.jsonl").write_bytes(raw)
-    with pytest.raises(BadInput, match=words):
-        data.read(str(tmp_path / "a.jsonl"), "domain_text")
+def roles_of(tmp_path, **values):
+    return data.load_roles(override(Recipe(), model="somebody/else", **values))
 
 
 def test_rows_of_another_roles_shape_are_counted(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"text": "t"}, ASK, ASK)
-    with pytest.raises(BadInput, match="2 of 3 rows, the first of them row 2"):
+    with pytest.raises(BadInput, match=r"a\.jsonl, line 2: no field 'text'.*2 of 3 rows cannot be used"):
         data.read(path, "domain_text")
 
 
-@pytest.mark.parametrize("path", ["nowhere.jsonl", "/"])
-def test_a_missing_file_is_named(path):
-    with pytest.raises(BadInput, match="no such file"):
-        data.read(path, "domain_text")
+def test_bad_rows_may_be_dropped_and_are_recorded_with_their_lines(tmp_path):
+    path = lines(tmp_path / "a.jsonl", *({"text": f"{number}"} for number in range(20)), "[]", '{"text": 3}')
+    role = roles_of(tmp_path, domain_text=path, bad_rows="drop")["domain_text"]
+    assert len(role.train) + len(role.probe) == 20
+    assert role.dropped["cannot be used"]["rows"] == 2
+    assert [place.split(": ")[0] for place in role.dropped["cannot be used"]["examples"]] == [
+        f"{path}, line 21", f"{path}, line 22"]
+    with pytest.raises(BadInput, match="holds no row"):
+        roles_of(tmp_path, domain_text=lines(tmp_path / "b.jsonl"), bad_rows="drop")
 
 
 def test_the_split_is_stable_when_rows_are_added():
-    rows = [{"text": f"row {number}"} for number in range(500)]
-    train, probe = data.split(rows, 0.1)
+    texts = [f"row {number}" for number in range(500)]
+    train, probe = split(texts, 0.1)
     assert 25 < len(probe) < 80 and len(train) + len(probe) == 500
-    more_train, more_probe = data.split(rows + [{"text": f"new {number}"} for number in range(500)], 0.1)
-    assert all(row in more_probe for row in probe) and all(row in more_train for row in train)
+    more_train, more_probe = split(texts + [f"new {number}" for number in range(500)], 0.1)
+    assert set(probe) <= set(more_probe) and set(train) <= set(more_train)
 
 
 def test_duplicates_never_stand_on_both_sides():
-    train, probe = data.split([{"text": f"row {number % 7}"} for number in range(70)], 0.3)
-    assert probe and not [row for row in train if row in probe]
+    train, probe = split([f"row {number % 7}" for number in range(70)], 0.3)
+    assert probe and not set(train) & set(probe) and len(set(probe)) == len(probe)
 
 
 def test_two_rows_give_one_probe_and_one_row_is_refused():
-    train, probe = data.split([{"text": "a"}, {"text": "b"}], 0.01)
+    train, probe = split(["a", "b"], 0.01)
     assert len(train) == len(probe) == 1
+    assert sorted(map(len, split(["a", "b"], 0.999999))) == [1, 1]
     with pytest.raises(BadInput, match="at least 2"):
-        data.split([{"text": "a"}, {"text": "a"}], 0.5)
+        split(["a", "a"], 0.5)
 
 
 def test_training_rows_that_stand_in_the_probe_are_dropped_and_counted(tmp_path):
     train = lines(tmp_path / "train.jsonl", *({"text": f"{number}"} for number in range(10)))
     probe = lines(tmp_path / "probe.jsonl", {"text": "3"}, {"text": "x"})
-    recipe = override(Recipe(), model="somebody/else", domain_text=train, domain_text_probe=probe)
-    roles = data.load_roles(recipe)
+    roles = roles_of(tmp_path, domain_text=train, domain_text_probe=probe)
     assert list(roles) == ["domain_text"]
     assert {"text": "3"} not in roles["domain_text"].train and len(roles["domain_text"].train) == 9
-    assert roles["domain_text"].dropped == {"also in the probe": 1}
+    assert roles["domain_text"].dropped == {
+        "also in the probe": {"rows": 1, "examples": [f"{train}, line 4"]}}
 
 
 def test_pocket_data_comes_with_pocket_models_only_and_never_beside_own_data_of_a_side(tmp_path):
@@ -114,3 +82,64 @@ def test_pocket_data_comes_with_pocket_models_only_and_never_beside_own_data_of_
     own = lines(tmp_path / "own.jsonl", {"text": "a"}, {"text": "b"})
     assert set(data.load_roles(override(Recipe(), domain_text=own))) == {"domain_text", "general_text",
                                                                         "general_tasks"}
+
+
+def test_weights_say_how_often_a_files_rows_stand_in_a_pass(tmp_path):
+    first = lines(tmp_path / "a.jsonl", *({"text": f"a {number}"} for number in range(400)))
+    second = lines(tmp_path / "b.jsonl", *({"text": f"b {number}"} for number in range(400)))
+    plain = roles_of(tmp_path, domain_text=f"{first}, {second}")["domain_text"]
+    assert set(plain.times) == {1} and len(plain.train) + len(plain.probe) >= 720
+    role = roles_of(tmp_path, domain_text=f"{first}:2.5,{second}:0.25")["domain_text"]
+    times = {"a": [], "b": []}
+    for row, often in zip(role.train, role.times, strict=True):
+        times[row["text"][0]].append(int(often))
+    assert set(times["a"]) == {2, 3} and np.mean(times["a"]) == pytest.approx(2.5, abs=0.1)
+    assert set(times["b"]) == {1} and len(times["b"]) / 360 == pytest.approx(0.25, abs=0.08)
+    assert role.dropped["left out by its file's weight"]["rows"] > 200 and role.digest != plain.digest
+    with pytest.raises(BadInput, match="above 0"):
+        roles_of(tmp_path, domain_text=f"{first}:0")
+
+
+MAPPING = """
+default = "Answer."
+general_tasks = "Be kind."
+field = "sort"
+[types]
+sum = "Add up."
+"""
+
+
+def test_system_messages_come_from_row_type_role_or_default_in_this_order(tmp_path):
+    own = {"messages": [{"role": "system", "content": "Own."}, *ASK["messages"]], "sort": "sum"}
+    path = lines(tmp_path / "a.jsonl", own, {"question": "1+1?", "answer": "2", "sort": "sum"},
+                 {"question": "who?", "answer": "me", "sort": "other"}, {"question": "why?", "answer": "so"})
+    (tmp_path / "map.toml").write_text(MAPPING)
+    values = {"domain_tasks": path, "domain_tasks_probe": path, "general_tasks": path,
+              "general_tasks_probe": path}
+    roles = roles_of(tmp_path, system_prompts=str(tmp_path / "map.toml"), **values)
+    for role, default in (("domain_tasks", "Answer."), ("general_tasks", "Be kind.")):
+        assert [row["messages"][0]["content"] for row in roles[role].probe] == [
+            "Own.", "Add up.", default, default]
+        assert roles[role].rows.about["types"] == {"sum": 2, "other": 1}
+    plain = roles_of(tmp_path, system_prompts="Speak.", **values)["domain_tasks"]
+    assert [row["messages"][0]["content"] for row in plain.probe] == ["Own.", "Speak.", "Speak.", "Speak."]
+
+
+def test_another_system_message_moves_no_row_into_or_out_of_the_probe(tmp_path):
+    path = lines(tmp_path / "a.jsonl",
+                 *({"question": f"{number}?", "answer": "yes"} for number in range(100)))
+    one, other = (roles_of(tmp_path, domain_tasks=path, system_prompts=text)["domain_tasks"]
+                  for text in ("One.", "Other."))
+    assert [row["messages"][1:] for row in one.probe] == [row["messages"][1:] for row in other.probe]
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("defalt = 'x'", "did you mean 'default'"), ("default = 3", "default must be text"),
+    ("types = 'x'", "types must be a table"), ("[types]\na = 1", "every entry of types"), ("x", "not TOML")])
+def test_a_mapping_that_cannot_be_meant_is_refused(tmp_path, text, words):
+    (tmp_path / "map.toml").write_text(text)
+    with pytest.raises(BadInput, match=words):
+        data.systems_of(str(tmp_path / "map.toml"), "domain_tasks")
+    with pytest.raises(BadInput, match="no such file"):
+        data.systems_of(str(tmp_path / "none.toml"), "domain_tasks")
