@@ -14,7 +14,10 @@ from .errors import BadInput
 STYLE = """<style>
 .sftb { container-type: inline-size; max-width: 1060px; line-height: 1.45; overflow: visible;
   color: var(--jp-ui-font-color1); }
-.sftb .widget-label { white-space: normal; height: auto; line-height: 1.45; overflow: visible; }
+.sftb .widget-label { white-space: normal; height: auto; line-height: 1.45; overflow: visible;
+  overflow-wrap: anywhere; }
+.sftb .widget-label-basic { white-space: normal; overflow-wrap: anywhere; line-height: 1.45; height: auto; }
+.sftb .widget-checkbox { height: auto; }
 .sftb .widget-box, .sftb .widget-vbox, .sftb .widget-hbox { overflow: visible; }
 .sftb .sftb-page { padding-top: 6px; }
 .sftb .sftb-title { font-size: 17px; font-weight: 600; }
@@ -84,6 +87,17 @@ STYLE = """<style>
     repeat(4, minmax(54px, 1fr)); gap: 1px 6px; }
   .sftb .sftb-runs .widget-label, .sftb .sftb-runs .widget-checkbox { font-size: 11px; }
   .sftb .sftb-values > .widget-label { padding-left: 8px; }
+}
+@container (max-width: 460px) {
+  .sftb .widget-text, .sftb .widget-dropdown, .sftb .widget-textarea, .sftb .widget-select-multiple {
+    flex-wrap: wrap; height: auto; }
+  .sftb .widget-inline-hbox > select, .sftb .widget-inline-hbox > input { flex: 1 1 100px; height: 28px; }
+  .sftb .sftb-modes { grid-template-columns: 40px repeat(4, minmax(0, 1fr)); }
+  .sftb .sftb-box { font-size: 10px; padding: 2px; overflow-wrap: anywhere; }
+  .sftb .sftb-pair, .sftb .sftb-plan, .sftb .sftb-bars { grid-template-columns: 1fr; }
+  .sftb .sftb-roles { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .sftb .sftb-runs { grid-template-columns: 1fr 1fr; }
+  .sftb .sftb-runs > .widget-checkbox { grid-column: 1 / -1; }
 }
 </style>"""
 

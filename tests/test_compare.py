@@ -81,9 +81,9 @@ def test_an_overlay_has_each_run_once_in_both_panels():
     events = [{"stage": "start", "step": 0, "plan": {"cpt": 4, "sft": 2}},
               {"stage": "cpt", "step": 2, "eval_domain_tasks_loss": 2.0, "eval_general_tasks_loss": 1.0},
               {"stage": "sft", "step": 1, "eval_domain_tasks_loss": 1.5}]
-    figure = plots.overlay_figure({"a": events, "b": events[:2]})
+    figure = plots.overlay_figure({"a": events, "b$x": events[:2]})
     domain, general = figure.axes
-    assert [line.get_label() for line in domain.lines] == ["a", "b"]
+    assert [line.get_label() for line in domain.lines] == [" a", " b\\$x"]
     assert list(domain.lines[0].get_xdata()) == [2, 5] and list(general.lines[0].get_ydata()) == [1.0]
     assert domain.lines[0].get_linestyle() != domain.lines[1].get_linestyle()
     assert plots.png(figure).startswith(b"\x89PNG")

@@ -1,0 +1,252 @@
+"""The workbench in a real JupyterLab and browser, on three kernel versions: all the way from choice to talk.
+
+With SFTBENCH_SCREENSHOTS set to a folder, the runs have their advised length and each step leaves a picture
+there; that is how the pictures in docs/ are made.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import lab
+
+ROOT = Path(__file__).parent.parent
+PICTURES = os.environ.get("SFTBENCH_SCREENSHOTS")
+STEPS = "" if PICTURES else "60"
+MINUTE = 60_000  # in the browser's milliseconds
+TEXT = 'What <img src=x onerror="window.fired=1"> costs $5 and $6, number {}?'
+ANSWER = "<script>window.fired=1</script> {}"
+NAME = '<img src=x onerror="window.fired=1">'
+KERNELS = {"6.31.0": ["ipykernel==6.31.0", "nest-asyncio==1.6.0"], "7.3.0": ["ipykernel==7.3.0"], "7.4.0": []}
+
+
+@pytest.fixture(params=[pytest.param(version, id=f"ipykernel-{version}") for version in KERNELS])
+def kernel(request, tmp_path):
+    """The environment in which JupyterLab starts this version of the kernel; older ones lie in a cache."""
+    path = [str(ROOT)]
+    if KERNELS[request.param]:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sftbench-tests"
+        place = cache / f"ipykernel-{request.param}"
+        if not (place / "ipykernel_launcher.py").exists():
+            subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place,
+                            *KERNELS[request.param]], check=True, timeout=200)
+        path.insert(0, str(place))
+    spec = tmp_path / "share" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3 (ipykernel)", "language": "python",
+        "env": {"PYTHONPATH": os.pathsep.join(path)}}))
+    return request.param, {"JUPYTER_PATH": str(tmp_path / "share")}
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """The folder with the workbench's notebook, which also says its kernel's version, and hostile rows."""
+    book = json.loads((ROOT / "notebooks" / "workbench.ipynb").read_text())
+    code = next(cell for cell in book["cells"] if cell["cell_type"] == "code")
+    book["cells"].append(code | {"id": "version", "source": [
+        "import ipykernel\n", "print('kernel', ipykernel.__version__)"]})
+    (tmp_path / "workbench.ipynb").write_text(json.dumps(book))
+    (tmp_path / "hostile.jsonl").write_text("".join(
+        json.dumps({"prompt": TEXT.format(number), "completion": ANSWER.format(number)}) + "\n"
+        for number in range(40)))
+    return tmp_path
+
+
+def press(page, name: str) -> None:
+    page.locator(".sftb").get_by_role("button", name=name, exact=True).click()
+
+
+def turn(page, step: str) -> None:
+    page.locator(".sftb-steps button", has_text=step).click()
+    page.locator(".sftb-steps button.sftb-on", has_text=step).wait_for()
+
+
+def fold(page, title: str) -> None:
+    page.locator("button.sftb-fold", has_text=title).click()
+
+
+def enter(page, name: str, value: str) -> None:
+    control = page.locator(".sftb").get_by_label(name, exact=True)
+    control.fill(value)
+    control.press("Tab")
+
+
+def says(page, words: str, timeout: float = MINUTE) -> None:
+    """Wait until the status line says this."""
+    page.locator(".sftb-told", has_text=words).wait_for(timeout=timeout)
+
+
+def steps_done(page) -> int:
+    """Steps of all stages so far, as the words beside the bars say."""
+    return sum(int(number.replace(",", "")) for number in
+               re.findall(r"([\d,]+) of [\d,]+ steps", page.locator(".sftb-bars").inner_text()))
+
+
+def picture(page, name: str) -> None:
+    """Leave a picture of the page for docs/, if asked to."""
+    if PICTURES:
+        page.locator(".sftb-title").scroll_into_view_if_needed()
+        page.wait_for_timeout(800)
+        page.screenshot(path=Path(PICTURES) / f"workbench_{name}.png")
+
+
+def reach_all_by_tab(page) -> None:
+    """Press Tab through the step: every enabled control gets the focus once, and each has a name."""
+    page.evaluate("""() => {
+        const all = document.querySelectorAll('.sftb button, .sftb input, .sftb select, .sftb textarea');
+        window.wanted = [...all].filter(one => one.offsetParent && !one.disabled);
+        window.wanted[0].focus();
+        window.reached = new Set([document.activeElement]);
+    }""")
+    for _ in range(page.evaluate("window.wanted.length + 3")):
+        page.keyboard.press("Tab")
+        page.evaluate("window.reached.add(document.activeElement)")
+    missed, nameless = page.evaluate("""() => {
+        const name = one => [...(one.labels ?? [])].map(label => label.textContent).join('').trim()
+            || one.textContent.trim();
+        return [window.wanted.filter(one => !window.reached.has(one)).map(name),
+                window.wanted.filter(one => !name(one)).map(one => one.outerHTML)];
+    }""")
+    assert missed == [] and nameless == []
+
+
+def nothing_is_cut_off(page) -> None:
+    """At full and at half width no part of the form reaches over its edge."""
+    for width in (640, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(400)
+        over = page.evaluate("""() => {
+            const form = document.querySelector('.sftb').getBoundingClientRect();
+            return [...document.querySelectorAll('.sftb *')].filter(one => one.offsetParent
+                && !one.closest('.sftb-pre') && one.getBoundingClientRect().width > 1
+                && one.getBoundingClientRect().right > form.right + 1)
+                .map(one => one.outerHTML.slice(0, 200));
+        }""")
+        assert over == [], width
+
+
+def choose(page) -> None:
+    """Mode 4 with LoRA, short; a rate far off is marked, and taken back."""
+    page.locator(".sftb-modes button", has_text="4").click()
+    page.locator(".sftb-pair button", has_text="lora").first.click()
+    picture(page, "choose")
+    fold(page, "Values")
+    enter(page, "learning_rate", "0.5")
+    page.get_by_text(re.compile("! learning_rate 0.5 is .* times above")).first.wait_for()
+    enter(page, "learning_rate", "")
+    enter(page, "max_steps", STEPS)
+    if not PICTURES:
+        enter(page, "probe_rows", "16")
+    reach_all_by_tab(page)
+    nothing_is_cut_off(page)
+    fold(page, "Values")
+
+
+def train(page, address: str) -> None:
+    """Start, see the curve grow, stop, resume, load the page anew in mid-run, attach, and see it end."""
+    turn(page, "3 Train")
+    press(page, "Start")
+    image = page.locator(".sftb img:visible")
+    image.wait_for(timeout=MINUTE)
+    first, done = image.get_attribute("src"), steps_done(page)
+    page.wait_for_function("old => document.querySelector('.sftb img').src != old", arg=first,
+                           timeout=MINUTE)
+    press(page, "Stop")
+    says(page, "has stopped")
+    stopped = steps_done(page)
+    assert stopped > done
+    press(page, "Resume")
+    page.get_by_text(": running").wait_for(timeout=MINUTE)
+    page.goto(address)
+    lab.run_all(page, address)
+    says(page, "is going on")
+    page.locator(".sftb img:visible").wait_for(timeout=MINUTE)
+    assert steps_done(page) >= stopped - 1
+    if PICTURES:
+        page.wait_for_function("() => document.querySelector('.sftb-bars').innerText.includes('6')")
+        page.get_by_text(re.compile(r"^[67]\d%")).wait_for(timeout=5 * MINUTE)
+        picture(page, "train")
+    nothing_is_cut_off(page)
+    says(page, "is done", 5 * MINUTE)
+    assert "mixed_sft" in page.locator(".sftb-pre:visible").last.inner_text()
+
+
+def train_on_hostile_text(page, folder: Path) -> None:
+    """A second run, of mode 1, whose rows and name would run code if they were taken for more than text."""
+    turn(page, "1 Choose")
+    page.locator(".sftb-modes button", has_text="1").click()
+    fold(page, "Model and data")
+    enter(page, "domain_tasks", str(folder / "hostile.jsonl"))
+    fold(page, "Values")
+    enter(page, "max_steps", "4")
+    enter(page, "output_dir", str(folder / "runs" / NAME))
+    turn(page, "2 Look")
+    says(page, "Looked at the data", 2 * MINUTE)
+    assert "costs $5 and $6" in page.locator(".sftb-pre:visible").first.inner_text()
+    reach_all_by_tab(page)
+    nothing_is_cut_off(page)
+    turn(page, "3 Train")
+    press(page, "Start")
+    says(page, "is done", 2 * MINUTE)
+    assert NAME in page.locator(".sftb-page:visible").inner_text()
+
+
+def compare(page) -> None:
+    """Both runs in the table, in one plot, and what their recipes differ in."""
+    turn(page, "4 Compare")
+    marks = page.locator(".sftb-runs input")
+    marks.nth(1).wait_for()
+    for number in range(2):
+        marks.nth(number).check()
+    page.locator(".sftb img:visible").first.wait_for()
+    differ = re.compile(r"method\s+(full\s+lora|lora\s+full)\s")
+    page.locator(".sftb-pre:visible", has_text=differ).wait_for()
+    reach_all_by_tab(page)
+    nothing_is_cut_off(page)
+
+
+def talk(page) -> None:
+    """The first questions to three checkpoints."""
+    turn(page, "5 Talk")
+    names = page.get_by_label("checkpoints", exact=True)
+    names.select_option(index=[0, 1, 2])
+    press(page, "Ask")
+    page.locator(".sftb-answers").first.wait_for(timeout=2 * MINUTE)
+    assert page.locator(".sftb-answers").first.locator(".sftb-pre").count() == 3
+    reach_all_by_tab(page)
+    nothing_is_cut_off(page)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+def test_the_whole_way(kernel, notebook):
+    version, environment = kernel
+    with lab.server(notebook, **environment) as address, lab.page() as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        lab.run_all(page, address("workbench.ipynb"))
+        began = time.monotonic()
+        page.locator(".sftb-modes button").first.wait_for(timeout=MINUTE)
+        print(f"usable after {time.monotonic() - began:.1f} s")  # noqa: T201
+        choose(page)
+        turn(page, "2 Look")
+        says(page, "Looked at the data", 2 * MINUTE)
+        picture(page, "look")
+        train(page, address("workbench.ipynb"))
+        assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
+        train_on_hostile_text(page, notebook)
+        compare(page)
+        picture(page, "compare")
+        talk(page)
+        picture(page, "talk")
+        assert page.evaluate("window.fired") is None
+    results = [json.loads(path.read_text()) for path in (notebook / "runs").glob("*/result.json")]
+    assert sorted(result["recipe"]["mode"] for result in results) == ["1", "4"]
+    assert all(result["complete"] for result in results)
