@@ -48,15 +48,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: dict) -> Encoded:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
     """The tokens after which the model answers, exactly those that stand before an answer in training."""
-    ids = tokenizer(template.asked(tokenizer, messages), add_special_tokens=False)["input_ids"]
-    return _missing_bos(tokenizer, ids) + ids
-
-
-def _missing_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer sets it and the template has not: never twice."""
-    bos = tokenizer.bos_token_id
-    wanted = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
-    return [bos] if wanted and ids[:1] != [bos] else []
+    return tokenizer(template.asked(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
@@ -65,7 +57,8 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
 
     Raises BadInput for a row that cannot be shown to the model; `where` tells the place of row i for it.
     """
-    shown, begin = [], _missing_bos(tokenizer, [])
+    begin = [tokenizer.bos_token_id] if template.adds_bos(tokenizer) else []
+    shown = []
     for index, row in enumerate(rows):
         try:
             shown.append(template.pieces(tokenizer, row))
@@ -73,7 +66,8 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
             raise BadInput(f"{where(index)}: {error}" if where else str(error)) from None
     parts = [part for texts in shown for text in texts for part, _ in text]
     tokens = iter(tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
-    return [[_joined(text, tokens, begin) for text in texts] for texts in shown]
+    return [[_joined(text, tokens, begin if "text" in row else []) for text in texts]
+            for row, texts in zip(rows, shown, strict=True)]
 
 
 def _joined(text: list[tuple[str, bool]], tokens: Iterator[list[int]], begin: list[int]) -> Encoded:

@@ -15,10 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import pocket
+from . import pocket, template
 from .errors import BadInput
 from .store import sha256_of
-from .template import DEFAULT_CHAT_TEMPLATE
 
 
 def device() -> torch.device:
@@ -84,7 +83,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+        tokenizer.chat_template = template.default_for(tokenizer)
     tokenizer.padding_side = "left"
     return tokenizer
 

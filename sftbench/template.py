@@ -26,6 +26,17 @@ STAND_IN = {role: f"\u2042{role}\u2042" for role in ("system", "user", "assistan
 THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what templates call it
 
 
+def default_for(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The default template, with the beginning-of-sequence token where the tokenizer sets one before text."""
+    return "{{ bos_token }}" * adds_bos(tokenizer) + DEFAULT_CHAT_TEMPLATE
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer sets a beginning-of-sequence token before text; templates bring their own."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+
+
 @dataclass(frozen=True)
 class Frame:
     """How a template frames an answer: what it changes in its generation prompt, and what follows."""
@@ -194,7 +205,7 @@ def options_for_asking(tokenizer: PreTrainedTokenizerBase) -> dict | None:
 def describe(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a user must know of the template, in one line: whose it is, where answers end, what it does."""
     frame = frame_of(tokenizer)
-    own = tokenizer.get_chat_template() != DEFAULT_CHAT_TEMPLATE
+    own = not tokenizer.get_chat_template().endswith(DEFAULT_CHAT_TEMPLATE)
     notes = ["the model's own" if own else "sftbench's default, as the model has none",
              f"answers end with {frame.end!r}"]
     if not frame.opens:

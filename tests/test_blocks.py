@@ -55,12 +55,18 @@ def with_bos(tokenizer, text):
     return other
 
 
-def test_bos_stands_once(tokenizer):
-    for text in (tokenizer.chat_template, "{{ bos_token }}" + tokenizer.chat_template):
+def test_bos_stands_once_before_text_and_where_the_template_puts_it(tokenizer):
+    default = template.default_for(with_bos(tokenizer, tokenizer.chat_template))
+    for text, count in ((tokenizer.chat_template, 0), ("{{ bos_token }}" + tokenizer.chat_template, 1),
+                        (default, 1)):
         other = with_bos(tokenizer, text)
         ids = encode(other, {"messages": TURNS[1:3]}).input_ids
-        assert ids.count(other.bos_token_id) == 1 and ids[0] == other.bos_token_id
-        assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == 1
+        assert ids.count(other.bos_token_id) == count and (ids[0] == other.bos_token_id) == bool(count)
+        assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == count
+    text = encode(other, {"text": "Oslo"})
+    assert text.input_ids[0] == other.bos_token_id and text.labels[0] == IGNORED
+    assert other.decode(text.input_ids) == "<system>Oslo<eos>"
+    assert template.default_for(tokenizer) == template.DEFAULT_CHAT_TEMPLATE
 
 
 def test_long_text_is_cut_and_long_tasks_are_dropped_and_counted(tokenizer):
