@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
     _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
     _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
+    _add_export(add("export", _export, "write a stage as a folder that plain transformers or PEFT loads"))
     add("modes", _modes, "list the modes and their stages")
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
@@ -100,6 +101,22 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stages", nargs="+", metavar="STAGE",
                          help="start and names of stages (default: start and the last stage)")
     command.add_argument("--limit", type=int, metavar="ROWS", help="the first rows of each task only")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", help="a run's folder")
+    command.add_argument("folder", metavar="DIR", help="where to, a new folder")
+    command.add_argument("--stage", metavar="N|NAME", help="which stage (default: the last)")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--merged", dest="form", action="store_const", const="merged",
+                      help="whole weights (default, where the method has them)")
+    form.add_argument("--adapter", dest="form", action="store_const", const="adapter",
+                      help="the adapter of lora, qlora or ptuning_v2, to go on top of its base")
+    command.add_argument("--rows", type=int, default=0, metavar="N",
+                         help="show so many questions of the probe in the model card (default: none)")
+    command.add_argument("--push", metavar="OWNER/NAME",
+                         help="upload it as a private repository, with the environment's HF_TOKEN")
+    command.add_argument("--public", action="store_true", help="make that repository public")
 
 
 def _add_advise(command: argparse.ArgumentParser) -> None:
@@ -166,6 +183,15 @@ def _eval(options) -> None:
     from . import standard
     tasks = [task for part in options.tasks for task in part.split(",") if task]
     say(standard.scores_text(standard.evaluate_run(options.run, tasks, options.stages, options.limit)))
+
+
+def _export(options) -> None:
+    from .export import export, push
+    done = export(options.run, options.folder, options.stage, options.form, options.rows)
+    say(f"{done['folder']}: stage {done['stage']}, {done['form']}, {done['bytes'] / 1e6:.1f} MB")
+    say(f"loaded again by itself, it gave {done['equal']} of {done['asked']} answers as the run's model did")
+    if options.push:
+        say(f"pushed to {push(options.folder, options.push, options.public)}")
 
 
 def _modes(options) -> None:

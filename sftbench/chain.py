@@ -223,6 +223,17 @@ def load_state(shelf: Path, state: State, revision: str | None = None, settings:
     return model
 
 
+def check_start(run: Path) -> str:
+    """The revision of a run's start model; raises BadInput where that is not the model it started from."""
+    recipe, stored = runs.read_result(run)["recipe"], runs.read_json(run, "recipe.json")["revision"]
+    start = runs.read_result(run)["start"]["model"]
+    now = models.revision_of(start, recipe["model_revision"])
+    if now != stored:
+        raise BadInput(f"{start} is not the model that {run} started from (revision {stored}, now {now}), "
+                       "and an adapter goes with its own base only")
+    return stored
+
+
 def _score(folder: Path, ready: Prepared, state: State, emit: runs.Recorder, stage: str, step: int) -> dict:
     """All probes on a state, as reloaded from disk; scores are kept in the store and not taken twice."""
     recipe, shelf = ready.recipe, runs.store_of(folder)
@@ -259,5 +270,7 @@ def load(run: Path | Prepared, stage: int = -1):
                if earlier["method"] != "ptuning_v2"]
     state = State(entry["key"], result["start"]["model"], weights[-1] if weights else None,
                   entry["key"] if prefixed else None)
+    if not weights:
+        check_start(run)
     place = shelf / entry["key"] / ("adapter" if prefixed else "model")
     return (load_state(shelf, state, result["recipe"]["model_revision"]), models.load_tokenizer(str(place)))

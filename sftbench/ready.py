@@ -4,6 +4,7 @@ Everything that can fail for bad input fails here, before a model is loaded.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,8 @@ def prepare(recipe: Recipe) -> Prepared:
     reasons["chat_template"] = template.describe(tokenizer)
     pieces = cut_roles(resolved, stages, roles, tokens)
     revision = models.revision_of(start, recipe.model_revision)
+    if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it
+        resolved = override(resolved, model_revision=revision)
     return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known, tokens, pieces)
 
 

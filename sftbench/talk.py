@@ -1,6 +1,7 @@
 """Talk: the same prompts to several checkpoints, answers side by side.
 
-A checkpoint is text: a run's folder (its last stage), `RUN:start`, `RUN:STAGE`, or a model's folder or name.
+A checkpoint is text: a run's folder (its last stage), `RUN:start`, `RUN:STAGE` (the stage's name, or its
+number from 1), or a model's folder or name.
 """
 
 import textwrap
@@ -27,7 +28,7 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
     asked = [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in prompts or []]
     run = next((run for run, _ in found.values() if run), None)
     if not prompts:
-        asked = _questions(run)
+        asked = questions(run)
     if system:
         for question in asked:
             question["messages"] = [{"role": "system", "content": system}, *(
@@ -53,6 +54,8 @@ def find(checkpoint: str) -> tuple[str | None, int | str | None]:
     elif not run or not _is_run(run):
         return None, str(models.locate(checkpoint))
     names = [entry["name"] for entry in runs.read_result(run)["stages"]]
+    if stage.isdigit() and 1 <= int(stage) <= len(names):
+        return run, int(stage) - 1
     if stage not in ("", "start", *names):
         raise BadInput(f"{run}: no stage {stage!r}; it has start, {', '.join(names)}")
     return run, None if stage == "start" else names.index(stage) if stage else len(names) - 1
@@ -68,6 +71,7 @@ def load(run: str | None, stage: int | str | None):
         return chain.load(run, stage)
     if run:
         result = runs.read_result(run)
+        chain.check_start(run)
         name, revision = result["start"]["model"], result["recipe"]["model_revision"]
     else:
         name, revision = stage, None
@@ -83,7 +87,7 @@ def _answers(run: str | None, stage: int | str | None, conversations: list, long
         chain.release_memory()
 
 
-def _questions(run: str | None) -> list[dict]:
+def questions(run: str | None) -> list[dict]:
     """The first questions of a run's task probes, each with the answer that is wanted."""
     if run is None:
         raise BadInput("nothing to ask: give a prompt, or a run, whose probe questions are then asked")

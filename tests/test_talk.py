@@ -24,7 +24,7 @@ def run(make_model, tmp_path_factory):
         with open(paths[role], "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in small_rows(role))
     return str(chain.run(override(Recipe(), mode="2", model=make_model(), max_steps=12, probe_rows=4,
-                                  learning_rate=1e-2, pretraining_learning_rate=1e-2,
+                                  yardstick=False, learning_rate=1e-2, pretraining_learning_rate=1e-2,
                                   output_dir=str(folder / "run"), **paths)))
 
 
