@@ -18,6 +18,8 @@ from sftbench.recipe import Recipe, override
 from sftbench.talk import talk
 from tests.conftest import small_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(make_model, tmp_path_factory):
