@@ -31,6 +31,7 @@ from . import (
     yardstick,
 )
 from .checkpoints import Checkpoints
+from .errors import BadInput
 from .folder import describe, ended_early, release_memory, versions
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, stage_settings, to_dict
