@@ -12,8 +12,8 @@ import threading
 import time
 from pathlib import Path
 
-from . import modes, runs
-from .errors import BadInput, RunFailed
+from . import modes, process, runs
+from .errors import BadInput, RunFailed, Stopped
 from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, field_type, help_of, override, parse
 
 
@@ -32,10 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"sftbench: {error}\n")
         return 2
     except RunFailed as error:
-        sys.stderr.write(f"sftbench: failed: {error}\n")
+        reason = f" ({error.reason})" if error.reason else ""
+        sys.stderr.write(f"sftbench: failed{reason}: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("sftbench: stopped; finished stages are kept, the same command goes on from them\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"sftbench: {error if str(error) else 'stopped'}\n")
         return 130
     return 0
 
@@ -64,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, book):
         command.add_argument("--out", metavar="DIR",
                              help="folder of the run (default: a new one under runs/)")
+    add("resume", _resume, "let a run go on that was stopped or broke").add_argument("run", help="its folder")
+    stop = add("stop", _stop, "stop a run, whoever started it: after a step, with a checkpoint")
+    stop.add_argument("run", help="a run's folder")
+    stop.add_argument("--patience", type=float, default=30, metavar="SECONDS",
+                      help="how long a step may take before it is broken off (default: 30)")
     add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
     _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
     _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
@@ -138,13 +144,36 @@ def _run(options) -> None:
     recipe = recipe_of(options, mode=options.mode)
     folder = (Path(options.out) if options.out
               else runs.folder_for(recipe.mode, recipe.method, recipe.output_dir))
-    recipe = override(recipe, output_dir=str(folder))
     modes.load(recipe.mode)
-    with terminal_progress(folder):
-        from . import chain, plots
-        chain.run(recipe)
-        plots.save_plot(folder)
+    _train(recipe, folder)
+
+
+def _train(recipe: Recipe, folder: Path) -> None:
+    """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
+    try:
+        with terminal_progress(folder):
+            from . import chain, plots
+            chain.run(override(recipe, output_dir=str(folder)))
+            plots.save_plot(folder)
+    except KeyboardInterrupt as error:
+        command = f"sftbench resume {folder}" if (folder / "recipe.json").exists() else "the same command"
+        raise Stopped(f"{str(error) or 'stopped'}; go on with: {command}") from None
     _report(folder, {"loss picture": folder / "loss.png"})
+
+
+def _resume(options) -> None:
+    from . import worker
+    _train(worker.recipe_of(options.run), Path(options.run))
+
+
+def _stop(options) -> None:
+    from . import worker
+    if process.owner(options.run) is None:
+        raise BadInput(f"{options.run}: no process runs it (state: {worker.state(options.run)['state']})")
+    now = worker.stop(options.run, options.patience)
+    say(f"{now['state']}{': ' + now['message'] if now['message'] else ''}")
+    if now["state"] in ("stopped", "killed"):
+        say(f"go on with: sftbench resume {options.run}")
 
 
 def _notebook(options) -> None:
@@ -248,12 +277,15 @@ def terminal_progress(folder: Path):
 
 def _watch(folder: Path, done: threading.Event) -> None:
     began, last, terminal = time.time(), "", sys.stdout.isatty()
-    shown_at = 0.0
+    shown_at, tail = 0.0, runs.Tail(folder)
     while not done.wait(0.5):
-        events = [event for event in runs.read_events(folder) if event["time"] >= began]
-        if events and "state" in events[-1]:
+        tail.read()
+        now = any("plan" in event and event["time"] >= began for event in tail.events)
+        if now and "state" in tail.events[-1]:
             continue
-        line = _progress_line(events, time.time() - began)
+        line = _progress_line(tail.events if now else [], time.time() - began)
+        if (folder / process.FLAG).exists() and now:
+            line = "stopping after this step, with a checkpoint; Ctrl-C once more stops at once"
         if terminal and line != last:
             sys.stdout.write("\r\x1b[2K" + line)
             sys.stdout.flush()

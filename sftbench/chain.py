@@ -32,7 +32,7 @@ from . import (
 )
 from .checkpoints import Checkpoints
 from .errors import BadInput
-from .folder import describe, ended_early, release_memory, versions
+from .folder import check_space, describe, ended_early, release_memory, versions
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, stage_settings, to_dict
 
@@ -57,7 +57,9 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
     """
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
     folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
-    described = describe(folder, ready)
+    described, keys = describe(folder, ready), stage_keys(ready)
+    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
+    check_space(folder, ready, keys[1:])
     process.claim(folder)
     try:
         with process.Stop(folder) as stop:
@@ -65,12 +67,16 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
             (folder / "result.json").unlink(missing_ok=True)
             runs.write_json(folder / "recipe.json", described)
             result = {"schema": runs.SCHEMA, "complete": False, "state": "running",
-                      "recipe": to_dict(ready.recipe), "start": {}, "stages": []}
+                      "recipe": to_dict(ready.recipe), "start": {}, "stages": [],
+                      "forecast": {"steps": plan(ready, datasets)}, "versions": versions()}
             try:
-                _train_chain(folder, ready, result, emit, stop)
+                _train_chain(folder, ready, keys, datasets, result, emit, stop)
+                runs.write_json(folder / "result.json", result | {"complete": True, "state": "done"})
             except BaseException as error:
-                raise ended_early(folder, result, emit, error) from error
-            runs.write_json(folder / "result.json", result | {"complete": True, "state": "done"})
+                told = ended_early(folder, result, emit, error)
+                if told is error:
+                    raise
+                raise told from error
             emit.settle()
             emit({"stage": emit.last["stage"], "step": emit.last["step"], "state": "done"})
     finally:
@@ -78,21 +84,30 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
     return folder
 
 
-def _train_chain(folder: Path, ready: Prepared, result: dict, emit: runs.Recorder,
-                 stop: process.Stop) -> None:
+def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict, result: dict,
+                 emit: runs.Recorder, stop: process.Stop) -> None:
     """All stages and the scores between them; what is known goes into `result` as it becomes known."""
-    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
-    result |= {"forecast": {"steps": plan(ready, datasets)}, "versions": versions()}
     emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"]})
     process.note(folder, state="running")
-    state = State(store.key_of(start=ready.revision), ready.start)
+    state = State(keys[0], ready.start)
     result["start"] = {"name": ready.mode["start"], "model": ready.start,
                        "probes": _score(folder, ready, state, emit, "start", 0)}
-    for stage in ready.stages:
+    for stage, key in zip(ready.stages, keys[1:], strict=True):
         stop.check()
-        state, entry = _stage(folder, ready, stage, state, datasets[stage["name"]], emit, stop)
+        state, entry = _stage(folder, ready, stage, key, state, datasets[stage["name"]], emit, stop)
         result["stages"].append(entry)
         entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
+
+
+def stage_keys(ready: Prepared) -> list[str]:
+    """The key of the start, and that of each stage: a hash of all that decides it."""
+    keys = [store.key_of(start=ready.revision)]
+    for stage in ready.stages:
+        keys.append(store.key_of(
+            parent=keys[-1], kind=stage["kind"], shares=stage["shares"],
+            settings=stage_settings(ready.recipe, stage["kind"]),
+            data={role: ready.roles[role].digest for role in stage["shares"]}, versions=versions()))
+    return keys
 
 
 def plan(ready: Prepared, datasets: dict[str, tuple[Dataset, dict]]) -> dict[str, int]:
@@ -112,13 +127,10 @@ def stage_dataset(ready: Prepared, stage: dict) -> tuple[Dataset, dict]:
     return dataset, drawn
 
 
-def _stage(folder: Path, ready: Prepared, stage: dict, parent: State, dataset: tuple[Dataset, dict],
-           emit: runs.Recorder, stop: process.Stop) -> tuple[State, dict]:
+def _stage(folder: Path, ready: Prepared, stage: dict, key: str, parent: State,
+           dataset: tuple[Dataset, dict], emit: runs.Recorder, stop: process.Stop) -> tuple[State, dict]:
     """The stage taken from the store, or trained and put there; its state and its entry for the result."""
     settings = stage_settings(ready.recipe, stage["kind"])
-    content = {role: ready.roles[role].digest for role in stage["shares"]}
-    key = store.key_of(parent=parent.key, kind=stage["kind"], shares=stage["shares"], settings=settings,
-                       data=content, versions=versions())
     shelf = runs.store_of(folder)
     with _taken(store.lock(shelf, key), stage, emit, stop):
         reused = store.find(shelf, key) is not None
@@ -145,7 +157,7 @@ def _taken(lock: FileLock, stage: dict, emit: runs.Recorder, stop: process.Stop)
         except Timeout:
             if "waiting" not in emit.last:
                 emit.settle()
-                emit({"stage": stage["name"], "step": 0, "waiting": "another run trains this stage"})
+                emit({"stage": stage["name"], "step": 0, "waiting": True})
             stop.check()
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import shutil
 import traceback
 from contextlib import suppress
 from importlib.metadata import version
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, runs, train
+from . import __version__, runs, store, train
 from .errors import BadInput, RunFailed, Stopped
 from .ready import Prepared
-from .recipe import differences, to_dict
+from .recipe import differences, stage_settings, to_dict
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -38,6 +39,25 @@ def describe(folder: Path, ready: Prepared) -> dict:
         raise BadInput(f"{folder} holds a run of another recipe (they differ in {', '.join(changed)}); "
                        "take another output_dir, or remove that folder")
     return described | {"reasons": before.get("reasons", {}) | ready.reasons}
+
+
+def check_space(folder: Path, ready: Prepared, keys: list[str]) -> None:
+    """Raise BadInput where the disk cannot even hold the stages to be trained and one checkpoint.
+
+    `keys` are those of the stages; stages that are stored already cost nothing.
+    """
+    place = runs.store_of(folder)
+    weights, needed = 4 * ready.known["parameters"], 0
+    for stage, key in zip(ready.stages, keys, strict=True):
+        method = stage_settings(ready.recipe, stage["kind"])["method"]
+        if method != "ptuning_v2" and not (place / key / store.MANIFEST).exists():
+            needed += weights
+    if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:
+        needed += 3 * weights  # the optimiser keeps two numbers for each one that it trains
+    free = shutil.disk_usage(next(path for path in place.parents if path.exists())).free
+    if needed > free:
+        raise BadInput(f"{place.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "
+                       "GB for its stages and a checkpoint; free space, or take another output_dir")
 
 
 def versions() -> dict:

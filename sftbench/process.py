@@ -136,6 +136,8 @@ class Stop:
 
     def _signalled(self, number, frame) -> None:
         self.signals += 1
+        with contextlib.suppress(OSError):
+            self.flag.touch()  # so that all who look at the folder see that it stops
         if not self.training or self.signals > 1:
             raise Stopped("stopped at once" if self.training else "stopped")
 

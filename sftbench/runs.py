@@ -191,16 +191,19 @@ def progress(events: list[dict], now: float | None = None) -> dict:
         mine = [event for event in events if event["stage"] == name]
         step = max((event["step"] for event in mine), default=0)
         done += steps if any(event.get("reused") for event in mine) else step
-        fresh = [event for event in mine if not event.get("reused")]
+        fresh = [event for event in mine if not event.get("reused") and "waiting" not in event]
         if fresh and step and not any(event.get("reused") for event in mine):
             spent += (now if name == current and step < steps else fresh[-1]["time"]) - fresh[0]["time"]
             pairs = zip(fresh, fresh[1:], strict=False)
             spent -= sum(later["time"] - earlier["time"] for earlier, later in pairs if "resumed" in later)
             timed_steps += step
     total = max(1, sum(planned.values()))
-    left = spent / timed_steps * (total - done) if timed_steps else None
+    left = max(0.0, spent) / timed_steps * (total - done) if timed_steps else None
     share = min(1.0, done / total)
-    return {"text": f"{current}: {done} of {total} steps", "share": share, "seconds_left": left}
+    text = f"{current}: {done} of {total} steps"
+    if "waiting" in events[-1]:
+        text += ", waiting for another run that trains this stage"
+    return {"text": text, "share": share, "seconds_left": left}
 
 
 def duration(seconds: float | None) -> str:

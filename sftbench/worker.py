@@ -215,10 +215,12 @@ def _said(state: str, message: str, alive: bool = False) -> dict:
 
 
 def _result_of(folder: Path) -> dict | None:
+    if not (folder / "result.json").exists():
+        return None
     try:
         result = runs.read_json(folder, "result.json")
-    except BadInput:
-        return None
+    except BadInput as error:
+        return {"state": "none", "message": str(error)}
     return result if isinstance(result.get("state"), str) else None
 
 
