@@ -43,6 +43,8 @@ def main() -> int:
                 replies.close()
             return _run(from_dict(request["run"]), prepared)
         try:
+            if request.get("do") not in ANSWERS:
+                raise BadInput(f"do must be one of {', '.join(ANSWERS)}, not {request.get('do')!r}")
             reply(id=request["id"], answer=ANSWERS[request["do"]](request, prepared))
         except Exception as error:
             reply(id=request["id"], answer={"error": {"kind": type(error).__name__, "message": str(error)}})

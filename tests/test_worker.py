@@ -1,0 +1,158 @@
+"""Runs in processes of their own: handed over, watched, stopped, killed, gone on, outliving who began."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sftbench import process, runs, worker
+from sftbench.errors import BadInput
+from sftbench.recipe import Recipe, override, to_dict
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def recipe(make_model, small_files, tmp_path):
+    """A small recipe whose one stage takes some seconds."""
+    return override(Recipe(), mode="1", model=make_model(), probe_rows=4, max_new_tokens=2, eval_steps=1000,
+                    pretraining_learning_rate=1e-3, num_train_epochs=60.0, per_device_train_batch_size=1,
+                    packing=False, max_steps=400, output_dir=str(tmp_path / "runs" / "one"), **small_files)
+
+
+def wait(what, seconds: float = 120):
+    """Wait until `what()` is true; returns what it gave."""
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def losses(folder) -> list[int]:
+    return [event["step"] for event in runs.read_events(folder) if "loss" in event]
+
+
+@pytest.mark.slow
+def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
+    helper = worker.ahead()
+    assert helper.ask({"do": "look", "recipe": {}}, timeout=0.01)["error"]["kind"] == "Timeout"
+    looked = helper.ask({"do": "look", "recipe": to_dict(recipe)})
+    assert "« Lisbon<eos>»" in looked["text"] and looked["plan"] == {"domain_sft": 400}
+    assert looked["recipe"]["max_length"] and "R8" in looked["reasons"]["learning_rate"]
+    refused = helper.ask({"do": "prepare", "recipe": {"mode": "44"}})["error"]
+    assert refused["kind"] == "BadInput" and refused["message"].startswith("unknown mode '44'")
+    assert "do must be one of" in helper.ask({"do": "dance"})["error"]["message"]
+
+    folder = worker.start(recipe, helper)
+    assert worker.state(folder)["alive"] and not helper.free
+    assert helper.ask({"do": "look"})["error"]["kind"] == "Died"
+    with pytest.raises(BadInput, match="is being run by process"):
+        worker.start(recipe)
+    tail = runs.Tail(folder)
+    wait(lambda: (tail.read(), any(event["step"] >= 3 and "loss" in event for event in tail.events))[1])
+    assert worker.state(folder)["state"] == "running" and worker.running(tmp_path / "runs") == [folder]
+    assert json.loads((folder / "worker.json").read_text())["pid"] == helper.child.pid
+
+    with open(folder / "worker.log", "a") as log:
+        log.write("the last words\n")
+    os.killpg(helper.child.pid, signal.SIGKILL)
+    began = time.monotonic()
+    killed = wait(lambda: (now := worker.state(folder))["state"] == "killed" and now, 5)
+    assert time.monotonic() - began < 5 and killed["message"].endswith("the last words")
+    assert not killed["alive"] and worker.running(tmp_path / "runs") == []
+
+    assert worker.resume(folder) == folder
+    assert worker.state(folder) == {"state": "preparing", "message": "", "alive": True}
+    wait(lambda: worker.state(folder)["state"] == "running" and losses(folder))
+    began = time.monotonic()
+    stopped = worker.stop(folder)
+    assert stopped["state"] == "stopped" and "after step" in stopped["message"]
+    assert time.monotonic() - began < 10 and process.owner(folder) is None
+    assert {"loss.png", "worker.json", "stop"} & {path.name for path in folder.iterdir()} == set()
+
+
+@pytest.mark.slow
+def test_a_run_outlives_who_began_it_and_a_process_ahead_does_not(recipe, tmp_path):
+    recipe = override(recipe, max_steps=20)
+    code = ("import json, os, sys\nfrom sftbench import worker\nhelper = worker.ahead()\n"
+            "folder = worker.start(json.loads(sys.argv[1]))\n"
+            "print(helper.child.pid, folder, flush=True)\nos.kill(os.getpid(), 9)")
+    said = subprocess.run([sys.executable, "-c", code, json.dumps(to_dict(recipe))], capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
+    pid, folder = said.split()
+    tail = runs.Tail(Path(folder))  # as a second tab does
+    wait(lambda: not worker.state(folder)["alive"])
+    tail.read()
+    assert worker.state(folder) == {"state": "done", "message": "", "alive": False}
+    assert [event["step"] for event in tail.events if "loss" in event] == list(range(1, 21))
+    wait(lambda: not psutil.pid_exists(int(pid)))
+    wait((Path(folder) / "loss.png").exists)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_recipe_is_told_by_the_folder(recipe, small_files):
+    Path(small_files["domain_tasks"]).write_text('{"prompt": "a"}\n')
+    folder = worker.start(recipe)
+    told = wait(lambda: not (now := worker.state(folder))["alive"] and now)
+    assert told["state"] == "failed" and "line 1" in told["message"]
+    assert not (folder / "result.json").exists() and not (folder / "recipe.json").exists()
+    assert worker.recipe_of(folder) == override(recipe, output_dir=str(folder))  # to be mended, and run again
+
+
+def test_a_process_that_was_given_the_same_id_is_not_taken_for_the_owner(tmp_path):
+    process.claim(tmp_path)
+    assert process.owner(tmp_path)["pid"] == os.getpid()
+    record = json.loads((tmp_path / "worker.json").read_text())
+    (tmp_path / "worker.json").write_text(json.dumps({**record, "born": record["born"] - 100}))
+    assert process.owner(tmp_path) is None and worker.state(tmp_path)["state"] == "killed"
+    (tmp_path / "worker.json").write_text(json.dumps({**record, "host": "elsewhere"}))
+    with pytest.raises(BadInput, match="process .* on elsewhere"):
+        process.claim(tmp_path)
+    assert worker.state(tmp_path)["alive"]
+
+
+def test_a_clock_that_is_set_back_kills_no_run(tmp_path, monkeypatch):
+    process.claim(tmp_path)
+    monkeypatch.setattr(psutil, "boot_time", lambda real=psutil.boot_time: real() - 7200)
+    monkeypatch.setattr(psutil.Process, "create_time",
+                        lambda self, real=psutil.Process.create_time: real(self) - 7200)
+    assert process.owner(tmp_path)
+
+
+def test_stopping_what_does_not_run_leaves_no_flag(tmp_path):
+    assert worker.stop(tmp_path) == {"state": "none", "message": "", "alive": False}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "state"), [
+    ('{"schema": 1, "complete": true, "state": "done"}', "done"),
+    ('{"schema": 1, "complete": false, "state": "failed", "message": "no"}', "failed"),
+    ('{"schema": 7, "state": "done"}', "none"), ('{"schema": 1, "comp', "none")])
+def test_the_state_follows_the_result(tmp_path, text, state):
+    (tmp_path / "result.json").write_text(text)
+    assert worker.state(tmp_path)["state"] == state
+
+
+def test_a_tail_takes_whole_lines_and_starts_over_with_a_new_file(tmp_path):
+    tail, path = runs.Tail(tmp_path), tmp_path / "events.jsonl"
+    assert tail.read() == []
+    for step in (1, 2):
+        runs.append_event(tmp_path, {"stage": "a", "step": step})
+    with open(path, "a") as file:
+        file.write('{"stage": "a", "st')
+    assert [event["step"] for event in tail.read()] == [1, 2]
+    with open(path, "a") as file:
+        file.write('ep": 3}\n')
+    assert [event["step"] for event in tail.read()] == [3] and len(tail.events) == 3
+    runs.write_text(path, '{"stage": "a", "step": 1}\n' * 9)
+    assert len(tail.read()) == 9 and tail.restarted and len(tail.events) == 9
+    os.truncate(path, len('{"stage": "a", "step": 1}\n'))
+    assert len(tail.read()) == 1 and tail.restarted
+    assert tail.read() == [] and not tail.restarted
