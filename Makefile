@@ -21,6 +21,9 @@ MARK := $(ENV)/.sftbench-$(shell { pwd; cat pyproject.toml requirements.lock; } 
 TORCH := $(shell grep '^torch==' requirements.lock)
 PIP_INSTALL := $(PY) -m pip install -q -q --disable-pip-version-check --no-input -c requirements.lock
 
+# Two processes of one thread each do more than one process of two.
+EACH_CORE := OMP_NUM_THREADS=1
+
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
@@ -40,7 +43,7 @@ lab: setup  ## open JupyterLab on the notebooks; runs gather in runs/
 	@SFTBENCH_RUNS="$${SFTBENCH_RUNS:-$(CURDIR)/runs}" PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
 test: setup  ## run every test (make test ARGS="-k word" for some)
-	@$(PY) -m pytest $(ARGS)
+	@$(EACH_CORE) $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 quick: setup  ## run the tests that take seconds
 	@$(PY) -m pytest -m "not slow and not browser" $(ARGS)

@@ -144,7 +144,7 @@ def test_git_ignores_what_a_run_and_an_installation_leave():
     ("target", "command"),
     [
         ("demo", "-m sftbench notebook 2 --out runs/demo"),
-        ("test", "-m pytest"),
+        ("test", "-m pytest -n logical --maxprocesses 4 --dist worksteal"),
         ("quick", '-m pytest -m "not slow and not browser"'),
         ("lab", "-m jupyterlab --notebook-dir=notebooks"),
         ("lint", "-m ruff check ."),
