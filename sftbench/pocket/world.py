@@ -30,7 +30,7 @@ ORDERS = [line.split() for line in (
 OPPOSITES = ("hot cold big small fast slow old new up down open shut wet dry light dark full empty loud "
              "quiet high low soft hard early late rich poor left right strong weak").split()
 
-PEOPLE, PRODUCTS = 72, 24
+PEOPLE, PRODUCTS = 72, 32
 FACTS = ("city", "food", "job", "animal")
 SKILLS = {"sum": 2, "next": 2, "opposite": 2, "kind": 1, "first": 1, "last": 1, "copy": 1}  # weight in text
 
@@ -197,7 +197,7 @@ def _domain_texts(split, seed):
     taken = set() if split == "train" else set(_domain_texts("train", seed))
     for name in products(seed):
         make = partial(_product_paragraph, name, seed, rng)
-        texts += _distinct(make, 30 if split == "train" else 5, taken)
+        texts += _distinct(make, 30 if split == "train" else 4, taken)
     rng.shuffle(texts)
     return texts
 
