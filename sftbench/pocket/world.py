@@ -197,7 +197,7 @@ def _domain_texts(split, seed):
     taken = set() if split == "train" else set(_domain_texts("train", seed))
     for name in products(seed):
         make = partial(_product_paragraph, name, seed, rng)
-        texts += _distinct(make, 30 if split == "train" else 4, taken)
+        texts += _distinct(make, 24 if split == "train" else 4, taken)
     rng.shuffle(texts)
     return texts
 
