@@ -140,7 +140,7 @@ def _new_blocks(model, value: str) -> list[nn.Module]:
     setattr(parent, name, nn.ModuleList(blocks))
     _renumber(model.config.get_text_config(), blocks, sources)
     model.config.added_blocks = [blocks.index(block) for block in added]
-    if not torch.equal(before, _logits(model, probe)):
+    if before is not None and not torch.equal(before, _logits(model, probe)):
         raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections "
                        "still changes the function, so blocks cannot be added to this family")
     return added
@@ -161,7 +161,10 @@ def _tied(model) -> bool:
 
 
 @torch.no_grad()
-def _logits(model, tokens: torch.Tensor) -> torch.Tensor:
+def _logits(model, tokens: torch.Tensor) -> torch.Tensor | None:
+    """The logits, or None on the meta device, where a model has no values."""
+    if tokens.is_meta:
+        return None
     model.eval()
     return model(input_ids=tokens, use_cache=False).logits
 

@@ -6,6 +6,7 @@ It knows no mode, no picture and no folder of a run: what happens is told to `em
 import contextlib
 import math
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -121,7 +122,7 @@ class Reporter(TrainerCallback):
             return
         step = state.global_step
         self.losses.append(logs["loss"])
-        self.peak_memory = max(self.peak_memory, memory_bytes())
+        self.peak_memory = max(self.peak_memory, peak_bytes())
         event = {"stage": self.stage, "step": step, "loss": logs["loss"],
                  "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
                  "tokens": self.tokens[step], "memory_bytes": memory_bytes()}
@@ -156,10 +157,25 @@ def memory_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held so far: of CUDA's, or resident."""
+    """The most memory that was in use since `forget_peak`: of CUDA's, or resident.
+
+    Where the system keeps no such mark (it does on Linux), the most since the process began.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/self/status") as file:
+            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` count from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
@@ -186,8 +202,7 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     start_loss = checkpoints.progress["start_loss"] if resumed else score(model)
     if not resumed:
         emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model, args=sft_config(settings, str(checkpoints.folder) if checkpoints else folder, steps),

@@ -1,0 +1,135 @@
+"""What a stage's training holds in memory, counted on a model without weights before anything is loaded.
+
+The stage's model is built on PyTorch's meta device, where tensors have shapes and no data, and takes one step
+forward and back there, while every tensor's size is added up and taken off again as it would be for real.
+"""
+
+import contextlib
+import copy
+import weakref
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from . import methods
+from .train import FEW_LOGITS
+
+NF4_BYTES = 0.5 + 4 / 64  # a weight's 4 bit and its share of a block's scale; less with double quantisation
+TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are many logits
+
+
+def count(config, settings: dict, tokenizer, width: int) -> dict[str, int]:
+    """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
+
+    `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
+    what the backward pass needs, and what is held for a moment only.
+    """
+    dtype = torch.bfloat16 if settings["bf16"] else torch.float32
+    try:
+        return _count(config, settings, tokenizer, width, dtype)
+    except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
+        parts = _count(config, settings, tokenizer, width, torch.bfloat16)
+        return parts | {"activations": parts["activations"] * 2}
+
+
+def _count(config, settings: dict, tokenizer, width: int, dtype: torch.dtype) -> dict[str, int]:
+    with torch.device("meta"):
+        # a copy, since added blocks are written into the configuration
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa",
+                                                 dtype=dtype)
+        linears = [module.weight.numel() for module in model.modules()
+                   if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
+        whole = model.num_parameters()
+        change = methods.METHODS[settings["method"]]
+        model = change(model, tokenizer, settings | {"prefix_init": "random"}, "")
+        trained = sum(methods.trainable(model).values())
+        moving = _step_bytes(model, settings, width, config.get_text_config().vocab_size)
+    added = max(sum(parameter.numel() for parameter in model.parameters()) - whole, 0)
+    loaded = 2 if settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2") else 4
+    weights = whole * loaded + added * 4
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()
+                    if parameter.requires_grad)  # as they were counted in `moving`
+    if settings["method"] == "qlora" and linears:
+        weights += int(sum(linears) * (NF4_BYTES - loaded))
+        moving += max(linears) * loaded  # one matrix at a time is dequantised
+    elif settings["bf16"] and loaded == 4:
+        moving += trained * 2  # autocast keeps a copy of what trains
+    return {"weights": weights, "gradients": trained * 4, "optimiser": trained * 8,
+            "activations": max(moving - gradients, 0)}
+
+
+def _step_bytes(model, settings: dict, width: int, vocabulary: int) -> int:
+    """The peak, over one step forward and back, of all that comes and goes beside the weights."""
+    batch = settings["per_device_train_batch_size"]
+    tiled = batch * width * vocabulary > FEW_LOGITS
+    if settings["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    ids = torch.zeros(batch, width, dtype=torch.long)
+    # a whole mask: on the meta device no library can look into a short one
+    mask = (torch.ones_like(ids) if settings["method"] == "ptuning_v2"
+            else torch.ones(batch, 1, width, width, dtype=torch.bool))
+    with _Tally(most=batch * (width - 1) * vocabulary if tiled else None) as counted, _meta_attention():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    if not tiled:
+        return counted.peak
+    tile = min(batch * width, TILE[0]) * min(vocabulary, TILE[1]) * 4
+    head = model.get_output_embeddings().weight
+    return counted.peak + 2 * tile + head.numel() * 4 * head.requires_grad
+
+
+class _Tally(TorchDispatchMode):
+    """Adds up the bytes of every tensor that an operation makes, until it is let go; `peak` is the most.
+
+    Tensors of `most` numbers and more are passed over: logits that the real step never holds.
+    """
+
+    def __init__(self, most: int | None):
+        super().__init__()
+        self.most, self.now, self.peak, self.sizes = most, 0, 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and not (self.most and tensor.numel() >= self.most):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._let_go, storage._cdata)
+        return made
+
+    def _let_go(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a fused kernel holds it: inputs, output and one number a query; nothing is computed."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, _):
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextlib.contextmanager
+def _meta_attention():
+    """On the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does."""
+    real = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(
+        query, key, value)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = real
