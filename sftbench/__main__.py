@@ -57,8 +57,11 @@ def _parser() -> argparse.ArgumentParser:
                                  metavar=("NAME", "VALUE"), help="set one recipe parameter; may be repeated")
         return command
 
+    before = add("forecast", _forecast, "tell how much memory and time a run would take", recipe=True)
+    before.add_argument("--quick", action="store_true", help="memory only: no steps are tried")
     run = add("run", _run, "train a mode's chain and print its ledger", recipe=True)
-    run.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
+    for command in (before, run):
+        command.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
     book = add("notebook", _notebook, "run a mode's notebook headless through papermill", recipe=True)
     book.add_argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
     book.add_argument("--timeout", type=int, metavar="SECONDS", help="longest time for one cell")
@@ -176,6 +179,11 @@ def _stop(options) -> None:
         say(f"go on with: sftbench resume {options.run}")
 
 
+def _forecast(options) -> None:
+    from . import chain, table
+    say(table.forecast_text(chain.expect(recipe_of(options, mode=options.mode), timed=not options.quick)))
+
+
 def _notebook(options) -> None:
     from . import notebook
     path = notebook.find(options.which)
@@ -277,10 +285,11 @@ def terminal_progress(folder: Path):
 
 def _watch(folder: Path, done: threading.Event) -> None:
     began, last, terminal = time.time(), "", sys.stdout.isatty()
-    shown_at, tail = 0.0, runs.Tail(folder)
+    shown_at, told, tail = 0.0, False, runs.Tail(folder)
     while not done.wait(0.5):
         tail.read()
         now = any("plan" in event and event["time"] >= began for event in tail.events)
+        told = told or now and _tell_forecast(tail.events, terminal)
         if now and "state" in tail.events[-1]:
             continue
         line = _progress_line(tail.events if now else [], time.time() - began)
@@ -295,6 +304,17 @@ def _watch(folder: Path, done: threading.Event) -> None:
         last = line
     if terminal:
         sys.stdout.write("\r\x1b[2K")
+    if not told:
+        _tell_forecast(runs.read_events(folder), terminal)
+
+
+def _tell_forecast(events: list[dict], terminal: bool) -> bool:
+    """Show the run's forecast, once it is there."""
+    from .table import forecast_text
+    found = next((event["forecast"] for event in events if "forecast" in event), None)
+    if found:
+        say(("\r\x1b[2K" if terminal else "") + forecast_text(found) + "\n")
+    return found is not None
 
 
 def _progress_line(events: list[dict], seconds: float) -> str:

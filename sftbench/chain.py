@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from peft import PeftModel
@@ -21,6 +20,7 @@ from . import (
     data,
     encoded,
     evaluate,
+    forecast,
     methods,
     models,
     process,
@@ -32,7 +32,7 @@ from . import (
 )
 from .checkpoints import Checkpoints
 from .errors import BadInput
-from .folder import check_space, describe, ended_early, release_memory, versions
+from .folder import check_space, describe, ended_early, versions
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, stage_settings, to_dict
 
@@ -87,7 +87,10 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
 def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict, result: dict,
                  emit: runs.Recorder, stop: process.Stop) -> None:
     """All stages and the scores between them; what is known goes into `result` as it becomes known."""
-    emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"]})
+    result["forecast"] = forecast.forecast(
+        ready, datasets, result["forecast"]["steps"], _stored(ready, keys[1:], runs.store_of(folder)))
+    emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"], "forecast": result["forecast"]})
+    began = time.monotonic()
     process.note(folder, state="running")
     state = State(keys[0], ready.start)
     result["start"] = {"name": ready.mode["start"], "model": ready.start,
@@ -97,6 +100,24 @@ def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict,
         state, entry = _stage(folder, ready, stage, key, state, datasets[stage["name"]], emit, stop)
         result["stages"].append(entry)
         entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
+    result["forecast"]["took"] = {
+        "seconds": round(time.monotonic() - began, 2),
+        "peak_memory_bytes": max(entry["peak_memory_bytes"] for entry in result["stages"])}
+
+
+def expect(recipe: Recipe | Prepared, timed: bool = True) -> dict:
+    """What the recipe's run will take in memory and time (`forecast.forecast`), before it is started."""
+    ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
+    folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
+    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
+    stored = _stored(ready, stage_keys(ready)[1:], runs.store_of(folder))
+    return forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed)
+
+
+def _stored(ready: Prepared, keys: list[str], shelf: Path) -> set[str]:
+    """The names of the stages that the store holds already."""
+    return {stage["name"] for stage, key in zip(ready.stages, keys, strict=True)
+            if (shelf / key / "manifest.json").exists()}
 
 
 def stage_keys(ready: Prepared) -> list[str]:
@@ -193,7 +214,7 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
                 "trainable_parameters": sum(sizes.values()), "data": dataset[1]}
     runs.write_json(place / "stage.json", {"figures": figures, "events": kept.events})
     del model
-    release_memory()
+    models.release_memory()
 
 
 def _take_up(kept: Checkpoints, stage: dict, record: Callable) -> None:
@@ -227,10 +248,7 @@ def load_state(shelf: Path, state: State, revision: str | None = None, settings:
     """The model of a state; a QLoRA stage's `settings` load it quantised, a bf16 adapter's in bfloat16."""
     settings = settings or {"method": "full", "bf16": False}
     name = str(shelf / state.stage / "model") if state.stage else state.start
-    half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
-    model = models.load_model(
-        name, None if state.stage else revision, dtype=torch.bfloat16 if half else torch.float32,
-        quantization=models.nf4_config(settings) if settings["method"] == "qlora" else None)
+    model = models.load_for(name, None if state.stage else revision, settings)
     if state.adapter:
         model = PeftModel.from_pretrained(model, shelf / state.adapter / "adapter")
     return model
@@ -264,7 +282,7 @@ def _score(folder: Path, ready: Prepared, state: State, emit: runs.Recorder, sta
         if recipe.yardstick:
             scores["yardstick"] = yardstick.score(model, ready.tokenizer)
         del model
-        release_memory()
+        models.release_memory()
         place.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(place, scores)
     emit({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()

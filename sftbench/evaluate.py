@@ -12,7 +12,7 @@ from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, to_da
 from .template import end_tokens
 
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
-LOGITS_PER_BATCH = 10**8  # 0.4 GB in float32: a large vocabulary's logits outgrow all else
+LOGITS_PER_BATCH = 25 * 10**6  # 0.1 GB in float32: a large vocabulary's logits outgrow all else
 
 
 def loss(model, encoded: list[Encoded], pad_token_id: int) -> float:
@@ -37,6 +37,12 @@ def row_nats(model, encoded: list[Encoded], pad_token_id: int) -> list[float]:
             nats[number] = cost
     model.train(training)
     return nats
+
+
+def batch_bytes(encoded: list[Encoded], vocabulary: int) -> int:
+    """What the largest batch of `row_nats` holds beside the model: its logits, a copy, their logarithms."""
+    tokens = [len(encoded[numbers[0]].input_ids) * len(numbers) for numbers in _batches(encoded, vocabulary)]
+    return 3 * 4 * vocabulary * max(tokens, default=0)
 
 
 def _batches(encoded: list[Encoded], vocabulary: int):

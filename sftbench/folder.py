@@ -1,10 +1,7 @@
 """What a run writes into its folder when it begins and when it ends early, and when a folder is refused."""
 
-import ctypes
 import errno
-import gc
 import shutil
-import sys
 import traceback
 from contextlib import suppress
 from importlib.metadata import version
@@ -14,6 +11,7 @@ import torch
 
 from . import __version__, runs, store, train
 from .errors import BadInput, RunFailed, Stopped
+from .models import release_memory
 from .ready import Prepared
 from .recipe import differences, stage_settings, to_dict
 
@@ -98,15 +96,3 @@ def _explained(error: BaseException, stage: str, step: int) -> BaseException:
                          "held at the most); take a smaller batch with more accumulation, a shorter "
                          "max_length, or lora or qlora", "memory")
     return error
-
-
-def release_memory() -> None:
-    """Give back what a finished stage held, to the system too: else it would stay in this process's heap."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # not every C library has it
-            ctypes.CDLL(None).malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-

@@ -6,6 +6,7 @@ forward and back there, while every tensor's size is added up and taken off agai
 
 import contextlib
 import copy
+import json
 import weakref
 
 import torch
@@ -18,7 +19,10 @@ from transformers import AutoModelForCausalLM
 from . import methods
 from .train import FEW_LOGITS
 
-NF4_BYTES = 0.5 + 4 / 64  # a weight's 4 bit and its share of a block's scale; less with double quantisation
+IRRELEVANT = ("learning_rate", "warmup_ratio", "num_train_epochs", "max_steps", "max_length", "weight_decay",
+              "max_grad_norm", "lr_scheduler_type", "seed", "prefix_init", "prefix_init_text")
+_counted: dict[str, dict] = {}  # counts of this process, since a look and a run ask for the same
+NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
 TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are many logits
 
 
@@ -28,12 +32,16 @@ def count(config, settings: dict, tokenizer, width: int) -> dict[str, int]:
     `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
     what the backward pass needs, and what is held for a moment only.
     """
-    dtype = torch.bfloat16 if settings["bf16"] else torch.float32
-    try:
-        return _count(config, settings, tokenizer, width, dtype)
-    except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
-        parts = _count(config, settings, tokenizer, width, torch.bfloat16)
-        return parts | {"activations": parts["activations"] * 2}
+    key = json.dumps([config.to_dict(), {**settings, **dict.fromkeys(IRRELEVANT)}, width], default=str,
+                     sort_keys=True)
+    if key not in _counted:
+        dtype = torch.bfloat16 if settings["bf16"] else torch.float32
+        try:
+            _counted[key] = _count(config, settings, tokenizer, width, dtype)
+        except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
+            parts = _count(config, settings, tokenizer, width, torch.bfloat16)
+            _counted[key] = parts | {"activations": parts["activations"] * 2}
+    return dict(_counted[key])
 
 
 def _count(config, settings: dict, tokenizer, width: int, dtype: torch.dtype) -> dict[str, int]:
@@ -54,7 +62,8 @@ def _count(config, settings: dict, tokenizer, width: int, dtype: torch.dtype) ->
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()
                     if parameter.requires_grad)  # as they were counted in `moving`
     if settings["method"] == "qlora" and linears:
-        weights += int(sum(linears) * (NF4_BYTES - loaded))
+        packed = NF4_BYTES[settings["bnb_4bit_use_double_quant"]]
+        weights += int(sum(linears) * (packed - loaded))
         moving += max(linears) * loaded  # one matrix at a time is dequantised
     elif settings["bf16"] and loaded == 4:
         moving += trained * 2  # autocast keeps a copy of what trains
@@ -67,7 +76,7 @@ def _step_bytes(model, settings: dict, width: int, vocabulary: int) -> int:
     batch = settings["per_device_train_batch_size"]
     tiled = batch * width * vocabulary > FEW_LOGITS
     if settings["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     model.train()
     ids = torch.zeros(batch, width, dtype=torch.long)
     # a whole mask: on the meta device no library can look into a short one
@@ -114,12 +123,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value):
+        """An output of the query's shape."""
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
     def backward(ctx, _):
+        """Gradients of the inputs' shapes."""
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 

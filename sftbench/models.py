@@ -1,7 +1,11 @@
 """Models and tokenizers: find them, load them safely, and name their parts. Nothing is trained here."""
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -111,6 +115,15 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
     return model
 
 
+def load_for(name: str, revision: str | None, settings: dict):
+    """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
+    half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
+    model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
+                       quantization=nf4_config(settings) if settings["method"] == "qlora" else None)
+    release_memory()  # of the weights before they were quantised
+    return model
+
+
 def nf4_config(settings: dict) -> BitsAndBytesConfig:
     """QLoRA's 4-bit configuration from a stage's settings."""
     return BitsAndBytesConfig(
@@ -167,3 +180,13 @@ def count_parameters(config) -> int:
     """Parameters of a model of this configuration, counted without memory for them."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def release_memory() -> None:
+    """Give back what a finished stage held, to the system too: else it would stay in this process's heap."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -103,13 +103,21 @@ def _answer_prepare(request: dict, kept: dict) -> dict:
 
 
 def _answer_look(request: dict, kept: dict) -> dict:
-    """As `prepare`, and as text the recipe and the data with its mask, and each stage's steps."""
+    """As `prepare`, and as text the recipe and the data with its mask, each stage's steps, its forecast."""
     from . import chain, views
     ready = _prepared(_asked(request), kept)
     datasets = {stage["name"]: chain.stage_dataset(ready, stage) for stage in ready.stages}
+    small = ready.known["parameters"] <= TRIED_AT_ONCE
     return _answer_prepare(request, kept) | {
         "text": views.look(ready, request.get("rows", 1)), "recipe_text": views.recipe_text(ready),
-        "plan": chain.plan(ready, datasets)}
+        "plan": chain.plan(ready, datasets)} | _answer_forecast(request | {"timed": small}, kept)
+
+
+def _answer_forecast(request: dict, kept: dict) -> dict:
+    """Memory and time that the run would take, as data and as text; `timed` False: memory only."""
+    from . import chain, table
+    found = chain.expect(_prepared(_asked(request), kept), request.get("timed", True))
+    return {"forecast": found, "forecast_text": table.forecast_text(found)}
 
 
 def _answer_advise(request: dict, kept: dict) -> dict:
@@ -126,7 +134,9 @@ def _answer_talk(request: dict, kept: dict) -> dict:
                                  max_new_tokens=request.get("max_new_tokens"))}
 
 
-ANSWERS = {"prepare": _answer_prepare, "look": _answer_look, "advise": _answer_advise, "talk": _answer_talk}
+TRIED_AT_ONCE = 5e6  # parameters up to which a look takes the time for a few steps
+ANSWERS = {"prepare": _answer_prepare, "look": _answer_look, "forecast": _answer_forecast,
+           "advise": _answer_advise, "talk": _answer_talk}
 
 
 if __name__ == "__main__":

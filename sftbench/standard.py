@@ -7,7 +7,7 @@ import logging
 import re
 from pathlib import Path
 
-from . import chain, models, runs, talk
+from . import models, runs, talk
 from .errors import BadInput, RunFailed
 
 SKIPPED = ("alias", "sample_len", "name", "sample_count")
@@ -76,7 +76,7 @@ def _scores(manager, place: tuple, tasks: list[str], limit: int | None) -> dict:
         raise RunFailed(f"lm-eval could not read a task's data: {error}") from error
     finally:
         del model
-        chain.release_memory()
+        models.release_memory()
     return {task: {metric: value for metric, value in metrics.items()
                    if metric not in SKIPPED and isinstance(value, (int, float))}
             for task, metrics in found["results"].items()}

@@ -24,7 +24,7 @@ def ledger_text(result: dict) -> str:
     """The same from a result already read."""
     states = [(f"start ({result['start']['name']})", result["start"]["probes"])]
     states += [(stage["name"], stage["probes"]) for stage in result["stages"]]
-    return "\n".join([*_states(states), "", *_costs(result["stages"]), "",
+    return "\n".join([*_states(states), "", *_costs(result["stages"]), *_foreseen(result), "",
                       *_reading(states[0][1], states[-1][1])])
 
 
@@ -107,3 +107,47 @@ def _reading(first: dict, last: dict) -> list[str]:
         lines.append(f"Yardstick (built-in general probe), questions right: English {english}, "
                      f"Chinese {chinese} (chance: 25%).")
     return lines
+
+
+def _foreseen(result: dict) -> list[str]:
+    """The forecast beside the truth, for stages that were trained in this run."""
+    lines = []
+    for stage in result["stages"]:
+        told = result.get("forecast", {}).get("stages", {}).get(stage["name"], {})
+        if stage["reused"] or not told.get("peak_memory_bytes"):
+            continue
+        time = "" if told["seconds"] is None else (
+            f"{duration(told['seconds'])}, took {duration(stage['seconds'])}; ")
+        lines.append(f"{stage['name']}, forecast: {time}{_gigabytes(told['peak_memory_bytes'])} of memory, "
+                     f"held {_gigabytes(stage['peak_memory_bytes'])}")
+    return lines
+
+
+REMEDIES = {"fits": "", "tight": " Another program or a longer row may be too much.",
+            "does not fit": " Take a smaller batch with more accumulation, a shorter max_length, "
+                            "gradient_checkpointing, or lora or qlora."}
+
+
+def forecast_text(found: dict) -> str:
+    """A forecast (`sftbench.expect`) as text: for each stage time and memory by part, and whether it fits."""
+    lines = []
+    for name, stage in found["stages"].items():
+        time = ("" if stage["seconds"] is None else ", in the store already" if stage["seconds"] == 0
+                else f", {duration(stage['seconds'])}")
+        lines.append(f"{name}: {found['steps'][name]:,} steps{time}")
+        if stage["memory"]:
+            parts = " + ".join(f"{_gigabytes(size)} {part}" for part, size in stage["memory"].items())
+            lines.append(f"    {_gigabytes(stage['peak_memory_bytes'])} of memory = {parts}")
+    if found["seconds"] is None:
+        lines.append("Time: not measured.")
+    else:
+        lines.append(f"Time: {duration(found['seconds'])}, of it {duration(found['probe_seconds'])} whenever "
+                     "the probes are scored.")
+    if found["fits"]:
+        lines.append(f"Memory: {found['fits']}; {_gigabytes(found['peak_memory_bytes'])} at the most, "
+                     f"{_gigabytes(found['room_bytes'])} are free for it.{REMEDIES[found['fits']]}")
+    return "\n".join(lines)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -84,7 +84,7 @@ def _answers(run: str | None, stage: int | str | None, conversations: list, long
         return evaluate.answers(model, tokenizer, conversations, longest)
     finally:
         del model
-        chain.release_memory()
+        models.release_memory()
 
 
 def questions(run: str | None) -> list[dict]:

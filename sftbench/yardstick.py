@@ -40,11 +40,11 @@ def score(model, tokenizer: PreTrainedTokenizerBase) -> dict:
     Chinese character says more than a letter. Accuracy is the share of questions (0 to 1, 0.25 by chance)
     whose right option is the likeliest: fewest nats by byte, so that its length decides nothing.
     """
-    texts = rows("texts")
-    encoded = [_text(tokenizer, row["text"]) for row in texts]
-    nats = evaluate.row_nats(model, encoded, tokenizer.pad_token_id)
-    right = _answered(model, tokenizer)
-    scores = {"loss": sum(nats) / sum(row.trained for row in encoded), "accuracy": sum(right) / len(right)}
+    texts, whole = rows("texts"), encoded(tokenizer)
+    nats = evaluate.row_nats(model, whole, tokenizer.pad_token_id)
+    tokens = sum(row.trained for row in whole[:len(texts)])
+    right = _answered(nats[len(texts):])
+    scores = {"loss": sum(nats[:len(texts)]) / tokens, "accuracy": sum(right) / len(right)}
     for language in LANGUAGES:
         mine = [number for number, row in enumerate(texts) if row["language"] == language]
         characters = sum(len(texts[number]["text"]) for number in mine)
@@ -52,6 +52,12 @@ def score(model, tokenizer: PreTrainedTokenizerBase) -> dict:
         hits = [hit for hit, row in zip(right, rows("questions"), strict=True) if row["language"] == language]
         scores[f"accuracy_{language}"] = sum(hits) / len(hits)
     return {name: round(value, 5) for name, value in scores.items()}
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """All that is scored, as tokens: the texts, then each question with each option."""
+    return [*(_text(tokenizer, row["text"]) for row in rows("texts")),
+            *(option for row in rows("questions") for option in options(tokenizer, row))]
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -91,13 +97,10 @@ def _common(one: list[int], other: list[int]) -> int:
     return min(len(one), len(other))
 
 
-def _answered(model, tokenizer: PreTrainedTokenizerBase) -> list[bool]:
-    """For each question whether its right option costs the fewest nats by byte."""
-    asked = rows("questions")
-    encoded = [option for row in asked for option in options(tokenizer, row)]
-    nats = iter(evaluate.row_nats(model, encoded, tokenizer.pad_token_id))
-    right = []
-    for row in asked:
-        costs = [next(nats) / len(option.encode()) for option in row["options"]]
-        right.append(costs.index(min(costs)) == row["answer"])
+def _answered(costs: list[float]) -> list[bool]:
+    """For each question whether its right option costs the fewest nats by byte; `costs` are its options'."""
+    nats, right = iter(costs), []
+    for row in rows("questions"):
+        by_byte = [next(nats) / len(option.encode()) for option in row["options"]]
+        right.append(by_byte.index(min(by_byte)) == row["answer"])
     return right
