@@ -77,15 +77,19 @@ def test_scores_are_what_a_hand_computes(unigram, tokenizer):
         mine = [row["text"] for row in TEXTS if row["language"] == language]
         assert scores[f"nats_per_character_{language}"] == pytest.approx(
             sum(map(cost, mine)) / sum(map(len, mine)), rel=1e-4)
-    hits = []
+    sure, possible = [], []  # options of the same tokens in another order cost the same here
     for row in QUESTIONS:
         prompt = (f"Question: {row['question']}\nAnswer: " if row["language"] == "en"
                   else f"问题：{row['question']}\n答案：")
         costs = [(cost(prompt + option) - cost(prompt.rstrip(" "))) / len(option.encode("utf-8"))
                  for option in row["options"]]
-        hits.append(min(range(4), key=costs.__getitem__) == row["answer"])
-    assert scores["accuracy"] == pytest.approx(sum(hits) / 180, abs=1e-5)
-    assert scores["accuracy_zh"] == pytest.approx(sum(hits[90:]) / 90, abs=1e-5)
+        right = costs.pop(row["answer"])
+        sure.append(right < min(costs) - 1e-4)
+        possible.append(right < min(costs) + 1e-4)
+    assert sum(possible) - sum(sure) < 12
+    for name, part in (("accuracy", slice(180)), ("accuracy_en", slice(90)), ("accuracy_zh", slice(90, 180))):
+        asked = len(sure[part])
+        assert sum(sure[part]) - 0.1 <= scores[name] * asked <= sum(possible[part]) + 0.1
     assert 0.1 < scores["accuracy"] < 0.45
 
 
