@@ -266,27 +266,40 @@ def check_start(run: Path) -> str:
 
 
 def _score(folder: Path, ready: Prepared, state: State, emit: runs.Recorder, stage: str, step: int) -> dict:
-    """All probes on a state, as reloaded from disk; scores are kept in the store and not taken twice."""
-    recipe, shelf = ready.recipe, runs.store_of(folder)
+    """The scores of a state, from the store or taken now, and told."""
+    shelf = runs.store_of(folder)
+    if not _place_of_scores(shelf, ready, state).exists():
+        emit.settle()
+    scores = scores_of(shelf, ready, state)
+    emit({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()
+                                           for name, value in figures.items()}})
+    return scores
+
+
+def _place_of_scores(shelf: Path, ready: Prepared, state: State) -> Path:
+    recipe = ready.recipe
     key = store.key_of(state=state.key, max_length=recipe.max_length, max_new_tokens=recipe.max_new_tokens,
                        probes={name: data.digest(role.probe) for name, role in ready.roles.items()},
                        yardstick=yardstick.digest() if recipe.yardstick else None)
-    place = shelf / "probes" / f"{key}.json"
+    return shelf / "probes" / f"{key}.json"
+
+
+def scores_of(shelf: Path, ready: Prepared, state: State | None = None) -> dict:
+    """All probes on a state (by default the start), as reloaded from disk; kept in the store, taken once."""
+    recipe, state = ready.recipe, state or State(stage_keys(ready)[0], ready.start)
+    place = _place_of_scores(shelf, ready, state)
     if place.exists():
-        scores = json.loads(place.read_text())
-    else:
-        emit.settle()
-        model = load_state(shelf, state, recipe.model_revision)
+        return json.loads(place.read_text())
+    model = load_state(shelf, state, recipe.model_revision)
+    with train.few_threads(model.num_parameters() * evaluate.ANSWERS_PER_BATCH):
         scores = {name: evaluate.probe(model, ready.tokenizer, ready.roles[name].probe, recipe.max_length,
                                        recipe.max_new_tokens) for name in ROLES if name in ready.roles}
         if recipe.yardstick:
             scores["yardstick"] = yardstick.score(model, ready.tokenizer)
-        del model
-        models.release_memory()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(place, scores)
-    emit({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()
-                                           for name, value in figures.items()}})
+    del model
+    models.release_memory()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(place, scores)
     return scores
 
 

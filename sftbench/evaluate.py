@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .blocks import IGNORED, Encoded, collate, encode_prompt, encode_rows, to_dataset
 from .template import end_tokens
 
+ANSWERS_PER_BATCH = 64
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
 LOGITS_PER_BATCH = 25 * 10**6  # 0.1 GB in float32: a large vocabulary's logits outgrow all else
 
@@ -60,7 +61,7 @@ def _batches(encoded: list[Encoded], vocabulary: int):
 
 @torch.no_grad()
 def answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]], max_new_tokens: int = 64,
-            batch_size: int = 64) -> list[str]:
+            batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
     training, ends = model.training, model.generation_config.eos_token_id
     ends = {*end_tokens(tokenizer), *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}

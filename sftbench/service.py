@@ -9,14 +9,22 @@ import dataclasses
 import faulthandler
 import json
 import os
+import re
+import select
 import signal
 import sys
 import traceback
 from pathlib import Path
 
-from . import process, worker
+from . import pocket, process, runs, worker
 from .errors import BadInput, Stopped
-from .recipe import Recipe, from_dict, override, to_dict
+from .modes import MODES
+from .recipe import ROLES, Recipe, from_dict, override, to_dict
+
+SMALL_MODEL = 5e6  # parameters: its scores are taken ahead, in seconds
+PLACES = ("mode", "model", "chat_model", "system_prompts", *ROLES, *(f"{role}_probe" for role in ROLES))
+NOT_FILES = (*MODES, *(mode["name"] for mode in MODES.values()), *pocket.FOLDERS)
+QUIET = 0.3  # seconds without a request after which there is time for that
 
 
 def main() -> int:
@@ -35,7 +43,7 @@ def main() -> int:
     with contextlib.suppress(BrokenPipeError):
         reply(id=0)
     prepared: dict = {}
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         request = json.loads(line)
         os.chdir(request["cwd"])
         if "run" in request:
@@ -48,7 +56,20 @@ def main() -> int:
             reply(id=request["id"], answer=ANSWERS[request["do"]](request, prepared))
         except Exception as error:
             reply(id=request["id"], answer={"error": {"kind": type(error).__name__, "message": str(error)}})
+        if not select.select([sys.stdin], [], [], QUIET)[0]:
+            _score_ahead(prepared)
     return 0
+
+
+def _score_ahead(prepared: dict) -> None:
+    """Score a small start model while the user still chooses, into the store where the run will look."""
+    from . import chain
+    for ready in prepared.values():
+        if ready.known["parameters"] < SMALL_MODEL:
+            recipe = ready.recipe
+            folder = runs.folder_for(recipe.mode, recipe.method, recipe.output_dir)
+            with contextlib.suppress(Exception):  # the run will say it
+                chain.scores_of(runs.store_of(folder), ready)
 
 
 def _stopped(number, frame) -> None:
@@ -77,16 +98,31 @@ def _run(recipe: Recipe, prepared: dict) -> int:
 
 
 def _prepared(recipe: Recipe, kept: dict):
-    """The recipe made ready, or what an earlier question made of it, unless a file of its data changed."""
+    """The recipe made ready, or what an earlier question made of it, unless a file that it names changed."""
     from . import ready
     values = to_dict(recipe)
-    files = [str(value) for value in values.values() if isinstance(value, str) and Path(value).is_file()]
-    ages = [(file, Path(file).stat().st_mtime_ns) for file in files]
-    key = json.dumps([{**values, "output_dir": None}, ages])
-    if key not in kept:
+    files = [_ages(values[name]) for name in PLACES if values[name] and values[name] not in NOT_FILES]
+    key = json.dumps([{**values, "output_dir": None}, files])
+    if key not in kept or None in files:
+        made = ready.prepare(recipe)
         kept.clear()
-        kept[key] = ready.prepare(recipe)
+        kept[key] = made
     return dataclasses.replace(kept[key], recipe=override(kept[key].recipe, output_dir=recipe.output_dir))
+
+
+def _ages(source: str) -> list | None:
+    """Size and age of every file that a source names; None where that cannot be told, as of a hub name."""
+    found = []
+    try:
+        for part in [source] if Path(source).expanduser().exists() else source.split(","):
+            part = part.strip().strip('"')
+            places = (Path(part).expanduser(), Path(re.sub(r"^\w+=|:[\d.]+$|#\w+$", "", part)).expanduser())
+            place = next(place for place in places if place.exists())
+            for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                found.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
+    except (OSError, StopIteration):
+        return None
+    return found
 
 
 def _asked(request: dict) -> Recipe:
