@@ -100,9 +100,9 @@ def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict,
         state, entry = _stage(folder, ready, stage, key, state, datasets[stage["name"]], emit, stop)
         result["stages"].append(entry)
         entry["probes"] = _score(folder, ready, state, emit, stage["name"], entry["steps"])
-    result["forecast"]["took"] = {
+    result["forecast"] = result["forecast"] | {"took": {  # the event that told it stays as it was told
         "seconds": round(time.monotonic() - began, 2),
-        "peak_memory_bytes": max(entry["peak_memory_bytes"] for entry in result["stages"])}
+        "peak_memory_bytes": max(entry["peak_memory_bytes"] for entry in result["stages"])}}
 
 
 def expect(recipe: Recipe | Prepared, timed: bool = True) -> dict:
