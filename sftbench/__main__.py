@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import modes, process, runs
 from .errors import BadInput, RunFailed, Stopped
-from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, field_type, help_of, override, parse
+from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, described, field_type, override, parse
 
 
 def say(text: str = "") -> None:
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sftbench", description="Supervised fine-tuning in seven modes and five methods, on one bench.")
     commands = parser.add_subparsers(required=True, metavar="command")
     fields = "recipe parameters (-p NAME VALUE):\n" + "\n".join(
-        f"  {name:<33}{field_type(name).__name__:<6} {help_of(name)}" for name in FIELDS)
+        f"  {name:<33}{field_type(name).__name__:<6} {described(name)}" for name in FIELDS)
 
     def add(name: str, function, help: str, recipe: bool = False) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help, epilog=fields if recipe else None,
@@ -240,7 +240,7 @@ def _methods(options) -> None:
     for method, words in METHOD_WORDS.items():
         say(f"{method:<12}{words}")
         for name in METHOD_OPTIONS[method]:
-            say(f"{'':<12}  {name:<27}{help_of(name)}")
+            say(f"{'':<12}  {name:<27}{described(name)}")
 
 
 def _advise(options) -> None:

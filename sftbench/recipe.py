@@ -158,6 +158,16 @@ def help_of(name: str) -> str:
     return FIELDS[name].metadata["help"]
 
 
+def described(name: str) -> str:
+    """A field's help line with its choices and its default, for lists of parameters in a terminal."""
+    field = FIELDS[name]
+    more = [f"one of {', '.join(field.metadata['choices'])}"] if "choices" in field.metadata else []
+    if field.default is not None:
+        shown = str(field.default)
+        more.append(f"default {shown.lower() if isinstance(field.default, bool) else shown}")
+    return help_of(name) + (f" [{'; '.join(more)}]" if more else "")
+
+
 def nearest(name: str, known) -> str:
     """` — did you mean 'x'?` for the closest known word, or an empty text."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)

@@ -54,6 +54,18 @@ def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, relat
         assert list(read[name].train) == list(role.train) and list(read[name].probe) == list(role.probe)
 
 
+def test_help_and_methods_show_choices_and_defaults(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "quantise QLoRA's scales as well [default true]" in said
+    assert "[one of nf4, fp4; default nf4]" in said
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    said = capsys.readouterr().out
+    assert re.search(r"learning_rate +float +.*; None: advised\n", said), "no default where it is advised"
+    assert "[one of cosine, linear, constant_with_warmup; default cosine]" in said
+
+
 def test_a_toml_mode_runs(small, tmp_path, capsys):
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\nsentence = "Text in SFT."\nstart = "base"\n'
