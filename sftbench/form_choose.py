@@ -54,12 +54,12 @@ def impossible_methods(recipe: Recipe, field_name: str = "method") -> dict[str, 
 
 
 def share_words(shares: dict) -> str:
-    """What a stage draws from, in a few words: `domain text`, `33% domain + 67% general tasks`."""
+    """What a stage draws from, in a few words: `domain text`, `33% domain + 67% general`."""
     kinds = {role.split("_")[1] for role in shares}
     if len(shares) == 1:
         return next(iter(shares)).replace("_", " ")
     if kinds == {"tasks"}:
-        return " + ".join(f"{share:.0%} {role.split('_')[0]}" for role, share in shares.items()) + " tasks"
+        return " + ".join(f"{share:.0%} {role.split('_')[0]}" for role, share in shares.items())
     tasks = sum(share for role, share in shares.items() if role.endswith("_tasks"))
     return f"{1 - tasks:.0%} text + {tasks:.0%} tasks"
 

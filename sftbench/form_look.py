@@ -3,7 +3,7 @@
 import ipywidgets as widgets
 
 from .form_choose import SHADES, share_bar
-from .form_parts import Fold, box, row, show, text
+from .form_parts import Fold, box, button, row, show, text
 from .recipe import ROLES, to_dict
 
 
@@ -22,16 +22,19 @@ class Look:
             text("Data by role", "sftb-head"), self.roles, text("Stages", "sftb-head"), self.plan,
             self.forecast, text("Rows as the model sees them; what is trained stands in «…»", "sftb-head"),
             self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
-        self.widget = box(row(self.told), self.whole)
+        self.widget = box(row(self.told, button("Look again", self.look)), self.whole)
         show(self.whole, False)
 
     def refresh(self) -> None:
         """Ask the worker about the form's recipe, unless it was asked about the same before."""
         recipe = to_dict(self.form.recipe) | {"output_dir": None}
-        if recipe == self.seen:
-            return
+        if recipe != self.seen:
+            self.look()
+
+    def look(self) -> None:
+        """Ask the worker about the form's recipe."""
         self.told.value = "Reading data and tokenizer …"
-        self.form.in_background(self._read, recipe)
+        self.form.in_background(self._read, to_dict(self.form.recipe) | {"output_dir": None})
 
     def _read(self, recipe: dict) -> None:
         try:

@@ -46,13 +46,13 @@ STYLE = """<style>
 .sftb .sftb-row { flex-wrap: wrap; gap: 4px 12px; align-items: center; }
 .sftb .sftb-status { border-top: 1px solid var(--jp-border-color1); padding-top: 8px; margin-top: 6px; }
 .sftb .sftb-modes { display: grid; gap: 4px 6px; align-items: stretch;
-  grid-template-columns: 48px 58px repeat(3, minmax(86px, 1fr)) minmax(200px, 1.7fr); }
+  grid-template-columns: 48px 58px repeat(3, minmax(86px, 1fr)) minmax(200px, 1.5fr); }
 .sftb .sftb-modes > * { margin: 0 2px; width: auto; min-width: 0; }
 .sftb .sftb-modes .jupyter-button { height: auto; min-height: 34px; padding: 0 4px; }
-.sftb .sftb-box { border-radius: 4px; padding: 3px 6px; color: #333; font-size: 12px; line-height: 1.3;
+.sftb .sftb-box { border-radius: 4px; padding: 3px; color: #333; font-size: 12px; line-height: 1.3;
   display: flex; flex-direction: column; justify-content: center; align-items: center; text-align: center;
   border: 1px solid transparent; white-space: pre-line; }
-.sftb .sftb-lit { border-color: #333; color: #000; font-weight: 600; }
+.sftb .sftb-lit { border-color: #333; color: #000; box-shadow: inset 0 0 0 1px #333; }
 .sftb .sftb-says { display: flex; align-items: center; font-size: 12px; line-height: 1.3; }
 .sftb .sftb-pair { display: grid; grid-template-columns: 130px 1fr; gap: 4px 12px; align-items: center; }
 .sftb .sftb-pair > * { margin: 0 2px; width: auto; min-width: 0; }
@@ -83,10 +83,12 @@ STYLE = """<style>
   .sftb .sftb-two, .sftb .sftb-values { grid-template-columns: 1fr; }
   .sftb .sftb-modes { grid-template-columns: 44px 50px repeat(3, minmax(0, 1fr)); }
   .sftb .sftb-says { display: none; }
-  .sftb .sftb-runs { grid-template-columns: minmax(120px, 2fr) 34px repeat(2, minmax(50px, 1fr))
+  .sftb .sftb-runs { grid-template-columns: minmax(120px, 2fr) 38px repeat(2, minmax(50px, 1fr))
     repeat(4, minmax(54px, 1fr)); gap: 1px 6px; }
   .sftb .sftb-runs .widget-label, .sftb .sftb-runs .widget-checkbox { font-size: 11px; }
   .sftb .sftb-values > .widget-label { padding-left: 8px; }
+  .sftb .sftb-columns { display: none; }
+  .sftb .sftb-advised::before { content: "advised: "; }
 }
 @container (max-width: 460px) {
   .sftb .widget-text, .sftb .widget-dropdown, .sftb .widget-textarea, .sftb .widget-select-multiple {

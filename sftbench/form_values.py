@@ -138,7 +138,7 @@ def values_fold(form) -> Fold:
         heads[group] = text(group, "sftb-head", "sftb-wide")
         cells.append(heads[group])
         for name in names:
-            rows[name] = (field(form, name), text(), text("", "sftb-quiet"))
+            rows[name] = (field(form, name), text("", "sftb-advised"), text("", "sftb-quiet"))
             cells += rows[name]
     fold = Fold("Values", box(*cells, classes=("sftb-values",), kind=widgets.Box))
 

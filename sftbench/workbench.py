@@ -1,6 +1,7 @@
 """The workbench: one form from choice to comparison, that edits a recipe and reads runs' folders."""
 
 import contextlib
+import threading
 
 import ipywidgets as widgets
 import traitlets
@@ -13,12 +14,15 @@ from .form_look import Look
 from .form_parts import Choice, Fold, box, button, guarded, in_background, row, show, style, text
 from .form_talk import Talk
 from .form_train import Train
-from .recipe import FIELDS, Recipe, override
+from .form_values import MODEL_AND_DATA, MORE_DATA
+from .recipe import FIELDS, Recipe, differences, override, to_dict
 
 STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
 NEXT = {"choose": ("look", "Next: look at the data"), "look": ("train", "Next: train"),
         "train": ("compare", "Next: compare runs"), "compare": ("talk", "Next: talk to the models"),
         "talk": ("choose", "Choose another recipe")}
+
+COUNTED = {*MODEL_AND_DATA, *MORE_DATA} - {"mode"}  # the fields on which rows and tokens depend
 
 
 class Form(traitlets.HasTraits):
@@ -35,7 +39,7 @@ class Form(traitlets.HasTraits):
     def __init__(self, recipe: Recipe | None = None):
         super().__init__(recipe=recipe or Recipe())
         self.controls, self.said, self.suggested = {}, {}, ""
-        self.is_quiet = False
+        self._quiet = threading.local()
         self.status = text("", "sftb-told")
         self.steps = Choice(STEPS, "choose", marks=False)
         self.helper = None
@@ -50,7 +54,8 @@ class Form(traitlets.HasTraits):
         foot = box(self.status, row(self.forward), classes=("sftb-status",))
         self.widget = box(style(), head, *self.pages.values(), foot, self._spelt().widget, classes=("sftb",))
         self.steps.observe(self._turn, "value")
-        self.observe(self._summarise, ["recipe", "errors"])
+        self.observe(self._summarise, "recipe")
+        self.observe(self._forget, "recipe")
         self._turn()
         self._summarise()
         if self.parts["train"].attach():
@@ -73,11 +78,16 @@ class Form(traitlets.HasTraits):
     @contextlib.contextmanager
     def quiet(self):
         """While it lasts, controls are written without writing back."""
-        self.is_quiet = True
+        self._quiet.on = True
         try:
             yield
         finally:
-            self.is_quiet = False
+            self._quiet.on = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether this thread is writing controls."""
+        return getattr(self._quiet, "on", False)
 
     def in_background(self, act, *arguments) -> None:
         """Call `act` in a thread, so that the form stays usable; its error is told in the status line."""
@@ -115,6 +125,11 @@ class Form(traitlets.HasTraits):
         name = f"mode {self.recipe.mode}" if self.recipe.mode in modes.MODES else mode["name"]
         method = self.recipe.method + (f" (CPT: {self.recipe.cpt_method})" if self.recipe.cpt_method else "")
         self.chain.value = f"{name} · {method} · {self.recipe.model}"
+
+    def _forget(self, change) -> None:
+        """What was counted holds no longer once model or data are others."""
+        if differences(to_dict(change.old), to_dict(change.new), ignore=set(FIELDS) - COUNTED):
+            self.known = {}
 
     def _turn(self, _=None) -> None:
         """Show the chosen step, and the way on."""

@@ -117,6 +117,14 @@ def test_advised_values_follow_what_is_known(form):
     assert form.controls["num_train_epochs"].placeholder == "2"
 
 
+def test_what_was_counted_is_forgotten_with_the_data(form):
+    form.known = {"rows": {"domain_tasks": 5}}
+    enter(form, "learning_rate", "1e-5")
+    assert form.known
+    enter(form, "domain_tasks", "other.jsonl")
+    assert form.known == {}
+
+
 def test_only_what_has_an_effect_is_shown():
     def used(**values):
         recipe = override(Recipe(), **values)
@@ -158,7 +166,7 @@ def test_the_drawing_shares_what_the_modes_share(form):
 
 def test_shares_are_said_as_they_are():
     shares = [share_words(stage["shares"]) for stage in modes.stages(modes.MODES["5"], 0.5, 0.2)]
-    assert shares == ["80% text + 20% tasks", "50% domain + 50% general tasks"]
+    assert shares == ["80% text + 20% tasks", "50% domain + 50% general"]
 
 
 def test_four_questions_lead_to_a_mode_with_its_rules(form):

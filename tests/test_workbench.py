@@ -1,8 +1,4 @@
-"""The workbench in a real JupyterLab and browser, on three kernel versions: all the way from choice to talk.
-
-With SFTBENCH_SCREENSHOTS set to a folder, the runs have their advised length and each step leaves a picture
-there; that is how the pictures in docs/ are made.
-"""
+"""The workbench in a real JupyterLab and browser, on three kernel versions: from choice to talk."""
 
 import json
 import os
@@ -17,8 +13,6 @@ import pytest
 from tests import lab
 
 ROOT = Path(__file__).parent.parent
-PICTURES = os.environ.get("SFTBENCH_SCREENSHOTS")
-STEPS = "" if PICTURES else "60"
 MINUTE = 60_000  # in the browser's milliseconds
 TEXT = 'What <img src=x onerror="window.fired=1"> costs $5 and $6, number {}?'
 ANSWER = "<script>window.fired=1</script> {}"
@@ -90,14 +84,6 @@ def steps_done(page) -> int:
                re.findall(r"([\d,]+) of [\d,]+ steps", page.locator(".sftb-bars").inner_text()))
 
 
-def picture(page, name: str) -> None:
-    """Leave a picture of the page for docs/, if asked to."""
-    if PICTURES:
-        page.locator(".sftb-title").scroll_into_view_if_needed()
-        page.wait_for_timeout(800)
-        page.screenshot(path=Path(PICTURES) / f"workbench_{name}.png")
-
-
 def reach_all_by_tab(page) -> None:
     """Press Tab through the step: every enabled control gets the focus once, and each has a name."""
     page.evaluate("""() => {
@@ -137,21 +123,19 @@ def choose(page) -> None:
     """Mode 4 with LoRA, short; a rate far off is marked, and taken back."""
     page.locator(".sftb-modes button", has_text="4").click()
     page.locator(".sftb-pair button", has_text="lora").first.click()
-    picture(page, "choose")
     fold(page, "Values")
     enter(page, "learning_rate", "0.5")
     page.get_by_text(re.compile("! learning_rate 0.5 is .* times above")).first.wait_for()
     enter(page, "learning_rate", "")
-    enter(page, "max_steps", STEPS)
-    if not PICTURES:
-        enter(page, "probe_rows", "16")
+    enter(page, "max_steps", "60")
+    enter(page, "probe_rows", "16")
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
     fold(page, "Values")
 
 
 def train(page, address: str) -> None:
-    """Start, see the curve grow, stop, resume, load the page anew in mid-run, attach, and see it end."""
+    """Start, see the curve grow, stop, resume; in mid-run a new page and a new kernel; attach, and see it end."""
     turn(page, "3 Train")
     press(page, "Start")
     image = page.locator(".sftb img:visible")
@@ -166,14 +150,13 @@ def train(page, address: str) -> None:
     press(page, "Resume")
     page.get_by_text(": running").wait_for(timeout=MINUTE)
     page.goto(address)
-    lab.run_all(page, address)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MINUTE)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
     says(page, "is going on")
     page.locator(".sftb img:visible").wait_for(timeout=MINUTE)
     assert steps_done(page) >= stopped - 1
-    if PICTURES:
-        page.wait_for_function("() => document.querySelector('.sftb-bars').innerText.includes('6')")
-        page.get_by_text(re.compile(r"^[67]\d%")).wait_for(timeout=5 * MINUTE)
-        picture(page, "train")
     nothing_is_cut_off(page)
     says(page, "is done", 5 * MINUTE)
     assert "mixed_sft" in page.locator(".sftb-pre:visible").last.inner_text()
@@ -238,14 +221,11 @@ def test_the_whole_way(kernel, notebook):
         choose(page)
         turn(page, "2 Look")
         says(page, "Looked at the data", 2 * MINUTE)
-        picture(page, "look")
         train(page, address("workbench.ipynb"))
         assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
         train_on_hostile_text(page, notebook)
         compare(page)
-        picture(page, "compare")
         talk(page)
-        picture(page, "talk")
         assert page.evaluate("window.fired") is None
     results = [json.loads(path.read_text()) for path in (notebook / "runs").glob("*/result.json")]
     assert sorted(result["recipe"]["mode"] for result in results) == ["1", "4"]

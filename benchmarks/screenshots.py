@@ -1,0 +1,84 @@
+"""The workbench's pictures in docs/: a real JupyterLab, four real runs on the pocket, one picture a step.
+
+    python benchmarks/screenshots.py [--out docs] [--keep FOLDER]
+
+Three runs are trained first, the fourth is started in the form and caught on its way. With `--keep` the runs
+stay in a folder, and are not trained again.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests import lab  # noqa: E402
+from tests.test_workbench import MINUTE, fold, press, says, turn  # noqa: E402
+
+RUNS = {"mode_2-full": ["2"], "mode_4-full": ["4"], "mode_6-full": ["6"]}
+
+
+def train(folder: Path) -> None:
+    """The runs to compare, each with every value as advised."""
+    for name, words in RUNS.items():
+        if not (folder / "runs" / name / "result.json").exists():
+            subprocess.run([sys.executable, "-m", "sftbench", "run", *words, "--out", folder / "runs" / name],
+                           check=True, cwd=ROOT)
+
+
+def picture(page, out: Path, step: str, at: str = ".sftb-title") -> None:
+    """The page as it is, with this part of the form in sight."""
+    page.locator(at).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=out / f"workbench_{step}.png")
+
+
+def take(page, address: str, out: Path) -> None:
+    """One picture of each of the five steps."""
+    lab.run_all(page, address)
+    page.locator(".sftb-modes button", has_text="4").click(timeout=MINUTE)
+    page.locator(".sftb-pair button", has_text="lora").first.click()
+    page.locator(".jp-SideBar .lm-mod-current").first.click()  # the list of files makes room
+    picture(page, out, "choose")
+    turn(page, "2 Look")
+    says(page, "Looked at the data", 2 * MINUTE)
+    picture(page, out, "look")
+    turn(page, "3 Train")
+    press(page, "Start")
+    page.locator(".sftb-bars .widget-label", has_text=re.compile(r"^6\d%")).wait_for(timeout=10 * MINUTE)
+    picture(page, out, "train")
+    says(page, "is done", 10 * MINUTE)
+    turn(page, "4 Compare")
+    page.locator(".sftb img:visible").first.wait_for(timeout=MINUTE)
+    for mark in page.locator(".sftb-runs input").all():
+        mark.check()
+    page.wait_for_timeout(3000)
+    fold(page, "What their recipes differ in")
+    picture(page, out, "compare")
+    turn(page, "5 Talk")
+    page.get_by_label("checkpoints", exact=True).select_option(index=[0, 1, 4])
+    press(page, "Ask")
+    page.locator(".sftb-answers").first.wait_for(timeout=2 * MINUTE)
+    picture(page, out, "talk")
+
+
+def main() -> None:
+    """Train, open, and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--keep", type=Path, default=None)
+    options = parser.parse_args()
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="sftbench-screenshots-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "workbench.ipynb").write_text((ROOT / "notebooks" / "workbench.ipynb").read_text())
+    train(folder)
+    with lab.server(folder, PYTHONPATH=str(ROOT)) as address, lab.page() as page:
+        take(page, address("workbench.ipynb"), options.out)
+
+
+if __name__ == "__main__":
+    main()
