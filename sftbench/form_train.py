@@ -142,6 +142,8 @@ class Train:
         """State, progress, last values and ledger in words."""
         self.alive, self.run_state = state["alive"], state["state"]
         words = WORDS.get(state["state"], state["state"])
+        if state["state"] == "running":
+            words = watch.doing(self.events) or words
         message = (state["message"] or "").strip()
         self.state.value = f"{self.folder.name}: {words}" if self.folder else ""
         if message and state["state"] in ("failed", "killed"):

@@ -20,6 +20,21 @@ def stages(events: list[dict], alive: bool = True) -> list[dict]:
     return found
 
 
+def doing(events: list[dict]) -> str:
+    """What a live run does now, in a few words; empty before its plan is known."""
+    plan = next((event["plan"] for event in events if "plan" in event), None)
+    if plan is None:
+        return ""
+    last = events[-1]
+    if "waiting" in last:
+        return f"waiting: {last['waiting']}"
+    if last["stage"] == "start" and not any(name.startswith("eval_") for name in last):
+        return "scoring the start model"
+    if last["step"] == plan.get(last["stage"]) and "loss" in last:
+        return f"scoring after {last['stage'].replace('_', ' ')}"
+    return "training"
+
+
 def speed(events: list[dict]) -> float | None:
     """Tokens a second over the last steps of the stage that trains, or None where none does."""
     steps = [event for event in events if "tokens" in event and not event.get("reused")]

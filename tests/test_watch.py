@@ -29,6 +29,14 @@ def test_stages_are_told_as_they_stand():
     assert states(later) == [("cpt", 4, 4, "from the store"), ("sft", 2, 2, "done")]
 
 
+def test_what_a_run_does_is_told_in_words():
+    assert watch.doing([]) == ""
+    assert watch.doing([PLAN]) == "scoring the start model"
+    assert watch.doing([PLAN, SCORED]) == "training" == watch.doing([PLAN, step("cpt", 2)])
+    assert watch.doing([PLAN, step("cpt", 4)]) == "scoring after cpt"
+    assert watch.doing([PLAN, {"stage": "sft", "step": 0, "waiting": "x"}]) == "waiting: x"
+
+
 def test_speed_is_of_the_stage_that_trains_and_not_of_the_store():
     assert watch.speed([PLAN, step("cpt", 1)]) is None
     assert watch.speed([PLAN, step("cpt", 1), step("cpt", 3)]) == pytest.approx(100)

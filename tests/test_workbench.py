@@ -135,7 +135,7 @@ def choose(page) -> None:
 
 
 def train(page, address: str) -> None:
-    """Start, see the curve grow, stop, resume; in mid-run a new page and a new kernel; attach, and see it end."""
+    """Start, see the curve grow, stop, resume; a new page and kernel in mid-run; attach, and see it end."""
     turn(page, "3 Train")
     press(page, "Start")
     image = page.locator(".sftb img:visible")
@@ -148,7 +148,7 @@ def train(page, address: str) -> None:
     stopped = steps_done(page)
     assert stopped > done
     press(page, "Resume")
-    page.get_by_text(": running").wait_for(timeout=MINUTE)
+    page.get_by_text(": training").wait_for(timeout=MINUTE)
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MINUTE)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
