@@ -30,9 +30,9 @@ def train(folder: Path) -> None:
                            check=True, cwd=ROOT)
 
 
-def picture(page, out: Path, step: str, at: str = ".sftb-title") -> None:
-    """The page as it is, with this part of the form in sight."""
-    page.locator(at).first.scroll_into_view_if_needed()
+def picture(page, out: Path, step: str) -> None:
+    """The page with the form at its top."""
+    page.locator(".sftb-title").evaluate("one => one.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(1500)
     page.screenshot(path=out / f"workbench_{step}.png")
 

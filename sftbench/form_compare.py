@@ -29,8 +29,7 @@ class Compare:
         self.log = widgets.Checkbox(True, description="log scale", indent=False, layout={"width": "auto"})
         for control in (self.kind, self.log):
             control.observe(lambda _: guarded(form.say, self._draw), "value")
-        self.overlay, self.plane = (widgets.Image(format="png", layout={"max_width": "100%"})
-                                    for _ in range(2))
+        self.overlay, self.plane = (widgets.Image(format="png") for _ in range(2))
         self.differ, self.left_out = text("", "sftb-pre"), text("", "sftb-quiet", "sftb-note")
         self.told = text("", "sftb-quiet")
         self.plane_fold = Fold("Domain gained against general lost", self.plane, self.left_out, is_open=True)

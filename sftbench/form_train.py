@@ -38,7 +38,7 @@ class Train:
         self.log.observe(lambda _: guarded(form.say, self._draw), "value")
         self.state, self.facts = text("", "sftb-head"), text("", "sftb-quiet")
         self.bars = box(classes=("sftb-bars",), kind=widgets.Box)
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.picture = widgets.Image(format="png")
         self.ledger = text("", "sftb-pre")
         self.empty = text("The curve appears with the first steps, a few seconds after Start. The run goes "
                           "on if this page is closed; open the form again to follow it.", "sftb-quiet")
