@@ -52,11 +52,17 @@ def take(page, address: str, out: Path) -> None:
     page.locator(".sftb-bars .widget-label", has_text=re.compile(r"^6\d%")).wait_for(timeout=10 * MINUTE)
     picture(page, out, "train")
     says(page, "is done", 10 * MINUTE)
+    finish(page, out)
+
+
+def finish(page, out: Path) -> None:
+    """The pictures of comparing and talking, for which all runs must be done."""
     turn(page, "4 Compare")
-    page.locator(".sftb img:visible").first.wait_for(timeout=MINUTE)
-    for mark in page.locator(".sftb-runs input").all():
-        mark.check()
-    page.wait_for_timeout(3000)
+    marks = page.locator(".sftb-runs input")
+    marks.nth(len(RUNS)).wait_for(timeout=MINUTE)
+    for number in range(len(RUNS) + 1):
+        marks.nth(number).check()
+    page.wait_for_timeout(5000)
     fold(page, "What their recipes differ in")
     picture(page, out, "compare")
     turn(page, "5 Talk")

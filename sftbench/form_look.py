@@ -15,12 +15,14 @@ class Look:
         self.told = text("", "sftb-quiet")
         self.roles = box(classes=("sftb-roles",), kind=widgets.Box)
         self.plan = box(classes=("sftb-plan",), kind=widgets.Box)
-        self.forecast = text("", "sftb-quiet")  # memory and time, as soon as they are forecast
+        self.forecast = text("", "sftb-pre", "sftb-wrap")
+        self.time = button("Measure a few steps", self.measure)
         self.rows = text("", "sftb-pre", "sftb-wrap")
         self.resolved = text("", "sftb-pre", "sftb-wrap")
         self.whole = box(
             text("Data by role", "sftb-head"), self.roles, text("Stages", "sftb-head"), self.plan,
-            self.forecast, text("Rows as the model sees them; what is trained stands in «…»", "sftb-head"),
+            row(text("Forecast", "sftb-head"), self.time), self.forecast,
+            text("Rows as the model sees them; what is trained stands in «…»", "sftb-head"),
             self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
         self.widget = box(row(self.told, button("Look again", self.look)), self.whole)
         show(self.whole, False)
@@ -70,5 +72,19 @@ class Look:
             cells += [text(stage["name"].replace("_", " ")), bar,
                       text(f"{answer['plan'][stage['name']]:,} steps")]
         self.plan.children = cells
-        steps = sum(answer["plan"].values())
-        self.forecast.value = answer.get("forecast_text") or f"{steps:,} steps in all."
+        self._forecast(answer)
+
+    def _forecast(self, answer: dict) -> None:
+        self.forecast.value = answer["forecast_text"]
+        show(self.time, answer["forecast"]["seconds"] is None)  # a large model's time is measured on demand
+
+    def measure(self) -> None:
+        """Let the worker train a few steps to forecast the time."""
+        self.told.value = "Measuring a few steps of each stage …"
+        self.form.in_background(self._measure, self.seen)
+
+    def _measure(self, recipe: dict) -> None:
+        try:
+            self._forecast(self.form.ask({"do": "forecast", "recipe": recipe}))
+        finally:
+            self.told.value = ""

@@ -153,7 +153,8 @@ class Train:
         self.followed_live = state["alive"]
         self._progress()
         self.facts.value = watch.facts(self.events)
-        self.ledger.value = table.ledger_so_far(self.events)
+        self.ledger.value = (table.ledger(self.folder) if state["state"] == "done"
+                             else table.ledger_so_far(self.events))
         show(self.ledger, bool(self.ledger.value))
         self._allow()
 

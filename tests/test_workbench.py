@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sftbench import worker
 from tests import lab
 
 ROOT = Path(__file__).parent.parent
 MINUTE = 60_000  # in the browser's milliseconds
+PATIENCE = 3 * MINUTE  # for what takes seconds on a machine that does nothing else
 TEXT = 'What <img src=x onerror="window.fired=1"> costs $5 and $6, number {}?'
 ANSWER = "<script>window.fired=1</script> {}"
 NAME = '<img src=x onerror="window.fired=1">'
@@ -51,7 +53,9 @@ def notebook(tmp_path):
     (tmp_path / "hostile.jsonl").write_text("".join(
         json.dumps({"prompt": TEXT.format(number), "completion": ANSWER.format(number)}) + "\n"
         for number in range(40)))
-    return tmp_path
+    yield tmp_path
+    for folder in worker.running(tmp_path / "runs"):  # of a test that failed on the way
+        worker.stop(folder, patience=1)
 
 
 def press(page, name: str) -> None:
@@ -73,7 +77,7 @@ def enter(page, name: str, value: str) -> None:
     control.press("Tab")
 
 
-def says(page, words: str, timeout: float = MINUTE) -> None:
+def says(page, words: str, timeout: float = PATIENCE) -> None:
     """Wait until the status line says this."""
     page.locator(".sftb-told", has_text=words).wait_for(timeout=timeout)
 
@@ -139,23 +143,23 @@ def train(page, address: str) -> None:
     turn(page, "3 Train")
     press(page, "Start")
     image = page.locator(".sftb img:visible")
-    image.wait_for(timeout=MINUTE)
+    image.wait_for(timeout=PATIENCE)
     first, done = image.get_attribute("src"), steps_done(page)
     page.wait_for_function("old => document.querySelector('.sftb img').src != old", arg=first,
-                           timeout=MINUTE)
+                           timeout=PATIENCE)
     press(page, "Stop")
     says(page, "has stopped")
     stopped = steps_done(page)
     assert stopped > done
     press(page, "Resume")
-    page.get_by_text(": training").wait_for(timeout=MINUTE)
+    page.get_by_text(": training").wait_for(timeout=PATIENCE)
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MINUTE)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
     page.get_by_role("button", name="Confirm Kernel Restart").click()
     says(page, "is going on")
-    page.locator(".sftb img:visible").wait_for(timeout=MINUTE)
+    page.locator(".sftb img:visible").wait_for(timeout=PATIENCE)
     assert steps_done(page) >= stopped - 1
     nothing_is_cut_off(page)
     says(page, "is done", 5 * MINUTE)
@@ -172,13 +176,13 @@ def train_on_hostile_text(page, folder: Path) -> None:
     enter(page, "max_steps", "4")
     enter(page, "output_dir", str(folder / "runs" / NAME))
     turn(page, "2 Look")
-    says(page, "Looked at the data", 2 * MINUTE)
+    says(page, "Looked at the data")
     assert "costs $5 and $6" in page.locator(".sftb-pre:visible").first.inner_text()
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
     turn(page, "3 Train")
     press(page, "Start")
-    says(page, "is done", 2 * MINUTE)
+    says(page, "is done")
     assert NAME in page.locator(".sftb-page:visible").inner_text()
 
 
@@ -202,25 +206,25 @@ def talk(page) -> None:
     names = page.get_by_label("checkpoints", exact=True)
     names.select_option(index=[0, 1, 2])
     press(page, "Ask")
-    page.locator(".sftb-answers").first.wait_for(timeout=2 * MINUTE)
+    page.locator(".sftb-answers").first.wait_for(timeout=PATIENCE)
     assert page.locator(".sftb-answers").first.locator(".sftb-pre").count() == 3
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_whole_way(kernel, notebook):
     version, environment = kernel
     with lab.server(notebook, **environment) as address, lab.page() as page:
         page.on("dialog", lambda dialog: dialog.accept())
         lab.run_all(page, address("workbench.ipynb"))
         began = time.monotonic()
-        page.locator(".sftb-modes button").first.wait_for(timeout=MINUTE)
+        page.locator(".sftb-modes button").first.wait_for(timeout=PATIENCE)
         print(f"usable after {time.monotonic() - began:.1f} s")  # noqa: T201
         choose(page)
         turn(page, "2 Look")
-        says(page, "Looked at the data", 2 * MINUTE)
+        says(page, "Looked at the data")
         train(page, address("workbench.ipynb"))
         assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
         train_on_hostile_text(page, notebook)
