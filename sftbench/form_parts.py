@@ -78,7 +78,7 @@ STYLE = """<style>
 .sftb .sftb-runs { grid-template-columns: minmax(220px, 2.4fr) 44px minmax(60px, 1fr) minmax(60px, 1fr)
   repeat(2, minmax(80px, 1fr)) repeat(2, minmax(64px, 1fr)); font-size: 12px; gap: 1px 10px; }
 .sftb .sftb-answers { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); align-items: start; }
-.sftb img { max-width: min(100%, 960px); height: auto; align-self: flex-start; }
+.sftb img { max-width: min(100% - 4px, 960px); height: auto; align-self: flex-start; }
 @container (max-width: 680px) {
   .sftb .sftb-two, .sftb .sftb-values { grid-template-columns: 1fr; }
   .sftb .sftb-modes { grid-template-columns: 44px 50px repeat(3, minmax(0, 1fr)); }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sftbench import spell
 from sftbench.__main__ import _parser, recipe_of
 from sftbench.errors import BadInput
-from sftbench.recipe import FIELDS, Recipe, field_type, override, to_dict
+from sftbench.recipe import FIELDS, Recipe, field_type, help_of, override, to_dict
 
 
 def values_of(name: str):
@@ -62,9 +62,9 @@ def test_only_what_was_set_is_spelt():
     recipe = override(Recipe(), mode="4", method="lora", domain_text="my text.jsonl", packing=False)
     assert spell.as_command(recipe) == (
         "sftbench run 4 -p method lora -p domain_text 'my text.jsonl' -p packing false")
-    assert spell.as_cell(recipe).splitlines()[2] == (
-        'domain_text: str = "my text.jsonl"  # text of your field for CPT: a file; None: the pocket\'s, '
-        "with a pocket")
+    assert spell.as_cell(recipe).splitlines()[2:] == [
+        f'domain_text: str = "my text.jsonl"  # {help_of("domain_text")}',
+        f"packing: bool = False  # {help_of('packing')}"]
 
 
 def test_a_run_is_read_back_as_it_was_asked_for(tmp_path):
