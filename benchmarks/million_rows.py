@@ -1,0 +1,78 @@
+"""Memory and time to prepare a JSON Lines file of a million rows: read, checked, split, encoded, mixed, packed.
+
+    python benchmarks/million_rows.py [--rows 1000000] [--folder DIR]
+
+It writes the file itself, prepares mode 1 on it with the pocket model and an empty cache, reads some blocks of
+the stage as training would, and prints seconds and the most memory that was resident up to each point. One
+thread. Exits with 1 if more than 1 GB was resident.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIMIT = 1_000_000_000  # bytes resident
+WORDS = "red blue grey lamp table stone river cat bird north east stands under beside behind above".split()
+
+
+def write(path: Path, rows: int) -> None:
+    """Questions about invented things, some 200 characters a row, hardly two alike."""
+    order = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(rows):
+            words = " ".join(order.choices(WORDS, k=order.randint(8, 40)))
+            file.write(json.dumps({"question": f"Thing {number}: {words}. Where is it?",
+                                   "answer": " ".join(order.choices(WORDS, k=order.randint(1, 6)))}) + "\n")
+
+
+def peak_bytes() -> int:
+    """The most memory that was resident in this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def main() -> int:
+    """Write, prepare, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="where file and cache lie (default: a temporary folder)")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="million-", dir=options.folder))
+    os.environ |= {"HF_DATASETS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                   "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        write(folder / "rows.jsonl", options.rows)
+        began = time.time()
+
+        def tell(what: str) -> None:
+            sys.stdout.write(f"{time.time() - began:8.1f} s  {peak_bytes() / 1e6:7.0f} MB  {what}\n")
+            sys.stdout.flush()
+
+        tell(f"wrote {options.rows:,} rows, {(folder / 'rows.jsonl').stat().st_size / 1e6:.0f} MB")
+        from sftbench import chain
+        from sftbench.ready import prepare
+        from sftbench.recipe import Recipe, override
+        tell("loaded the libraries")
+        recipe = override(Recipe(), mode="1", domain_tasks=str(folder / "rows.jsonl"), num_train_epochs=2.0)
+        for what in ("read and encoded them", "the same from the cache"):
+            ready = prepare(recipe)
+            tell(f"{what}: {ready.known['rows']['domain_tasks']:,} to train on, "
+                 f"{ready.known['tokens']['domain_tasks']:,} tokens")
+        dataset, drawn = chain.stage_dataset(ready, ready.stages[0])
+        tell(f"mixed and packed two passes: {drawn['domain_tasks']['rows']:,} rows in {len(dataset):,} blocks")
+        for start in range(0, len(dataset), max(1, len(dataset) // 100)):
+            dataset[start:start + 8]
+        tell("read 100 batches of blocks")
+        return int(peak_bytes() > LIMIT)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What the model really sees: a row token by token, with its mask, as plain data, as text and as HTML."""
+
+import itertools
+import textwrap
+
+from transformers import PreTrainedTokenizerBase
+
+from . import blocks
+from .page import escape, visible
+
+WIDTH = 100
+SHOWN = 400  # tokens of a row that are shown
+READ, TRAINED, SPECIAL = "#f2f2f2", "#cfe6f5", "#7a3b00"  # the blue of the domain, pale, and brown on both
+
+
+def seen(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[dict]:
+    """A row as the model sees it: a dict for each text that is made of it (several where `template` says so).
+
+    Each has `tokens`, a list of dicts with `id`, `text`, `trained` (whether it is predicted in training),
+    `special`, and `piece`, the block it falls into where a text is cut at `max_length`; `trained` tokens;
+    `bos`, how many beginning-of-sequence tokens it has; `end`, the last trained token's text, if it is an
+    end-of-answer token; and `fate`: what becomes of it.
+    """
+    return [_seen(tokenizer, encoded, max_length, "text" in row)
+            for encoded in blocks.encode_all(tokenizer, row)]
+
+
+def _seen(tokenizer: PreTrainedTokenizerBase, encoded: blocks.Encoded, max_length: int | None,
+          text: bool) -> dict:
+    size, special = len(encoded.input_ids), set(tokenizer.all_special_ids)
+    most = max_length or size
+    words = token_texts(tokenizer, encoded.input_ids)
+    tokens = [{"id": token, "text": word, "special": token in special, "piece": number // most if text else 0,
+               # the first token of a block's row has nothing before it that could predict it
+               "trained": label != blocks.IGNORED and (number % most if text else number) > 0}
+              for number, (token, label, word) in enumerate(
+                  zip(encoded.input_ids, encoded.labels, words, strict=True))]
+    trained = [token for token in tokens if token["trained"]]
+    if not text and size > most:
+        fate = f"dropped: longer than max_length {most}"
+    elif not trained:
+        fate = "dropped: nothing to train"
+    else:
+        pieces = tokens[-1]["piece"] + 1
+        fate = f"cut into {pieces} pieces of at most {most} tokens" if pieces > 1 else "nothing cut"
+    ends = trained and trained[-1]["id"] in blocks.end_tokens(tokenizer)
+    return {"tokens": tokens, "trained": len(trained), "fate": fate,
+            "bos": encoded.input_ids.count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0,
+            "end": trained[-1]["text"] if ends else None}
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text each token adds; a token that is a part of a character is shown by its name in the vocabulary."""
+    found = []
+    for before, token in itertools.pairwise([None, *ids]):
+        alone = tokenizer.decode([token])
+        if before is not None:  # some tokenizers drop the space of a first word
+            pair, first = tokenizer.decode([before, token]), tokenizer.decode([before])
+            alone = pair[len(first):] if pair.startswith(first) and len(pair) > len(first) else alone
+        found.append(alone if alone and "\ufffd" not in alone else tokenizer.convert_ids_to_tokens(token))
+    return found
+
+
+def summary(one: dict) -> str:
+    """What to know of a row in one line."""
+    end = f"end {visible(one['end'])} trained" if one["end"] else "no end token trained"
+    return (f"{len(one['tokens']):,} tokens, {one['trained']:,} trained; BOS {one['bos']}; {end}; "
+            f"{one['fate']}")
+
+
+def as_text(one: dict) -> str:
+    """The row for a terminal: a bar between tokens, «…» round what is trained, ‖ where a text is cut."""
+    shown, lines = "", []
+    for (piece, trained), run in itertools.groupby(
+            one["tokens"][:SHOWN], key=lambda token: (token["piece"], token["trained"])):
+        if piece > shown.count("‖"):
+            shown += "‖"
+        words = "|".join(visible(token["text"]) for token in run)
+        shown += f"«{words}»" if trained else ("|" if shown and shown[-1] not in "‖»" else "") + words
+    left = len(one["tokens"]) - SHOWN
+    shown += f" … ({left:,} tokens more)" if left > 0 else ""
+    lines += textwrap.wrap(shown, WIDTH - 6, drop_whitespace=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
+
+
+def as_html(one: dict) -> str:
+    """The same for a notebook: what is trained on blue, special tokens brown, everything escaped."""
+    spans, last = [], 0
+    for token in one["tokens"][:SHOWN]:
+        if token["piece"] != last:
+            last = token["piece"]
+            spans.append('<span style="color:#a33b00"> ‖ cut ‖ </span>')
+        style = f"background:{TRAINED if token['trained'] else READ};color:{SPECIAL if token['special'] else '#222'}"
+        word = escape(token["text"]).replace("↵", "↵<br>")
+        word = f"<b>{word}</b>" if token["trained"] else word
+        spans.append(f'<span style="{style};border-right:1px solid #fff;white-space:pre-wrap" '
+                     f'title="{token["id"]}">{word}</span>')
+    left = len(one["tokens"]) - SHOWN
+    more = f" … ({left:,} tokens more)" if left > 0 else ""
+    return (f'<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 2em">'
+            f'{"".join(spans)}{more}</div>')
