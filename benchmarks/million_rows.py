@@ -1,10 +1,10 @@
-"""Memory and time to prepare a JSON Lines file of a million rows: read, checked, split, encoded, mixed, packed.
+"""Memory and time to prepare a JSON Lines file of a million rows: read, split, encoded, mixed, packed.
 
     python benchmarks/million_rows.py [--rows 1000000] [--folder DIR]
 
-It writes the file itself, prepares mode 1 on it with the pocket model and an empty cache, reads some blocks of
-the stage as training would, and prints seconds and the most memory that was resident up to each point. One
-thread. Exits with 1 if more than 1 GB was resident.
+It writes the file itself, prepares mode 1 on it with the pocket model and an empty cache, reads some blocks
+of the stage as training would, and prints seconds and the most memory that was resident up to each point.
+One thread. Exits with 1 if more than 1 GB was resident.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> int:
             tell(f"{what}: {ready.known['rows']['domain_tasks']:,} to train on, "
                  f"{ready.known['tokens']['domain_tasks']:,} tokens")
         dataset, drawn = chain.stage_dataset(ready, ready.stages[0])
-        tell(f"mixed and packed two passes: {drawn['domain_tasks']['rows']:,} rows in {len(dataset):,} blocks")
+        tell(f"mixed and packed two passes: {drawn['domain_tasks']['rows']:,} rows, {len(dataset):,} blocks")
         for start in range(0, len(dataset), max(1, len(dataset) // 100)):
             dataset[start:start + 8]
         tell("read 100 batches of blocks")

@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {
     "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
     "prepare": "ready", "advise": "ready", "run": "chain", "load": "chain", "expect": "chain",
-    "ask": "views", "look": "views", "recipe_text": "views", "ledger": "table", "forecast_text": "table",
+    "ask": "views", "look": "views", "recipe_text": "views", "check_data": "check", "ledger": "table",
+    "forecast_text": "table",
     "LivePlot": "live", "save_plot": "plots", "form": "workbench",
 }
 

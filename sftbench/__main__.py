@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
     _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
     _add_export(add("export", _export, "write a stage as a folder that plain transformers or PEFT loads"))
+    _add_look(add("look", _look, "show what the model really sees: rows token by token, with their mask",
+                  recipe=True))
+    _add_check(add("check", _check, "check data files: shapes, bad rows, lengths, leaks, characters"))
     add("modes", _modes, "list the modes and their stages")
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
@@ -91,6 +94,29 @@ def _parser() -> argparse.ArgumentParser:
     stages = add("stages", _stages, "list stored stages that no run uses")
     stages.add_argument("--remove", action="store_true", help="remove them")
     return parser
+
+
+def _add_look(command: argparse.ArgumentParser) -> None:
+    command.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
+    command.add_argument("--role", metavar="ROLE", help="one role alone (default: each of the mode's)")
+    command.add_argument("--row", type=int, default=1, metavar="N",
+                         help="from which training row on (default: 1)")
+    command.add_argument("--rows", type=int, default=1, metavar="N",
+                         help="how many rows of each role (default: 1)")
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", nargs="+", help="file, folder or hub name, as in a recipe")
+    command.add_argument("--role", metavar="ROLE", help="domain_text, domain_tasks, general_text or "
+                                                        "general_tasks (default: by the first row)")
+    command.add_argument("--model", default=Recipe().model,
+                         help="whose tokenizer counts (default: the pocket)")
+    command.add_argument("--probe", metavar="FILE", help="the probe's file, to find rows that stand in both")
+    command.add_argument("--max-length", type=int, metavar="N",
+                         help="tokens in a block (default: as advised)")
+    command.add_argument("--system-prompts", metavar="TEXT|TOML",
+                         help="system message of tasks that have none")
+    command.add_argument("--picture", metavar="PNG", help="where to draw the histogram of lengths")
 
 
 def _add_talk(command: argparse.ArgumentParser) -> None:
@@ -229,6 +255,20 @@ def _export(options) -> None:
     say(f"loaded again by itself, it gave {done['equal']} of {done['asked']} answers as the run's model did")
     if options.push:
         say(f"pushed to {push(options.folder, options.push, options.public)}")
+
+
+def _look(options) -> None:
+    from . import ready, views
+    prepared = ready.prepare(recipe_of(options, mode=options.mode))
+    say(views.look(prepared, options.rows, options.role, options.row))
+
+
+def _check(options) -> None:
+    from . import check
+    say(check.check_data(check.quoted(options.file), options.role, options.model, options.probe,
+                         options.max_length, options.system_prompts, options.picture))
+    if options.picture:
+        say(f"\nhistogram: {options.picture}")
 
 
 def _modes(options) -> None:

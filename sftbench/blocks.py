@@ -157,16 +157,3 @@ def collate(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, 
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         batch["attention_mask"] = (torch.arange(width)[None] < lengths[:, None]).long()
     return batch
-
-
-def look(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
-    """The row as the model sees it, special tokens and all; «…» is trained, the rest is only read."""
-    return "\n".join(_look(tokenizer, encoded) for encoded in encode_all(tokenizer, row))
-
-
-def _look(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
-    pairs = zip(encoded.input_ids, encoded.labels, strict=True)
-    runs = [(trained, [token for token, _ in run])
-            for trained, run in itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)]
-    return "".join(f"«{tokenizer.decode(tokens)}»" if trained else tokenizer.decode(tokens)
-                   for trained, tokens in runs)

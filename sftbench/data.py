@@ -84,7 +84,7 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
             train = read(source, name, recipe.bad_rows, systems)
         if probe_source is not None:
             probe = read(probe_source, name, recipe.bad_rows, systems)
-        roles[name] = _role(source or probe_source, train if source else None, probe, recipe, systems)
+        roles[name] = role_of(source or probe_source, train if source else None, probe, recipe, systems)
     return roles
 
 
@@ -102,7 +102,7 @@ def read(source: str, role: str, bad_rows: str = "stop", systems: dict | None = 
     return found
 
 
-def _role(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:
+def role_of(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:
     """Training rows and probe: the probe is given or split off, and no training row stands in it."""
     if train is None:
         train, chosen, held = probe, np.array([], dtype=int), np.arange(len(probe.table))

@@ -25,7 +25,7 @@ def escape(text: str, most: int = MOST) -> str:
 
 
 class Page(str):
-    """A text that prints as it is, and shows in a notebook as the HTML beside it, which is made by `escape`."""
+    """A text that prints as it is, and shows in a notebook as the HTML beside it, made by `escape`."""
 
     markup: str
 

@@ -5,12 +5,13 @@ import textwrap
 
 from transformers import PreTrainedTokenizerBase
 
-from . import blocks
+from . import blocks, template
 from .page import escape, visible
 
 WIDTH = 100
 SHOWN = 400  # tokens of a row that are shown
-READ, TRAINED, SPECIAL = "#f2f2f2", "#cfe6f5", "#7a3b00"  # the blue of the domain, pale, and brown on both
+READ, TRAINED = "#f2f2f2", "#cfe6f5"  # grounds: grey, and a pale blue
+INK, SPECIAL = "#222222", "#7a3b00"  # ordinary tokens, and brown for special ones
 
 
 def seen(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[dict]:
@@ -27,7 +28,7 @@ def seen(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None =
 
 def _seen(tokenizer: PreTrainedTokenizerBase, encoded: blocks.Encoded, max_length: int | None,
           text: bool) -> dict:
-    size, special = len(encoded.input_ids), set(tokenizer.all_special_ids)
+    size, special, bos = len(encoded.input_ids), set(tokenizer.all_special_ids), tokenizer.bos_token_id
     most = max_length or size
     words = token_texts(tokenizer, encoded.input_ids)
     tokens = [{"id": token, "text": word, "special": token in special, "piece": number // most if text else 0,
@@ -43,14 +44,14 @@ def _seen(tokenizer: PreTrainedTokenizerBase, encoded: blocks.Encoded, max_lengt
     else:
         pieces = tokens[-1]["piece"] + 1
         fate = f"cut into {pieces} pieces of at most {most} tokens" if pieces > 1 else "nothing cut"
-    ends = trained and trained[-1]["id"] in blocks.end_tokens(tokenizer)
+    ends = trained and trained[-1]["id"] in template.end_tokens(tokenizer)
     return {"tokens": tokens, "trained": len(trained), "fate": fate,
-            "bos": encoded.input_ids.count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0,
+            "bos": 0 if bos is None else encoded.input_ids.count(bos),
             "end": trained[-1]["text"] if ends else None}
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text each token adds; a token that is a part of a character is shown by its name in the vocabulary."""
+    """The text that each token adds; a part of a character is shown by its name in the vocabulary."""
     found = []
     for before, token in itertools.pairwise([None, *ids]):
         alone = tokenizer.decode([token])
@@ -70,7 +71,7 @@ def summary(one: dict) -> str:
 
 def as_text(one: dict) -> str:
     """The row for a terminal: a bar between tokens, «…» round what is trained, ‖ where a text is cut."""
-    shown, lines = "", []
+    shown = ""
     for (piece, trained), run in itertools.groupby(
             one["tokens"][:SHOWN], key=lambda token: (token["piece"], token["trained"])):
         if piece > shown.count("‖"):
@@ -79,23 +80,25 @@ def as_text(one: dict) -> str:
         shown += f"«{words}»" if trained else ("|" if shown and shown[-1] not in "‖»" else "") + words
     left = len(one["tokens"]) - SHOWN
     shown += f" … ({left:,} tokens more)" if left > 0 else ""
-    lines += textwrap.wrap(shown, WIDTH - 6, drop_whitespace=False, break_on_hyphens=False) or [""]
-    return "\n".join(lines)
+    return "\n".join(textwrap.wrap(shown, WIDTH - 6, drop_whitespace=False, break_on_hyphens=False))
 
 
 def as_html(one: dict) -> str:
-    """The same for a notebook: what is trained on blue, special tokens brown, everything escaped."""
-    spans, last = [], 0
-    for token in one["tokens"][:SHOWN]:
-        if token["piece"] != last:
-            last = token["piece"]
-            spans.append('<span style="color:#a33b00"> ‖ cut ‖ </span>')
-        style = f"background:{TRAINED if token['trained'] else READ};color:{SPECIAL if token['special'] else '#222'}"
-        word = escape(token["text"]).replace("↵", "↵<br>")
-        word = f"<b>{word}</b>" if token["trained"] else word
-        spans.append(f'<span style="{style};border-right:1px solid #fff;white-space:pre-wrap" '
-                     f'title="{token["id"]}">{word}</span>')
+    """The same for a notebook: what is trained bold on blue, special tokens brown, everything escaped."""
+    shown, last = [], 0
+    for (piece, trained), run in itertools.groupby(
+            one["tokens"][:SHOWN], key=lambda token: (token["piece"], token["trained"])):
+        shown.append('<span style="color:#a33b00"> ‖ </span>' * (piece - last))
+        last, words = piece, "".join(map(_token_html, run))
+        shown.append(f"<b>«{words}»</b>" if trained else words)
     left = len(one["tokens"]) - SHOWN
     more = f" … ({left:,} tokens more)" if left > 0 else ""
-    return (f'<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 2em">'
-            f'{"".join(spans)}{more}</div>')
+    return (f'<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
+            f'{"".join(shown)}{more}</div>')
+
+
+def _token_html(token: dict) -> str:
+    ground, ink = TRAINED if token["trained"] else READ, SPECIAL if token["special"] else INK
+    word = escape(token["text"]).replace("↵", "↵<br>")
+    return (f'<span style="background:{ground};color:{ink};border-right:1px solid #fff;white-space:pre-wrap" '
+            f'title="{token["id"]}">{word}</span>')

@@ -1,11 +1,13 @@
-"""What a person reads in a notebook, as plain text: the resolved recipe, the data with its mask, answers."""
+"""What a person reads in a notebook: the resolved recipe, the data with its mask, answers."""
 
 import textwrap
 from pathlib import Path
 
-from . import blocks, chain, evaluate
+from . import chain, data, evaluate, seen
+from .errors import BadInput
+from .page import Page, escape
 from .ready import Prepared
-from .recipe import FIELDS, Recipe, to_dict
+from .recipe import FIELDS, Recipe, nearest, to_dict
 
 WIDTH = 100
 
@@ -36,30 +38,68 @@ def _reason(name: str, reason: str) -> list[str]:
     return textwrap.wrap(f"{name:<32} {reason}", WIDTH, subsequent_indent=" " * 33, break_long_words=False)
 
 
-def look(ready: Prepared, rows: int = 1) -> str:
-    """What the model really sees, and how much: rows of each stage's roles as text, the trained part in «…».
+def look(ready: Prepared, rows: int = 1, role: str | None = None, row: int = 1) -> Page:
+    """What the model really sees: rows token by token, the trained part in «…», coloured in a notebook.
 
-    For every stage: its blocks and steps, and from each role rows, tokens, share of the tokens, and passes.
+    For every stage: its blocks, and from each role rows, tokens, share of the tokens, passes, what was
+    dropped, and `rows` training rows from number `row` on, each with its file and line. `role` shows that
+    role alone. Raises BadInput for a role or row that is not there.
     """
-    lines = []
+    if role is not None:
+        _check_row(ready, role, row)
+    lines, markup = [], []
+
+    def tell(line: str) -> None:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        lines.extend(textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False))
+        markup.append(f'<pre style="margin:0;white-space:pre-wrap">{escape(line)}</pre>')
+
     for stage in ready.stages:
         dataset, drawn = chain.stage_dataset(ready, stage)
-        lines.append(f"Stage {stage['name']}: {len(dataset):,} blocks")
-        for role, figures in drawn.items():
-            lines.append(f"  {role}: {figures['rows']:,} rows ({figures['passes']:g} passes), "
-                         f"{figures['tokens']:,} tokens = {figures['share']:.0%} of the stage, "
-                         f"{figures['trained_tokens']:,} of them trained")
-            for row in ready.roles[role].train.take(rows):
-                lines += _indented(blocks.look(ready.tokenizer, row))
-        lines.append("")
-    return "\n".join(lines[:-1])
+        shown = [name for name in drawn if role in (None, name)]
+        if shown:
+            tell(f"Stage {stage['name']}: {len(dataset):,} blocks")
+        for name in shown:
+            for line in _role_lines(ready.roles[name], name, drawn[name]):
+                tell(line)
+            for number in range(row - 1, min(row - 1 + rows, len(ready.roles[name].train))):
+                _show_row(ready, name, number, tell, lines, markup)
+    if not lines:  # a role that no stage draws from
+        for number in range(row - 1, min(row - 1 + rows, len(ready.roles[role].train))):
+            _show_row(ready, role, number, tell, lines, markup)
+    return Page("\n".join(lines), "".join(markup))
 
 
-def _indented(text: str, most: int = 600) -> list[str]:
-    """Text wrapped under its heading, cut where it is long; line breaks in it stay."""
-    text = text if len(text) <= most else text[:most] + f" … ({len(text) - most:,} characters more)"
-    return [line for part in text.splitlines() or [""] for line in textwrap.wrap(
-        part, WIDTH, initial_indent="      ", subsequent_indent="      ", drop_whitespace=False) or [""]]
+def _check_row(ready: Prepared, role: str, row: int) -> None:
+    if role not in ready.roles:
+        raise BadInput(f"no data for role {role!r}{nearest(role, ready.roles)}; "
+                       f"there is {', '.join(ready.roles)}")
+    if not 1 <= row <= len(ready.roles[role].train):
+        raise BadInput(f"{role} has training rows 1 to {len(ready.roles[role].train)}, not {row}")
+
+
+def _role_lines(role: data.Role, name: str, figures: dict) -> list[str]:
+    """What a role gives to a stage, what was dropped of it, and where its system messages come from."""
+    lines = [f"  {name}: {figures['rows']:,} rows ({figures['passes']:g} passes), "
+             f"{figures['tokens']:,} tokens = {figures['share']:.0%} of the stage, "
+             f"{figures['trained_tokens']:,} of them trained"]
+    for reason, dropped in role.dropped.items():
+        lines.append(f"    {reason}: {dropped['rows']:,} rows, first {dropped['examples'][0]}")
+    about = role.rows.about
+    if about["systems"] or about["types"]:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(about["types"].items())[:8])
+        lines.append(f"    with a system message: {about['systems']:,} of {len(role.rows.table):,} rows"
+                     + (f"; types: {kinds}" if kinds else ""))
+    return lines
+
+
+def _show_row(ready: Prepared, role: str, number: int, tell, lines: list[str], markup: list[str]) -> None:
+    held = ready.roles[role]
+    place = held.rows.where(held.chosen[number])
+    for one in seen.seen(ready.tokenizer, held.train[number], ready.recipe.max_length):
+        tell(f"    row {number + 1} ({place}): {seen.summary(one)}")
+        lines.append(textwrap.indent(seen.as_text(one), "      "))
+        markup.append(seen.as_html(one))
 
 
 def ask(run: Prepared | Path | str, ready: Prepared, rows: int = 3) -> str:

@@ -20,7 +20,6 @@ def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
     encoded = encode(tokenizer, {"messages": TURNS})
     assert trained_text(tokenizer, encoded) == " Lima<eos> Oslo<eos>"
     assert tokenizer.decode(encoded.input_ids) == template.render(tokenizer, TURNS)
-    assert blocks.look(tokenizer, {"messages": TURNS}).count("«") == 2
 
 
 def test_rows_encoded_together_are_rows_encoded_one_by_one(tokenizer):

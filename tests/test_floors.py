@@ -9,16 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sftbench"
 FLOORS = [
     {"errors"},
-    {"recipe", "runs", "pocket"},
+    {"recipe", "runs", "pocket", "page"},
     {"modes", "store", "table", "template", "process"},
     {"spell", "form_parts", "compare", "watch"},
     {"checkpoints", "hyperparameters", "notebook", "plots", "hubdata", "shapes", "mixing"},
     {"advice", "formats", "models"},
     {"blocks", "methods", "live", "rows"},
     {"evaluate", "data"},
-    {"encoded"},
+    {"encoded", "seen"},
     {"train", "ready", "yardstick"},
-    {"folder", "footprint"},
+    {"folder", "footprint", "check"},
     {"forecast"},
     {"chain"},
     {"views", "talk", "worker", "card"},
@@ -32,7 +32,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
 LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
-         "__main__", "process", "worker"}
+         "__main__", "process", "worker", "page", "shapes", "mixing"}
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 

@@ -1,0 +1,264 @@
+"""A check of data files before anything is trained: shapes, bad rows, lengths, leaks, characters."""
+
+import textwrap
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from . import advice, data, encoded, formats, models, plots, ready, rows, shapes, template
+from .errors import BadInput
+from .page import visible
+from .recipe import ROLES, Recipe, nearest, override
+
+WIDTH = 100
+SAMPLE = 2000  # rows, evenly spread, whose characters are looked at
+QUANTILES = {"shortest": 0, "10 % up to": 0.1, "median": 0.5, "90 % up to": 0.9, "99 % up to": 0.99,
+             "longest": 1}
+EVERY = 10**9  # rows of a probe: all of them, so that every row in both is found
+BAD = 1.0  # tokens per character from which on a script counts as badly split
+
+
+def measure(source: str, role: str | None = None, model: str = "pocket", probe: str | None = None,
+            max_length: int | None = None, system_prompts: str | None = None) -> dict:
+    """What there is to know of a role's data (`source` as in a recipe), as plain numbers and texts.
+
+    `role` is recognised from the first row if it is not given. Raises BadInput for files that cannot be read;
+    rows that cannot be used are counted and named. Without usable rows the result has no `tokens`.
+    """
+    models.quiet_libraries()
+    if role is not None and role not in ROLES:
+        raise BadInput(f"no role {role!r}{nearest(role, ROLES)}; roles are {', '.join(ROLES)}")
+    role = role or _role_of(source)
+    recipe = override(Recipe(), model=model, max_length=max_length, system_prompts=system_prompts,
+                      bad_rows="drop", probe_rows=EVERY, **{role: source, f"{role}_probe": probe})
+    systems = data.systems_of(system_prompts, role)
+    read = rows.read(formats.origins(source, role), role.split("_")[1], systems)
+    report = {"role": role, "source": source, "model": model, "rows": len(read.table),
+              "files": len(read.about["files"]), "duplicates": _duplicates(read),
+              "probe_given": probe is not None}
+    report |= {name: read.about[name] for name in ("shapes", "types", "systems", "bad", "first_bad")}
+    if report["rows"]:
+        held = data.read(probe, role, "drop", systems) if probe else None
+        _measure_tokens(report, recipe, data.role_of(source, read, held, recipe, systems))
+    return report
+
+
+def _role_of(source: str) -> str:
+    """The domain's role for which the first row that can be used is of the right shape."""
+    for origin in formats.origins(source, "data"):
+        for _, record in origin.records():
+            if not isinstance(record, BadInput):
+                try:
+                    return "domain_text" if shapes.to_row(record, None, origin.shape)[0] == "text" \
+                        else "domain_tasks"
+                except BadInput:
+                    continue
+    return "domain_tasks"
+
+
+def _duplicates(read: rows.Rows) -> dict:
+    """How many rows stand there again, and the first such pairs of places."""
+    names, first, back = np.unique(read.names(), return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[back] != np.arange(len(back)))
+    return {"rows": len(again), "first": [(read.where(index), read.where(first[back[index]]))
+                                          for index in again[:data.EXAMPLES]]}
+
+
+def _measure_tokens(report: dict, recipe: Recipe, role: data.Role) -> None:
+    """Add what the tokenizer makes of the training rows."""
+    name, tokenizer = report["role"], models.load_tokenizer(recipe.model)
+    report |= {"train": len(role.train), "probe": len(role.probe), "template": template.describe(tokenizer)}
+    tokens = encoded.encode(tokenizer, role)
+    known = ready.measure(recipe.model, None, tokenizer, {name: role}, {name: tokens})
+    most = advice.resolve(recipe, known)[0].max_length
+    pieces, reasons = encoded.cut(tokens, most, name.endswith("_text"))
+    for reason, found in reasons.items():
+        role.drop(reason, role.chosen[found])
+    report |= {"dropped": role.dropped, "max_length": most, "lengths": tokens.lengths,
+               "tokens": int(tokens.lengths.sum()), "trained": int(pieces.trained.sum()),
+               "scripts": _scripts(tokenizer, role)}
+
+
+def script_of(letter: str) -> str:
+    """The script of a letter by its Unicode name, or what else a character is."""
+    if letter.isalpha():
+        return unicodedata.name(letter, "unnamed letters").split()[0].replace("CJK", "Chinese").capitalize()
+    return "digits" if letter.isdigit() else "signs" if letter.isprintable() else "control"
+
+
+def _scripts(tokenizer, role: data.Role) -> dict:
+    """By script: characters and tokens of a sample of rows; and the characters that cost most tokens."""
+    runs, letters = defaultdict(list), Counter()
+    for index in np.unique(np.linspace(0, max(0, len(role.train) - 1), SAMPLE).astype(int))[:len(role.train)]:
+        row = role.train[int(index)]
+        text = row["text"] if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
+        letters.update(letter for letter in text if not letter.isspace())
+        for script, run in _runs(text):
+            runs[script].append(run)
+    scripts = {}
+    for script, texts in runs.items():
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        scripts[script] = {"characters": sum(map(len, texts)), "tokens": sum(map(len, ids)),
+                           "unknown": sum(part.count(tokenizer.unk_token_id) for part in ids)
+                           if tokenizer.unk_token_id is not None else 0}
+    common = [letter for letter, _ in letters.most_common(SAMPLE)]
+    sizes = [len(ids) for ids in tokenizer(common, add_special_tokens=False)["input_ids"]] if common else []
+    worst = sorted(zip(common, sizes, strict=True), key=lambda pair: -pair[1])
+    return {"by_script": dict(sorted(scripts.items(), key=lambda pair: -pair[1]["characters"])),
+            "worst": [(letter, size, letters[letter]) for letter, size in worst[:10] if size > 1]}
+
+
+def _runs(text: str):
+    """The text in runs of one script; white space stays with what stands before it."""
+    begin, script = 0, None
+    for place, letter in enumerate(text):
+        mine = script if letter.isspace() else script_of(letter)
+        if mine != script:
+            if script is not None:
+                yield script, text[begin:place]
+                begin = place
+            script = mine
+    if script is not None:
+        yield script, text[begin:]
+
+
+def check_data(source: str, role: str | None = None, model: str = "pocket", probe: str | None = None,
+               max_length: int | None = None, system_prompts: str | None = None,
+               picture: str | Path | None = None) -> str:
+    """The check as text of at most 100 columns; `picture` is where a histogram of lengths goes, as PNG."""
+    report = measure(source, role, model, probe, max_length, system_prompts)
+    if picture is not None and "tokens" in report:
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
+        Path(picture).write_bytes(plots.png(figure(report)))
+    return text(report)
+
+
+def text(report: dict) -> str:
+    """A report of `measure` as text."""
+    shape = ", ".join(f"{name} {count:,}" for name, count in report["shapes"].items()) or "none"
+    lines = [f"{visible(report['source'])} as {report['role']}"]
+    files = f"{report['files']:,} files" if report["files"] > 1 else "1 file"
+    lines += _line("rows", f"{report['rows']:,} in {files}, by shape: {shape}")
+    lines += _line("cannot be used", f"{report['bad']:,} rows" + (
+        "; they stop a run unless bad_rows is drop" if report["bad"] else ""))
+    for place in report["first_bad"]:
+        lines += textwrap.wrap(visible(place, 300), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    again = report["duplicates"]
+    lines += _line("duplicates", f"{again['rows']:,} rows stand there again" + (
+        f"; {again['first'][0][0]} is {again['first'][0][1]}" if again["rows"] else ""))
+    if report["types"] or report["systems"]:
+        types = list(report["types"].items())[:12]
+        kinds = ", ".join(f"{visible(kind, 40)} {count:,}" for kind, count in types)
+        lines += _line("system messages", f"{report['systems']:,} rows have one"
+                       + (f"; types: {kinds}" if kinds else ""))
+    if "tokens" in report:
+        lines += _token_lines(report) + _script_lines(report)
+    return "\n".join(lines)
+
+
+def _line(name: str, words: str) -> list[str]:
+    return textwrap.wrap(words, WIDTH, initial_indent=f"  {name:<18}", subsequent_indent=" " * 20,
+                         break_on_hyphens=False)
+
+
+def _token_lines(report: dict) -> list[str]:
+    lengths, most = report["lengths"], report["max_length"]
+    how = "given" if report["probe_given"] else "split off by hash"
+    lines = _line("training, probe", f"{report['train']:,} rows to train on, "
+                                     f"{report['probe']:,} in the probe ({how})")
+    dropped = dict(report["dropped"])
+    for reason in ("also in the probe", "task longer than max_length", "nothing to train", "text cut",
+                   "left out by its file's weight"):
+        if found := dropped.get(reason):
+            places = "; ".join(found["examples"][:3])
+            lines += _line(reason if len(reason) < 18 else "", ("" if len(reason) < 18 else f"{reason}: ")
+                           + f"{found['rows']:,} rows, first {places}")
+    lines += ["", f"Tokens by {report['model']} (name yours with --model)" if report["model"] == "pocket"
+              else f"Tokens by {report['model']}"]
+    lines += _line("chat template", report["template"]) if report["role"].endswith("_tasks") else []
+    lines += _line("tokens", f"{report['tokens']:,} in training rows, {report['trained']:,} of them trained")
+    if not report["trained"]:
+        lines += _line("", f"NOTHING TO TRAIN within max_length {most}: a run stops here")
+    if len(lengths):
+        lines += _line("tokens of a row", ", ".join(f"{name} {int(np.quantile(lengths, share)):,}"
+                                                    for name, share in QUANTILES.items()))
+        lines += _bars(lengths)
+    lines += _line("max_length", f"{most:,}: {int((lengths > most).sum()):,} rows are longer "
+                   + ("and cut into pieces" if report["role"].endswith("_text") else "and dropped"))
+    return lines
+
+
+def bins(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Borders for a histogram of lengths: even, or growing where a few rows are far longer than most."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    if high > 20 * max(1, np.median(lengths)):
+        return np.unique(np.geomspace(max(1, low), high, count + 1).astype(int))
+    return np.unique(np.linspace(low, high, min(count, high - low) + 1).astype(int))
+
+
+def _bars(lengths: np.ndarray) -> list[str]:
+    counts, borders = np.histogram(lengths, bins(lengths, 8))
+    return [f"{'':20}{f'{left:,}–{right - 1:,}' if right - left > 1 else f'{left:,}':<15} "
+            f"{'█' * round(40 * count / counts.max()):<40} {count:,}".rstrip()
+            for left, right, count in zip(borders, borders[1:], counts, strict=False)]
+
+
+def _script_lines(report: dict) -> list[str]:
+    found = report["scripts"]["by_script"]
+    whole = sum(entry["characters"] for entry in found.values()) or 1
+    lines = ["", f"Characters (of {min(report['train'], SAMPLE):,} rows)",
+             f"  {'script':<18}{'share':>7}{'tokens per character':>23}"]
+    for script, entry in list(found.items())[:12]:
+        rate = entry["tokens"] / entry["characters"]
+        badly = script not in ("digits", "signs", "control") and rate >= BAD
+        note = "  badly split: more tokens than characters" if badly else ""
+        note += f"  {entry['unknown']:,} unknown" if entry["unknown"] else ""
+        lines.append(f"  {script:<18}{entry['characters'] / whole:>7.1%}{rate:>23.2f}{note}")
+    if report["scripts"]["worst"]:
+        words = ", ".join(f"{visible(letter)}\u00a0{size}" for letter, size, _ in report["scripts"]["worst"])
+        lines += _line("tokens of one", f"most for the characters {words}")
+    return lines
+
+
+def figure(report: dict) -> Figure:
+    """The histogram of the training rows' lengths in tokens, with quantiles and `max_length`."""
+    drawn = Figure(figsize=(9.6, 4.0), dpi=100, layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes, lengths, most = drawn.add_subplot(), report["lengths"], report["max_length"]
+    side = report["role"].split("_")[0]
+    if len(lengths):
+        borders = bins(lengths, 50)
+        axes.hist(lengths, borders, color=plots.COLOURS[side], edgecolor="white", linewidth=0.4)
+        if borders[-1] - borders[-2] > borders[1] - borders[0] + 1:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        median = float(np.median(lengths))
+        axes.axvline(median, color="#444444", linewidth=1, linestyle=":", label=f"median {median:,.0f}")
+        if most <= 3 * lengths.max():
+            longer = int((lengths > most).sum())
+            axes.axvline(most, color="#A33B00", linewidth=1.4, linestyle="--",
+                         label=f"max_length {most:,}: {longer:,} rows are longer")
+        axes.legend(loc="upper right", fontsize=9, frameon=False)
+    axes.set_xlabel("tokens of a row")
+    axes.set_ylabel("rows")
+    axes.set_title(f"{report['role'].replace('_', ' ')}: {len(lengths):,} training rows, "
+                   f"{report['tokens']:,} tokens, {report['trained']:,} trained", loc="left", fontsize=11)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
+    return drawn
+
+
+def quoted(files: list[str]) -> str:
+    """Several sources as one, as a recipe's field takes them."""
+    for file in files:
+        if '"' in file and len(files) > 1:
+            raise BadInput(f"{file}: a name with double quotes cannot stand in a list; rename the file")
+    return files[0] if len(files) == 1 else ", ".join(
+        f'"{file}"' if "," in file and Path(file).exists() else file for file in files)

@@ -1,0 +1,117 @@
+"""The check of data files: what it counts against what was put in, and what a person sees of it."""
+
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from sftbench import check
+from sftbench.__main__ import main
+from sftbench.errors import BadInput
+from tests.conftest import small_rows
+
+
+def lines(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Sixty rows; two of them bad, three of them there again, one too long, one in Chinese."""
+    rows = small_rows("domain_tasks", 54)
+    return lines(tmp_path / "mine.jsonl", *rows, '{"question": "x", "answer": 4}', "[]", *rows[:3],
+                 {"prompt": "long " * 200, "completion": "x"},
+                 {"question": "北京在哪里？" * 3, "answer": "中国", "type": "map"})
+
+
+def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tokenizer):
+    report = check.measure(mine, model=make_model(), max_length=100)
+    assert report["role"] == "domain_tasks" and report["rows"] == 59 and report["bad"] == 2
+    assert report["shapes"] == {"messages": 57, "prompt": 1, "qa": 1} and report["types"] == {"map": 1}
+    assert [place.split(": ")[0] for place in report["first_bad"]] == [f"{mine}, line 55", f"{mine}, line 56"]
+    assert report["duplicates"] == {"rows": 3, "first": [
+        (f"{mine}, line {57 + number}", f"{mine}, line {1 + number}") for number in range(3)]}
+    assert report["dropped"]["task longer than max_length"]["rows"] == 1
+    whole = [row for row in report["lengths"] if row <= 100]
+    assert report["tokens"] == sum(report["lengths"]) and len(whole) == len(report["lengths"]) - 1
+    chinese = report["scripts"]["by_script"]["Chinese"]
+    assert chinese == {"characters": 17, "tokens": 51, "unknown": 0}  # three bytes a character, none merged
+    assert report["scripts"]["worst"][0][1] == 3
+    said = check.text(report)
+    assert all(len(line) <= 100 for line in said.splitlines())
+    assert "Chinese" in said and "badly split" in said and "line 55: field 'answer'" in " ".join(said.split())
+
+
+def test_rows_in_both_training_and_probe_are_found_all_of_them(tmp_path, make_model):
+    rows = small_rows("domain_text", 500)
+    train, probe = lines(tmp_path / "a.jsonl", *rows), lines(tmp_path / "b.jsonl", *rows[:300])
+    report = check.measure(train, model=make_model(), probe=probe)
+    assert report["dropped"]["also in the probe"] == {
+        "rows": 300, "examples": [f"{train}, line {number}" for number in range(1, 6)]}
+    assert report["role"] == "domain_text" and report["train"] == 200 and "300 rows" in check.text(report)
+
+
+def test_trained_tokens_are_those_of_a_run(mine, make_model):
+    from sftbench import chain
+    from sftbench.ready import prepare
+    from sftbench.recipe import Recipe, override
+    report = check.measure(mine, model=make_model(), max_length=100)
+    ready = prepare(override(Recipe(), mode="1", model=make_model(), domain_tasks=mine, bad_rows="drop",
+                             max_length=100, num_train_epochs=1))
+    drawn = chain.stage_dataset(ready, ready.stages[0])[1]["domain_tasks"]
+    assert report["trained"] == drawn["trained_tokens"] and report["train"] == drawn["rows"] + 1
+
+
+def test_a_file_without_a_usable_row_is_told_and_a_missing_one_refused(tmp_path):
+    report = check.measure(lines(tmp_path / "a.jsonl", "[]", '{"x": 1}'))
+    assert report["bad"] == 2 and "tokens" not in report and "line 2: no field" in check.text(report)
+    with pytest.raises(BadInput, match="no such file"):
+        check.measure(str(tmp_path / "none.jsonl"))
+    with pytest.raises(BadInput, match="did you mean 'domain_text'"):
+        check.measure(str(tmp_path / "a.jsonl"), role="domain_txt")
+
+
+def test_no_token_to_train_is_cried_out(mine, make_model):
+    assert "NOTHING TO TRAIN" in check.check_data(mine, model=make_model(), max_length=8)
+
+
+@pytest.mark.parametrize("longest", [40, 4000])
+def test_the_histogram_holds_every_row(longest):
+    order = random.Random(0)
+    lengths = np.array([order.randint(5, 40) for _ in range(300)] + [longest])
+    report = {"role": "domain_tasks", "lengths": lengths, "max_length": 32, "tokens": 1, "trained": 1}
+    figure = check.figure(report)
+    axes = figure.axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 301
+    assert axes.get_xscale() == ("log" if longest > 1000 else "linear")
+    assert f"{(lengths > 32).sum()} rows are longer" in axes.get_legend().get_texts()[-1].get_text()
+    assert sum(np.histogram(lengths, check.bins(lengths, 8))[0]) == 301
+
+
+def test_scripts_are_told_apart_and_white_space_stays_with_its_word():
+    assert list(check._runs("ab, 北京 12 Жук")) == [
+        ("Latin", "ab"), ("signs", ", "), ("Chinese", "北京 "), ("digits", "12 "), ("Cyrillic", "Жук")]
+    assert list(check._runs("  ")) == []
+
+
+def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, capsys):
+    odd = lines(tmp_path / "odd, name.jsonl", *small_rows("domain_tasks", 3))
+    picture = tmp_path / "pictures" / "lengths.png"
+    assert main(["check", mine, odd, "--model", make_model(), "--picture", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert "62 in 2 files" in said and f"histogram: {picture}" in said
+    assert imread(io.BytesIO(picture.read_bytes())).shape[:2] == (400, 960)
+    assert main(["check", str(tmp_path / "none.jsonl")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_command_looks_at_a_row(mine, make_model, capsys):
+    words = ["look", "1", "-p", "model", make_model(), "-p", "domain_tasks", mine, "-p", "bad_rows", "drop"]
+    assert main([*words, "--role", "domain_tasks", "--row", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "row 2 (" in said and "«" in said and "end <eos> trained" in said
+    assert main([*words, "--role", "domain_tasks", "--row", "1000"]) == 2
