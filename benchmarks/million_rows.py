@@ -51,7 +51,8 @@ def main() -> int:
         began = time.time()
 
         def tell(what: str) -> None:
-            sys.stdout.write(f"{time.time() - began:8.1f} s  {peak_bytes() / 1e6:7.0f} MB  {what}\n")
+            sys.stdout.write(f"{time.time() - began:7.0f} s {time.process_time():7.0f} s of CPU "
+                             f"{peak_bytes() / 1e6:6.0f} MB  {what}\n")
             sys.stdout.flush()
 
         tell(f"wrote {options.rows:,} rows, {(folder / 'rows.jsonl').stat().st_size / 1e6:.0f} MB")
@@ -61,6 +62,7 @@ def main() -> int:
         tell("loaded the libraries")
         recipe = override(Recipe(), mode="1", domain_tasks=str(folder / "rows.jsonl"), num_train_epochs=2.0)
         for what in ("read and encoded them", "the same from the cache"):
+            ready = None  # what the first has read is given back before the second
             ready = prepare(recipe)
             tell(f"{what}: {ready.known['rows']['domain_tasks']:,} to train on, "
                  f"{ready.known['tokens']['domain_tasks']:,} tokens")

@@ -63,7 +63,7 @@ def _role_of(source: str) -> str:
 
 def _duplicates(read: rows.Rows) -> dict:
     """How many rows stand there again, and the first such pairs of places."""
-    names, first, back = np.unique(read.names(), return_index=True, return_inverse=True)
+    names, first, back = np.unique(read.names[0], return_index=True, return_inverse=True)
     again = np.flatnonzero(first[back] != np.arange(len(back)))
     return {"rows": len(again), "first": [(read.where(index), read.where(first[back[index]]))
                                           for index in again[:data.EXAMPLES]]}

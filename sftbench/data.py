@@ -42,8 +42,7 @@ class Role:
     def digest(self) -> str:
         """A hash of the training rows, their order, weights and system messages, for stage keys."""
         whole = hashlib.sha256(json.dumps(self.systems, sort_keys=True).encode())
-        for name in ("high", "low"):
-            whole.update(self.rows.column(name)[self.chosen].tobytes())
+        whole.update(self.rows.names[:, self.chosen].tobytes())
         whole.update(self.times.tobytes())
         return whole.hexdigest()[:20]
 
@@ -108,17 +107,17 @@ def role_of(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe,
         train, chosen, held = probe, np.array([], dtype=int), np.arange(len(probe.table))
     elif probe is None:
         probe = train
-        chosen, held = split(train.names(), recipe.probe_share, source)
+        chosen, held = split(train.names[0], recipe.probe_share, source)
     else:
         chosen, held = np.arange(len(train.table)), np.arange(len(probe.table))
     if len(held) > recipe.probe_rows:
-        held = held[np.argsort(probe.column("high")[held], kind="stable")][:recipe.probe_rows]
-    weights = np.array(train.about["weights"])[train.column("file")[chosen]]
+        held = held[np.argsort(probe.names[0, held], kind="stable")][:recipe.probe_rows]
+    weights = np.array(train.about["weights"])[train.places[0, chosen]]
     # a weight of 2.3 is two times, or three for the rows whose hash lies in the lowest 0.3
-    times = np.floor(weights).astype(np.int64) + (train.column("low")[chosen] / 2.0**64 < weights % 1)
-    leak = np.isin(train.names()[chosen], probe.names()[held])
+    times = np.floor(weights).astype(np.int64) + (train.names[1, chosen] / 2.0**64 < weights % 1)
+    leak = np.isin(train.names[0, chosen], probe.names[0, held])
     kept = ~leak & (times > 0)
-    role = Role(source, _bare(train, chosen[kept]), list(_bare(probe, held)), train, chosen[kept],
+    role = Role(source, train.table.select(chosen[kept]), list(probe.table.select(held)), train, chosen[kept],
                 times[kept], systems=systems)
     if train.about["bad"]:
         role.dropped["cannot be used"] = {"rows": train.about["bad"],
@@ -126,11 +125,6 @@ def role_of(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe,
     role.drop("also in the probe", chosen[leak])
     role.drop("left out by its file's weight", chosen[~leak & (times == 0)])
     return role
-
-
-def _bare(found: Rows, indices: np.ndarray) -> datasets.Dataset:
-    body = [name for name in ("text", "messages") if name in found.table.column_names]
-    return found.table.select_columns(body).select(indices)
 
 
 def split(names: np.ndarray, share: float, source: str = "data") -> tuple[np.ndarray, np.ndarray]:
@@ -143,8 +137,7 @@ def split(names: np.ndarray, share: float, source: str = "data") -> tuple[np.nda
     if len(different) < 2:
         raise BadInput(f"{source}: {len(different)} different row(s); at least 2 are needed, "
                        "one of them as a probe")
-    border = np.uint64(max(int(share * 2**64), int(different["high"].min()) + 1))
-    held = names["high"] < border
+    held = names < np.uint64(max(int(share * 2**64), int(different[0]) + 1))
     if held.all():
         held = names != different[-1]
     unique = np.zeros(len(names), dtype=bool)

@@ -6,6 +6,7 @@ block is trained.
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -37,28 +38,38 @@ class Tokens:
     lengths: np.ndarray
     trained: np.ndarray
 
-    @cached_property
-    def columns(self) -> list[tuple]:
-        """The mapped arrow chunks: number of the first, offsets, tokens, flags."""
-        table, found, first = datasets.Dataset.from_file(f"{self.path}/tokens.arrow").data, [], 0
-        for ids, flags in zip(*(table.column(name).chunks for name in _SCHEMA.names), strict=True):
-            found.append((first, ids.offsets.to_numpy(), ids.values.to_numpy(), flags.values.to_numpy()))
-            first += len(ids)
-        return found
-
     def read(self, number: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and trained flags of a piece."""
-        first, offsets, ids, flags = self.columns[np.searchsorted(self._firsts, number, side="right") - 1]
-        begin = offsets[number - first] + start
-        return ids[begin:begin + length], flags[begin:begin + length]
+        file, starts, firsts, ids, flags = self._layout
+        chunk = np.searchsorted(firsts, number, side="right") - 1
+        begin = int(starts[number] - starts[firsts[chunk]]) + start
+        return (np.frombuffer(os.pread(file.fileno(), 4 * length, ids[chunk] + 4 * begin), np.int32),
+                np.frombuffer(os.pread(file.fileno(), length, flags[chunk] + begin), np.uint8))
 
     @cached_property
-    def _firsts(self) -> np.ndarray:
-        return np.array([first for first, *_ in self.columns])
+    def _layout(self) -> tuple:
+        """The open file, each row's first token, and of each chunk its first row and where its values lie.
+
+        Values are read from the file and not through the map, whose pages would stay resident by and by.
+        """
+        path = f"{self.path}/tokens.arrow"
+        with pa.memory_map(path) as mapped:
+            base = mapped.read_buffer().address
+            mapped.seek(0)
+            chunks = list(pa.ipc.open_stream(mapped))
+            firsts = np.cumsum([0, *map(len, chunks)])
+            ids, flags = ([chunk.column(name).values.buffers()[1].address - base for chunk in chunks]
+                          for name in _SCHEMA.names)
+        starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return open(path, "rb"), starts, firsts, ids, flags
 
     def __getstate__(self) -> dict:
-        """Without what is mapped: where it is hashed or sent, the folder stands for it."""
+        """The folder alone, for where it is hashed or sent to another process."""
         return {"path": self.path}
+
+    def __setstate__(self, state: dict) -> None:
+        """Read the sizes again."""
+        self.__init__(state["path"], *np.load(f"{state['path']}/sizes.npy"))
 
 
 @dataclass
@@ -134,7 +145,7 @@ def cut(tokens: Tokens, max_length: int, text: bool) -> tuple[Pieces, dict[str, 
 
     Texts are cut into pieces, tasks dropped. Returns the pieces, and by reason the training rows' numbers.
     """
-    lengths, numbers = tokens.lengths, np.arange(len(tokens.lengths))
+    lengths, numbers = tokens.lengths, np.arange(len(tokens.lengths), dtype=np.int32)
     if not text:
         longer, nothing = lengths > max_length, tokens.trained == 0
         kept = numbers[~longer & ~nothing]
@@ -143,7 +154,8 @@ def cut(tokens: Tokens, max_length: int, text: bool) -> tuple[Pieces, dict[str, 
         return pieces, {reason: tokens.row[found] for reason, found in reasons.items() if found.any()}
     counts = -(-lengths // max_length)
     number = np.repeat(numbers, counts)
-    start = (np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)) * max_length
+    within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = (within * max_length).astype(np.int32)
     length = np.minimum(max_length, lengths[number] - start)
     pieces = Pieces(number, start, length, length - 1)  # the first token of a piece has nothing before it
     cut_rows = tokens.row[counts > 1]

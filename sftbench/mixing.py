@@ -15,7 +15,7 @@ def mix(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: float,
     to their share, and anew in another order once all their rows were used. Every role is spread evenly.
     `times` says how often each row stands in one pass (default: once).
     """
-    once = {role: np.repeat(np.arange(len(sizes)), 1 if times is None else times[role])
+    once = {role: np.repeat(np.arange(len(sizes), dtype=np.int32), 1 if times is None else times[role])
             for role, sizes in lengths.items()}
     first = next(iter(shares))
     wanted = int(lengths[first][once[first]].sum()) * epochs
@@ -24,12 +24,13 @@ def mix(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: float,
         order = random.Random(f"{seed} {role}")
         drawn = _draw(once[role], lengths[role], wanted * share / shares[first], order)
         jitter = np.fromiter((order.random() for _ in range(len(drawn))), float, len(drawn))
-        roles.append(np.full(len(drawn), number, dtype=np.int16))
+        roles.append(np.full(len(drawn), number, dtype=np.int8))
         rows.append(drawn)
         places.append((np.arange(len(drawn)) + jitter) / len(drawn))
         passes[role] = round(len(drawn) / len(once[role]), 3)
     roles, rows, places = map(np.concatenate, (roles, rows, places))
-    rank = np.argsort(np.argsort(list(shares)))  # roles at the same place stand in the order of their names
+    # roles at the same place stand in the order of their names
+    rank = np.argsort(np.argsort(list(shares))).astype(np.int8)
     order = np.lexsort((rank[roles], places))
     return roles[order], rows[order], passes
 
@@ -51,7 +52,7 @@ def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the rows' numbers block by block, and the borders: block b is `order[borders[b]:borders[b + 1]]`.
     """
-    block_of = np.empty(len(lengths), dtype=np.int64)
+    block_of = np.empty(len(lengths), dtype=np.int32)
     done, still_open, opened = [], [], 0
     for row, size in enumerate(map(int, lengths)):
         for block in still_open:
@@ -66,8 +67,8 @@ def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
             opened += 1
         block[0] += size
         block_of[row] = block[1]
-    rank = np.empty(opened, dtype=np.int64)
-    rank[np.array(done + [block[1] for block in still_open], dtype=np.int64)] = np.arange(opened)
-    order = np.argsort(rank[block_of], kind="stable")
-    counts = np.bincount(rank[block_of], minlength=opened)
-    return order, np.concatenate([[0], np.cumsum(counts)])
+    rank = np.empty(opened, dtype=np.int32)
+    rank[np.array(done + [block[1] for block in still_open], dtype=np.int32)] = np.arange(opened)
+    block_of = rank[block_of]
+    borders = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=opened))])
+    return np.argsort(block_of, kind="stable"), borders

@@ -6,6 +6,7 @@ time. Every row keeps its file and line, so that whatever is wrong with it can b
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -27,39 +28,33 @@ from .store import key_of
 FORMAT = 1  # of the cached files: another number makes them anew
 SHOWN = 20  # rows that are named one by one
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_COLUMNS = [("file", pa.int32()), ("line", pa.int32()), ("high", pa.uint64()), ("low", pa.uint64())]
 
 
 @dataclass
 class Rows:
     """Rows in an arrow file, and `about`: files, units, weights, shapes, types, bad rows, system messages.
 
-    Columns of `table`: `text` or `messages`; `file`, `line`; `high` and `low`, which name a row's content.
+    `table` has the column `text` or `messages`. `names` are two numbers a row, 128 bits of a hash of its
+    content; the first alone tells rows apart (among a million, two are taken for one with a chance of 3e-8).
+    `places` are the number of its file and its line.
     """
 
     path: Path
     table: datasets.Dataset
+    names: np.ndarray
+    places: np.ndarray
     about: dict
-
-    def column(self, name: str) -> np.ndarray:
-        """A column of numbers."""
-        return self.table.data.column(name).to_numpy()
-
-    def names(self) -> np.ndarray:
-        """A number pair for every row; equal rows have equal ones."""
-        return np.rec.fromarrays([self.column("high"), self.column("low")], names="high,low")
 
     def where(self, index: int) -> str:
         """The file and line of a row."""
-        file, line = (self.table.data.column(name)[int(index)].as_py() for name in ("file", "line"))
+        file, line = self.places[:, index]
         return f"{self.about['files'][file]}, {self.about['units'][file]} {line}"
 
-    def batches(self, size: int = BATCH) -> Iterator[list[dict]]:
+    def batches(self) -> Iterator[list[dict]]:
         """All rows in order, some at a time, read and not mapped, so that no page of the file stays."""
-        wanted = [name for name in ("text", "messages") if name in self.table.column_names]
         with pa.OSFile(str(self.path / "rows.arrow")) as file:
             for batch in pa.ipc.open_stream(file):
-                yield batch.select(wanted).to_pylist()
+                yield batch.to_pylist()
 
 
 def canonical(row: dict) -> bytes:
@@ -84,38 +79,44 @@ def read(found: list[Origin], kind: str, systems: dict | None = None) -> Rows:
     path = cached("rows", parts, lambda place: _write(place, found, kind, systems))
     about = json.loads((path / "about.json").read_text(encoding="utf-8"))
     table = datasets.Dataset.from_file(str(path / "rows.arrow"))
-    return Rows(path, table, about | {"weights": [one.weight for one in found]})
+    names, places = (np.load(path / f"{name}.npy") for name in ("names", "places"))
+    return Rows(path, table, names, places, about | {"weights": [one.weight for one in found]})
 
 
 def _write(place: Path, found: list[Origin], kind: str, systems: dict) -> None:
     about = {"files": [one.name for one in found], "units": [one.unit for one in found],
              "shapes": Counter(), "types": Counter(), "systems": 0, "bad": 0, "first_bad": []}
-    body = ("text", pa.string()) if kind == "text" else ("messages", _MESSAGES)
-    schema = pa.schema([body, *_COLUMNS])
+    body = "text" if kind == "text" else "messages"
+    schema = pa.schema([(body, pa.string() if kind == "text" else _MESSAGES)])
+    names, places = [np.empty((2, 0), np.uint64)], [np.empty((2, 0), np.int32)]
     with pa.OSFile(str(place / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        held = {name: [] for name in schema.names}
-        for number, origin in enumerate(found):
-            for line, record in origin.records():
-                try:
-                    shape, row, names = _checked(origin, kind, record)
-                except BadInput as error:
-                    about["bad"] += 1
-                    if len(about["first_bad"]) < SHOWN:
-                        join = "" if str(error).startswith("column") else ":"
-                        about["first_bad"].append(f"{origin.name}, {origin.unit} {line}"
-                                                  f"{join or ','} {error}")
-                    continue
-                about["shapes"][shape] += 1
-                if kind == "tasks":
-                    _add_system(row["messages"], record, systems, about)
-                for name, value in zip(schema.names, (row[body[0]], number, line, *names), strict=True):
-                    held[name].append(value)
-                if len(held["line"]) == BATCH:
-                    writer.write_batch(pa.record_batch(held, schema=schema))
-                    held = {name: [] for name in schema.names}
-        if held["line"]:
-            writer.write_batch(pa.record_batch(held, schema=schema))
+        made = _made(found, kind, systems, about)
+        while held := list(itertools.islice(made, BATCH)):
+            bodies, batch_names, batch_places = zip(*held, strict=True)
+            writer.write_batch(pa.record_batch({body: list(bodies)}, schema=schema))
+            names.append(np.array(batch_names, dtype=np.uint64).T)
+            places.append(np.array(batch_places, dtype=np.int32).T)
+    np.save(place / "names.npy", np.concatenate(names, axis=1))
+    np.save(place / "places.npy", np.concatenate(places, axis=1))
     (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _made(found: list[Origin], kind: str, systems: dict, about: dict) -> Iterator[tuple]:
+    """The good rows, each with its name and place; what is seen on the way is counted in `about`."""
+    for number, origin in enumerate(found):
+        for line, record in origin.records():
+            try:
+                shape, row, name = _checked(origin, kind, record)
+            except BadInput as error:
+                about["bad"] += 1
+                if len(about["first_bad"]) < SHOWN:
+                    join = "," if str(error).startswith("column") else ":"
+                    about["first_bad"].append(f"{origin.name}, {origin.unit} {line}{join} {error}")
+                continue
+            about["shapes"][shape] += 1
+            if kind == "tasks":
+                _add_system(row["messages"], record, systems, about)
+            yield row["text" if kind == "text" else "messages"], name, (number, line)
 
 
 def _checked(origin: Origin, kind: str, record) -> tuple[str, dict, tuple[int, int]]:

@@ -19,9 +19,8 @@ def lines(path, *rows):
 
 def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:
     """The texts of training and probe."""
-    names = np.array([rows.name_of({"text": text}) for text in texts],
-                     dtype=[("high", np.uint64), ("low", np.uint64)])
-    return tuple([texts[index] for index in half] for half in data.split(names.view(np.recarray), share))
+    names = np.array([rows.name_of({"text": text})[0] for text in texts], dtype=np.uint64)
+    return tuple([texts[index] for index in half] for half in data.split(names, share))
 
 
 def roles_of(tmp_path, **values):

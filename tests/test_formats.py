@@ -21,9 +21,8 @@ def lines(path, *rows):
 
 def read(source, role="domain_tasks"):
     found = data.read(str(source), role)
-    kept = found.table.select_columns(["messages" if role.endswith("tasks") else "text"])
-    assert [row for batch in found.batches() for row in batch] == list(kept)
-    return list(kept)
+    assert [row for batch in found.batches() for row in batch] == list(found.table)
+    return list(found.table)
 
 
 def conversation(*pairs):
