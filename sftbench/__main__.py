@@ -4,23 +4,15 @@ Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interru
 """
 
 import argparse
-import contextlib
 import json
 import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 
-from . import modes, process, runs
+from . import modes, process, runs, terminal
 from .errors import BadInput, RunFailed, Stopped
 from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, described, field_type, override, parse
-
-
-def say(text: str = "") -> None:
-    """One line to the terminal."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+from .terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,16 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
                     recipe=True))
-    pocket = add("pocket", _pocket,
-                 "write the pocket's data as files: an example of what yours should look like")
-    pocket.add_argument("action", choices=["write"])
-    pocket.add_argument("folder", help="where the eight files go: four roles, each with its probe")
-    pocket.add_argument("--seed", type=int, default=0, help="which of the invented companies (default: 0)")
-    pocket.add_argument("--unrelated", action="store_true",
-                        help="domain tasks in a form that no general task has")
+    _add_pocket(add("pocket", _pocket,
+                    "write the pocket's data as files: an example of what yours should look like"))
     stages = add("stages", _stages, "list stored stages that no run uses")
     stages.add_argument("--remove", action="store_true", help="remove them")
     return parser
+
+
+def _add_pocket(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=["write"])
+    command.add_argument("folder", help="where the eight files go: four roles, each with its probe")
+    command.add_argument("--seed", type=int, default=0, help="which of the invented companies (default: 0)")
+    command.add_argument("--unrelated", action="store_true",
+                         help="domain tasks in a form that no general task has")
 
 
 def _add_look(command: argparse.ArgumentParser) -> None:
@@ -180,7 +175,7 @@ def _run(options) -> None:
 def _train(recipe: Recipe, folder: Path) -> None:
     """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
     try:
-        with terminal_progress(folder):
+        with terminal.progress(folder):
             from . import chain, plots
             chain.run(override(recipe, output_dir=str(folder)))
             plots.save_plot(folder)
@@ -216,7 +211,7 @@ def _notebook(options) -> None:
     values = {name: parse(name, text) for name, text in options.parameter}
     recipe = override(Recipe(), **values)
     out = Path(options.out) if options.out else runs.folder_for(path.stem, recipe.method, recipe.output_dir)
-    with terminal_progress(out):
+    with terminal.progress(out):
         executed = notebook.execute(path, values, out, options.timeout)
     _report(out, {"executed notebook": executed, "loss picture": out / "loss.png"})
 
@@ -308,64 +303,6 @@ def _stages(options) -> None:
         say(f"{'removed ' if options.remove else ''}{path}  {size / 1e6:.1f} MB")
     say(f"{len(found)} stages that no run under {shelf.parent} uses"
         + ("" if options.remove or not found else "; --remove deletes them"))
-
-
-@contextlib.contextmanager
-def terminal_progress(folder: Path):
-    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a few in a log."""
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder, done), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _watch(folder: Path, done: threading.Event) -> None:
-    began, last, terminal = time.time(), "", sys.stdout.isatty()
-    shown_at, told, tail = 0.0, False, runs.Tail(folder)
-    while not done.wait(0.5):
-        tail.read()
-        now = any("plan" in event and event["time"] >= began for event in tail.events)
-        told = told or now and _tell_forecast(tail.events, terminal)
-        if now and "state" in tail.events[-1]:
-            continue
-        line = _progress_line(tail.events if now else [], time.time() - began)
-        if (folder / process.FLAG).exists() and now:
-            line = "stopping after this step, with a checkpoint; Ctrl-C once more stops at once"
-        if terminal and line != last:
-            sys.stdout.write("\r\x1b[2K" + line)
-            sys.stdout.flush()
-        elif not terminal and time.time() - shown_at > 10:
-            say(line)
-            shown_at = time.time()
-        last = line
-    if terminal:
-        sys.stdout.write("\r\x1b[2K")
-    if not told:
-        _tell_forecast(runs.read_events(folder), terminal)
-
-
-def _tell_forecast(events: list[dict], terminal: bool) -> bool:
-    """Show the run's forecast, once it is there."""
-    from .table import forecast_text
-    found = next((event["forecast"] for event in events if "forecast" in event), None)
-    if found:
-        say(("\r\x1b[2K" if terminal else "") + forecast_text(found) + "\n")
-    return found is not None
-
-
-def _progress_line(events: list[dict], seconds: float) -> str:
-    if not events:
-        return f"loading libraries, model and data ({runs.duration(seconds)})"
-    now = runs.progress(events)
-    filled = round(now["share"] * 20)
-    loss = next((f", loss {event['loss']:.2f}" for event in reversed(events)
-                 if event.get("loss") is not None), "")
-    left = f", {runs.duration(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
-    return f"[{'#' * filled}{'.' * (20 - filled)}] {now['share']:4.0%}  {now['text']}{loss}{left}"
 
 
 if __name__ == "__main__":

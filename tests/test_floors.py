@@ -12,7 +12,7 @@ FLOORS = [
     {"recipe", "runs", "pocket", "page"},
     {"modes", "store", "table", "template", "process"},
     {"spell", "form_parts", "compare", "watch"},
-    {"checkpoints", "hyperparameters", "notebook", "plots", "hubdata", "shapes", "mixing"},
+    {"checkpoints", "hyperparameters", "notebook", "plots", "terminal", "hubdata", "shapes", "mixing"},
     {"advice", "formats", "models"},
     {"blocks", "methods", "live", "rows"},
     {"evaluate", "data"},
@@ -32,7 +32,8 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
 LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
-         "__main__", "process", "worker", "page", "shapes", "mixing"}
+         "__main__", "process", "worker", "page", "shapes",
+         "mixing", "terminal"}
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 
