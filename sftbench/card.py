@@ -16,7 +16,9 @@ from .table import ledger_text
 def write(place: Path, run: str, plan: dict, check: dict, examples: list[dict]) -> None:
     """Write README.md and loss.png into an exported folder, from the run's folder and what was checked."""
     result, stored = runs.read_result(run), runs.read_json(run, "recipe.json")
-    (place / "loss.png").write_bytes(plots.png(plots.loss_figure(runs.read_events(run))))
+    drawn = Path(run) / "loss.png"
+    (place / "loss.png").write_bytes(drawn.read_bytes() if drawn.exists() else
+                                     plots.png(plots.loss_figure(runs.read_events(run))))
     entry, mode = plan["entry"], stored["mode"]
     chain = " → ".join(stage["name"] for stage in result["stages"][:plan["number"] + 1])
     lines = [*_head(plan), f"# {_title(run)}, stage {entry['name']}", "",

@@ -316,5 +316,8 @@ def load(run: Path | Prepared, stage: int = -1):
                   entry["key"] if prefixed else None)
     if not weights:
         check_start(run)
+    for key in {entry["key"], *weights[-1:]}:
+        if store.find(shelf, key) is None:
+            raise BadInput(f"{shelf / key}: this stage's weights are gone; run the recipe again")
     place = shelf / entry["key"] / ("adapter" if prefixed else "model")
     return (load_state(shelf, state, result["recipe"]["model_revision"]), models.load_tokenizer(str(place)))

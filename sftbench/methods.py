@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_text
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from .errors import BadInput
-from .models import decoder_layers, final_norm
+from .models import decoder_layers, expert_names, final_norm
 
 # The layers that write into the residual stream; zero weights there make a new block the identity.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
@@ -28,12 +30,14 @@ def lora(model, tokenizer, settings: dict, text: str):
 
     The same function serves QLoRA (arXiv:2305.14314): there the model comes in quantised.
     """
-    targets = settings["lora_target_modules"]
+    targets, fused = settings["lora_target_modules"], None
+    if targets == "all-linear":  # peft 0.21 adds fused experts by itself for some families only
+        fused = sorted({".".join(name.split(".")[-2:]) for name in expert_names(model)}) or None
     targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     try:
         return get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM", r=settings["lora_r"], lora_alpha=settings["lora_alpha"],
-            lora_dropout=settings["lora_dropout"], target_modules=targets,
+            lora_dropout=settings["lora_dropout"], target_modules=targets, target_parameters=fused,
             use_rslora=settings["use_rslora"], use_dora=settings["use_dora"]))
     except ValueError as error:
         raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
@@ -195,6 +199,20 @@ def trainable(model) -> dict[str, int]:
             if parameter.requires_grad}
 
 
+def _with_conv1d(model):
+    """The model with GPT-2's transposed layers, which bitsandbytes 0.50 turns into linear ones for good."""
+    with torch.device("meta"):
+        family = AutoModelForCausalLM.from_config(model.config)
+    for name, kind in family.named_modules():
+        linear = model.get_submodule(name)
+        if isinstance(kind, Conv1D) and isinstance(linear, nn.Linear):
+            layer = Conv1D(linear.out_features, linear.in_features).to(linear.weight.device)
+            layer.weight = nn.Parameter(linear.weight.detach().T.contiguous())
+            layer.bias = nn.Parameter(linear.bias.detach())
+            model.set_submodule(name, layer)
+    return model
+
+
 def finish(model, method: str, folder: Path):
     """Write the trained stage into `folder` and return the model that computes the same function.
 
@@ -210,7 +228,7 @@ def finish(model, method: str, folder: Path):
     if method == "lora":
         model = model.merge_and_unload()
     if method == "qlora":
-        plain = model.unload().dequantize()
+        plain = _with_conv1d(model.unload().dequantize())
         model = PeftModel.from_pretrained(plain, folder / "adapter").merge_and_unload()
     model.save_pretrained(folder / "model")
     return model

@@ -10,6 +10,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,6 +26,11 @@ from . import pocket, template
 from .errors import BadInput
 from .store import sha256_of
 
+# What of a hub model is fetched: nothing that could carry code, no second copy in another format.
+FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
+NOT_FETCHED = ("*/*", "consolidated*")
+HUB_SECONDS = 2  # how long the hub may take to answer; huggingface_hub asks twice
+
 
 def device() -> torch.device:
     """CUDA where there is one, else the CPU."""
@@ -30,23 +38,23 @@ def device() -> torch.device:
 
 
 def has_bf16() -> bool:
-    """Whether the accelerator computes in bfloat16 by itself; on a CPU it brought nothing at small sizes."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the device computes in bfloat16 by itself, not by emulation."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    units = torch.cpu.get_capabilities()
+    return any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def locate(name: str) -> str:
     """A model's folder for the pocket's names and for local folders, else the hub name as it is.
 
-    Raises BadInput for a local path that is not there or has no safetensors weights.
+    Raises BadInput for a local path that is not there or holds no model that can be read safely.
     """
     if name in pocket.FOLDERS:
         return str(pocket.FOLDERS[name])
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed")
-        if not list(path.glob("*.safetensors")):
-            raise BadInput(f"{path}: no .safetensors weights; other formats can carry code and are not read")
+        check_folder(path)
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise BadInput(f"model {name!r}: no such folder, and no hub name of the form owner/name; "
@@ -54,33 +62,89 @@ def locate(name: str) -> str:
     return name
 
 
-def load_config(name: str, revision: str | None = None):
-    """The model's configuration; raises BadInput with the command that fetches a model not at hand."""
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is no model, or whose weights could carry code."""
+    if (path / "adapter_config.json").exists():
+        raise BadInput(f"{path}: an adapter (adapter_config.json), which goes with its own base only; "
+                       "merge it into that, or export it --merged")
+    if not (path / "config.json").exists():
+        raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed")
+    if not list(path.glob("*.safetensors")):
+        others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+        raise BadInput(f"{path}: no .safetensors weights"
+                       + (f" (only {others[0]})" if others else "")
+                       + "; other formats can carry code and are not read")
+
+
+def at_hand(name: str, revision: str | None = None) -> Path:
+    """The folder a model lies in: its own, or that of a hub model's commit in the cache, fetched if need be.
+
+    Of a hub model only configuration, tokenizer and safetensors are fetched. What is cached is used without
+    asking the hub. Raises BadInput with the command that fetches it where the hub cannot be reached.
+    """
     place = locate(name)
+    if Path(place).is_dir():
+        return Path(place)
+    files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
+    with contextlib.suppress(OSError, BadInput):
+        folder = Path(snapshot_download(place, revision=revision, local_files_only=True, **files))
+        check_folder(folder)
+        return folder
+    command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
     try:
-        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        # asked first, since snapshot_download waits for ever for a hub that says nothing (huggingface_hub 1)
+        commit = HfApi().model_info(place, revision=revision, timeout=HUB_SECONDS).sha
+        folder = Path(snapshot_download(place, revision=commit, **files))
+    except GatedRepoError as error:
+        raise BadInput(f"model {place!r} is gated: accept its terms at https://huggingface.co/{place} and "
+                       "set HF_TOKEN in the environment") from error
+    except (OSError, HTTPError, OfflineModeIsEnabled) as error:
+        raise BadInput(f"model {place!r} is not cached and cannot be fetched from here; where there is a "
+                       f"network, fetch it with: {command}") from error
+    check_folder(folder)
+    return folder
+
+
+def load_config(name: str, revision: str | None = None):
+    """The model's configuration; raises BadInput where it is torn or wants code of the model's own."""
+    place = at_hand(name, revision)
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if Path(place).is_dir():
-            raise BadInput(f"{place}: its config.json cannot be used: {error}") from error
-        at = f" --revision {revision}" if revision else ""
-        raise BadInput(f"model {name!r} cannot be read; fetch it with: hf download {name}{at}") from error
+        code = "auto_map" in (place / "config.json").read_text(encoding="utf-8", errors="replace")
+        raise BadInput(f"{place / 'config.json'}: "
+                       + ("the model needs code of its own (auto_map), which is never run; take one of "
+                          "a family that transformers knows" if code else f"cannot be used: {error}"
+                          )) from error
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
-    """What pins the weights: a hub model's commit, or a hash over a folder's configuration and weights."""
-    place = locate(name)
-    if not Path(place).is_dir():
-        return load_config(name, revision)._commit_hash
-    files = sorted([*Path(place).glob("*.safetensors"), *Path(place).glob("*.json"),
-                    *Path(place).glob("*.jinja")])
+    """What pins the weights: a hub model's commit, or a hash over a folder's configuration and weights.
+
+    Raises BadInput for weights in the hub's cache that are not those the hub sent.
+    """
+    place = at_hand(name, revision)
+    if not Path(locate(name)).is_dir():
+        for path in sorted(place.glob("*.safetensors")):
+            sent = path.resolve().name  # the cache names a large file by its sha256
+            if len(sent) == 64 and sha256_of(path) != sent:
+                raise BadInput(f"{path}: damaged, it differs from what the hub sent; remove {path.resolve()} "
+                               f"and fetch it again with: hf download {name} --revision {place.name}")
+        return place.name
+    files = sorted([*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("*.jinja")])
     digests = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:20]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left, with a pad token and a chat template in any case."""
-    place = name if (Path(name) / "tokenizer_config.json").exists() else locate(name)
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    place = Path(name) if (Path(name) / "tokenizer_config.json").exists() else at_hand(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # whatever a torn file makes a parser raise
+        raise BadInput(f"{place}: its tokenizer cannot be read: {error}") from error
+    if len(tokenizer) < 2:
+        raise BadInput(f"{place}: no tokenizer files beside the weights")
     if tokenizer.eos_token is None:
         raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, "
                        "so a model could never learn to stop")
@@ -94,17 +158,30 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
                quantization: BitsAndBytesConfig | None = None):
-    """The causal language model on `device()`, from safetensors only, with no code of the model's own."""
-    place = locate(name)
+    """The causal language model on `device()`, from whole safetensors only, with no code of its own.
+
+    Raises BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
+    """
     load_config(name, revision)
+    place = at_hand(name, revision)
+    check_weights(place)
     extra = {"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}
     try:
         # sdpa builds the block-diagonal mask from position ids for every batch size; packing relies on that
-        model = AutoModelForCausalLM.from_pretrained(
-            place, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            attn_implementation="sdpa", **extra)
-    except OSError as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
+            output_loading_info=True, **extra)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(f"{place}: its weights cannot be read: {error}") from error
+    absent = sorted(report["missing_keys"])
+    wrong = absent or [name for name, weight in model.named_parameters()
+                       if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
+    if wrong:
+        fault = "missing" if absent else "no numbers"
+        raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
+                       "write the model anew")
     if quantization is None:
         return model.to(device())
     for module in model.modules():
@@ -113,6 +190,16 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def check_weights(place: Path) -> None:
+    """Refuse safetensors that are cut off or whose header is damaged, naming the file."""
+    for path in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew") from error
 
 
 def load_for(name: str, revision: str | None, settings: dict):
@@ -171,15 +258,26 @@ def quiet_libraries() -> None:
     # peft 0.21 still reads the old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated",
                             category=FutureWarning)
+    # peft 0.21 says so of the pattern that it sets itself for fused experts
+    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match",
+                            category=RuntimeWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
 
-def count_parameters(config) -> int:
-    """Parameters of a model of this configuration, counted without memory for them."""
+def count_parameters(config) -> dict[str, int]:
+    """The `parameters` of a model of this configuration, and of these the fused `experts`, by no memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+        model = AutoModelForCausalLM.from_config(config)
+    fused = set(expert_names(model))
+    return {"parameters": model.num_parameters(),
+            "experts": sum(weight.numel() for name, weight in model.named_parameters() if name in fused)}
+
+
+def expert_names(model: nn.Module) -> list[str]:
+    """Names of the weights in which a mixture's experts are fused: three dimensions, not a layer each."""
+    return [name for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name]
 
 
 def release_memory() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, encoded, evaluate, models, modes, pocket, template
+from . import advice, blocks, data, encoded, evaluate, hyperparameters, models, modes, pocket, template
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -47,7 +47,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokens = {name: encoded.encode(tokenizer, role) for name, role in roles.items()}
     known = measure(start, recipe.model_revision, tokenizer, roles, tokens)
     resolved, reasons = advice.resolve(recipe, known)
-    reasons["chat_template"] = template.describe(tokenizer)
+    reasons |= hyperparameters.notes(resolved, known) | {"chat_template": template.describe(tokenizer)}
     pieces = cut_roles(resolved, stages, roles, tokens)
     revision = models.revision_of(start, recipe.model_revision)
     if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it
@@ -97,14 +97,14 @@ def measure(start: str, revision: str | None, tokenizer, roles: dict[str, data.R
         "tokens": {name: int(made.lengths.sum()) for name, made in tokens.items()},
         "device": models.device().type, "bf16": models.has_bf16(), "pocket": start in pocket.FOLDERS,
         "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
-        "vocabulary": config.get_text_config().vocab_size, "parameters": models.count_parameters(config),
+        "vocabulary": config.get_text_config().vocab_size,
         "system_prompts": any(roles[name].rows.about["systems"] for name in tasks),
         "task_types": len({kind for name in tasks for kind in roles[name].rows.about["types"]})}
     if len(lengths):
         known["row_tokens"] = int(lengths[int(len(lengths) * 0.99)])
     if answers:
         known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
-    return known | models.card_of(start, revision)
+    return known | models.count_parameters(config) | models.card_of(start, revision)
 
 
 def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bool = False) -> str:

@@ -44,7 +44,7 @@ class Recipe:
     chat_model: str | None = _field(
         None, "chat model, where modes 6 and 7 start; None: pocket-chat beside a pocket"
     )
-    model_revision: str | None = _field(None, "revision of a hub model; None: the newest")
+    model_revision: str | None = _field(None, "revision of a hub model; None: cached, else newest")
     pretraining_learning_rate: float | None = _field(
         None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",
         above=0
@@ -110,12 +110,12 @@ class Recipe:
     )
     weight_decay: float = _field(0.0, "decay of the weights in AdamW", min=0)
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm", above=0)
-    bf16: bool | None = _field(None, "compute in bfloat16; None: on CUDA that has it")
+    bf16: bool | None = _field(None, "compute in bfloat16; None: where the device has it and it pays")
     gradient_checkpointing: bool | None = _field(None, "recompute activations to save memory; None: advised")
 
     lora_r: int = _field(16, "rank of LoRA's and QLoRA's matrices", min=1)
     lora_alpha: int = _field(32, "LoRA's scale: alpha / rank", min=1)
-    lora_dropout: float = _field(0.05, "dropout before LoRA's matrices", min=0, below=1)
+    lora_dropout: float | None = _field(None, "dropout before LoRA's matrices; None: advised", min=0, below=1)
     lora_target_modules: str = _field("all-linear", "all-linear, or module names with commas between")
     use_rslora: bool = _field(False, "scale LoRA by alpha / sqrt(rank)")
     use_dora: bool = _field(False, "train the weights' magnitude apart from LoRA's direction")

@@ -7,6 +7,7 @@ in one move, and a run without `"complete": true` in it is not done.
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -36,11 +37,17 @@ def store_of(folder: Path) -> Path:
     return Path(folder).resolve().parent / ".stages"
 
 
+def without_tokens(text: str) -> str:
+    """Text without tokens of a model hub: the environment's, and whatever looks like one."""
+    mine = os.environ.get("HF_TOKEN", "")
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(mine, "hf_***") if len(mine) > 8 else text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one move: a reader sees the old one or the whole new one, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(without_tokens(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -59,7 +66,7 @@ def stamped(event: dict) -> dict:
 
 
 def _line(event: dict) -> str:
-    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+    return without_tokens(json.dumps(event, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def append_event(folder: Path, event: dict) -> dict:

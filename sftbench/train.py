@@ -53,7 +53,20 @@ def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
         dataloader_pin_memory=False,
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
+        # balancing experts is for the router, which a prefix leaves as it is; transformers 5.23 fails on both
+        router_aux_loss_coef=0.0 if settings["method"] == "ptuning_v2" else None,
         report_to="none", save_strategy="no")
+
+
+@contextlib.contextmanager
+def router_as_it_was(model):
+    """Undo what TRL 1.16 writes into a mixture's configuration: it would be saved with the model."""
+    config = model.config.get_text_config()
+    before = {name: getattr(config, name) for name in ("output_router_logits", "router_aux_loss_coef")
+              if hasattr(config, name)}
+    yield
+    for name, value in before.items():
+        setattr(config, name, value)
 
 
 class Trainer(SFTTrainer):
@@ -203,7 +216,7 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     if not resumed:
         emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
     forget_peak()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, router_as_it_was(model):
         trainer = Trainer(
             model=model, args=sft_config(settings, str(checkpoints.folder) if checkpoints else folder, steps),
             train_dataset=dataset, processing_class=tokenizer,

@@ -111,12 +111,30 @@ def test_a_prefix_leaves_less_room_and_forbids_packing_and_checkpointing():
 
 @pytest.mark.parametrize("device,bf16,parameters,expected", [
     ("cpu", True, 10**6, (False, False, "float32")), ("cpu", False, 10**10, (False, True, "float32")),
+    ("cpu", True, 10**7, (True, False, "float32")),
     ("cuda", True, 10**6, (True, False, "bfloat16")), ("cuda", False, 10**10, (False, True, "float16")),
     (None, None, None, (False, False, "float32")),
 ])
 def test_what_the_device_decides(device, bf16, parameters, expected):
     this = resolved({"device": device, "bf16": bf16, "parameters": parameters})
     assert (this.bf16, this.gradient_checkpointing, this.bnb_4bit_compute_dtype) == expected
+
+
+def test_notes_tell_what_follows_from_model_and_method():
+    def notes(known=None, **values):
+        return hyperparameters.notes(hyperparameters.resolve(override(Recipe(), **values), known or {})[0],
+                                     known or {})
+    assert set(notes()) == {"attn_implementation", "weights"} and "float32" in notes()["weights"]
+    half = {"device": "cuda", "bf16": True, "parameters": 1000, "experts": 900}
+    assert notes(half, method="lora")["weights"].startswith("bfloat16")
+    assert notes(half)["weights"].startswith("float32") and "experts" not in notes(half)
+    assert notes(half, method="lora")["experts"].startswith("adapted too because 90%")
+    assert "experts" not in notes(half, method="lora", lora_target_modules="q_proj")
+    assert notes(half, method="qlora")["experts"].startswith("not quantised")
+    assert "4 bit, computed with in bfloat16" in notes(half, method="qlora")["weights"]
+    assert all(" because " in text for text in notes(half, method="qlora").values())
+    assert hyperparameters.resolve(override(Recipe(), method="lora"), half)[0].lora_dropout == 0
+    assert hyperparameters.resolve(override(Recipe(), method="lora"), {})[0].lora_dropout == 0.05
 
 
 def test_new_tokens_follow_the_answers():
@@ -146,7 +164,8 @@ SET = st.fixed_dictionaries({}, optional={
     "cpt_per_device_train_batch_size": st.integers(1, 512),
     "gradient_accumulation_steps": st.integers(1, 64), "max_length": st.integers(8, 4096),
     "packing": st.booleans(),
-    "bf16": st.booleans(), "gradient_checkpointing": st.booleans(), "max_new_tokens": st.integers(1, 512),
+    "lora_dropout": st.floats(0, 0.9), "bf16": st.booleans(),
+    "gradient_checkpointing": st.booleans(), "max_new_tokens": st.integers(1, 512),
     "bnb_4bit_compute_dtype": st.sampled_from(["float32", "bfloat16"]),
     "general_share": st.sampled_from([0.0, 0.5]),
     "num_virtual_tokens": st.integers(1, 100),

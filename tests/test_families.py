@@ -1,0 +1,73 @@
+"""Every family by every method: two stages, export, and plain transformers or PEFT computes the same."""
+
+import gc
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from sftbench import chain, export, methods, models, runs
+from sftbench.errors import BadInput
+from sftbench.recipe import METHODS, Recipe, override
+from tests.conftest import FAMILIES, small_rows
+
+
+@pytest.fixture(scope="module")
+def train(make_model, tmp_path_factory):
+    """A function from family and method to the folder of a small finished run of CPT and SFT."""
+    folder, paths = tmp_path_factory.mktemp("families"), {}
+    for role in ("domain_text", "domain_tasks"):
+        paths[role] = str(folder / f"{role}.jsonl")
+        with open(paths[role], "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in small_rows(role, 16))
+    gc.collect()
+    gc.freeze()  # what the imports made is left out when a stage's end looks for garbage: half of a small run
+
+    def make(family: str, method: str, **values):
+        layers = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
+        return chain.run(override(Recipe(), **{
+            "mode": "2", "method": method, "model": make_model(family, **layers), "max_steps": 2,
+            "probe_share": 0.2, "probe_rows": 2, "yardstick": False, "max_new_tokens": 3,
+            "num_virtual_tokens": 4, "trainable_parts": "last:1, norm",
+            "learning_rate": 1e-3, "pretraining_learning_rate": 1e-3,
+            "output_dir": str(folder / f"{family}-{method}-{len(values)}")} | paths | values))
+    yield make
+    gc.unfreeze()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_by_every_method_and_loads_plainly(train, tmp_path, family, method):
+    run = train(family, method)
+    result = runs.read_result(run)
+    assert [(entry["name"], entry["steps"]) for entry in result["stages"]] == [("cpt", 2), ("domain_sft", 2)]
+    for entry in result["stages"]:
+        assert (entry["trainable_parameters"] < entry["parameters"]) == (method != "full")
+    (run / "loss.png").touch()  # a run that has its curve is not drawn anew
+    done = export.export(run, tmp_path / "out")
+    assert done["equal"] == done["asked"] > 0
+    tokens = torch.arange(40, 60)[None]
+    model, _ = chain.load(run)
+    base = result["start"]["model"] if method == "ptuning_v2" else tmp_path / "out"
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = AutoModelForCausalLM.from_pretrained(result["start"]["model"], dtype=torch.float32).eval()
+    if method == "ptuning_v2":
+        plain = PeftModel.from_pretrained(plain, tmp_path / "out").eval()
+    with torch.no_grad():
+        wanted, found, start = (one.eval()(input_ids=tokens).logits for one in (model, plain, before))
+    assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(start, wanted, atol=1e-4)
+
+
+def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings):
+    model = models.load_model(make_model("qwen3_moe"))
+    experts = models.expert_names(model)
+    assert len(experts) == 2 * 3 and models.count_parameters(model.config)["experts"] == sum(
+        model.get_parameter(name).numel() for name in experts)
+    sizes = methods.trainable(methods.lora(model, tokenizer, settings("lora"), ""))
+    assert sum(".experts." in name for name in sizes) == 4 * 3
+    with pytest.raises(BadInput, match="lora_dropout"):
+        methods.lora(models.load_model(make_model("qwen3_moe")), tokenizer,
+                     settings("lora", lora_dropout=0.1), "")

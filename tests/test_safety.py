@@ -1,0 +1,191 @@
+"""Loading safely: what could carry code or is damaged is refused by name, and a cut network costs no time."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sftbench import chain, models, runs, store
+from sftbench.__main__ import main
+from sftbench.errors import BadInput, RunFailed
+from sftbench.ready import prepare
+from sftbench.recipe import Recipe, override
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(make_model, tmp_path):
+    """A copy of the small model's folder, to be damaged."""
+    return Path(shutil.copytree(make_model(), tmp_path / "model"))
+
+
+class Evil:
+    """What a pickle may do when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def weights(change):
+    """A damage that changes the tensors of a folder's weights by name."""
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return damage
+
+
+def bytes_of(name: str, change):
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+    return damage
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Evil(folder.parent / "executed")}, folder / "pytorch_model.bin")
+
+
+def own_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config",
+                                                  "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(folder.parent / 'executed')!r}, 'w')\n")
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {
+        "model.embed_tokens.weight": names[0], "model.norm.weight": names[1]}}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (bytes_of("model.safetensors", lambda data: data[:-100]), "model.safetensors: damaged or cut off"),
+    (bytes_of("model.safetensors", lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:]),
+     "model.safetensors: damaged or cut off"),
+    (weights(lambda tensors: tensors.pop(NORM)), f"1 of its weights are missing, such as {NORM}"),
+    (weights(lambda tensors: tensors[NORM].fill_(float("nan"))), f"are no numbers, such as {NORM}"),
+    (weights(lambda tensors: tensors.update({NORM: torch.zeros(3)})), "its weights cannot be read"),
+    (missing_shard, "model-00002-of-00002.safetensors"),
+    (only_a_pickle, "only pytorch_model.bin.; other formats can carry code"),
+    (own_code, "config.json: the model needs code of its own"),
+    (bytes_of("config.json", lambda data: data[:50]), "config.json: cannot be used"),
+    (bytes_of("tokenizer.json", lambda data: data[:50]), "its tokenizer cannot be read"),
+    (no_tokenizer, "no tokenizer files"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter .adapter_config.json."),
+])
+def test_what_is_damaged_or_could_carry_code_is_refused_by_name(folder, damage, words):
+    damage(folder)
+    with pytest.raises(BadInput, match=words) as refused:
+        models.load_config(str(folder))  # in the order in which a run reads them
+        models.load_tokenizer(str(folder))
+        models.load_model(str(folder))
+    assert str(folder) in str(refused.value)
+    assert not (folder.parent / "executed").exists()
+
+
+def test_code_beside_a_known_family_is_not_run(folder):
+    own_code(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
+    assert type(models.load_model(str(folder))).__name__ == "Qwen3ForCausalLM"
+    assert not (folder.parent / "executed").exists()
+
+
+@pytest.fixture
+def hub(make_model, tmp_path, monkeypatch):
+    """A hub's cache with one model in it, and a hub that takes connections and never says a word."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--me--mine" / "snapshots" / COMMIT
+    (cache / "models--me--mine" / "refs").mkdir(parents=True)
+    (cache / "models--me--mine" / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(make_model(), snapshot)
+    blobs = cache / "models--me--mine" / "blobs"
+    blobs.mkdir()
+    digest = store.sha256_of(snapshot / "model.safetensors")
+    (snapshot / "model.safetensors").rename(blobs / digest)
+    (snapshot / "model.safetensors").symlink_to(blobs / digest)
+    listening = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT",
+                        f"http://127.0.0.1:{listening.getsockname()[1]}")
+    yield blobs / digest
+    listening.close()
+
+
+def test_a_cached_model_is_used_without_the_network_and_pinned(hub, small_files, tmp_path):
+    began = time.monotonic()
+    ready = prepare(override(Recipe(), mode="2", model="me/mine", max_steps=1, **small_files))
+    assert time.monotonic() - began < 5
+    assert ready.revision == ready.recipe.model_revision == COMMIT
+    assert models.load_model("me/mine", COMMIT).num_parameters() == ready.known["parameters"]
+    os.chmod(hub, 0o644)
+    hub.write_bytes(hub.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BadInput, match=rf"model.safetensors: damaged.*--revision {COMMIT}"):
+        models.revision_of("me/mine")
+
+
+@pytest.mark.parametrize(("revision", "command"), [
+    (None, "hf download me/other"), ("v2", "hf download me/other --revision v2")])
+def test_a_model_that_is_not_cached_fails_soon_with_the_command_that_fetches_it(hub, revision, command,
+                                                                                capsys, monkeypatch):
+    for silent in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", not silent)
+        words = ["run", "1", "-p", "model", "me/other"]
+        words += ["-p", "model_revision", revision] if revision else []
+        began = time.monotonic()
+        assert main(words) == 2
+        assert time.monotonic() - began < 5
+        assert capsys.readouterr().err.strip().endswith(command)
+
+
+@pytest.mark.slow
+def test_a_bit_flipped_in_the_store_is_found_when_the_stage_is_loaded(make_model, small_files, tmp_path):
+    run = chain.run(override(Recipe(), mode="1", model=make_model(), max_steps=1, probe_rows=2,
+                             yardstick=False, output_dir=str(tmp_path / "run"), **small_files))
+    path = runs.store_of(run) / runs.read_result(run)["stages"][0]["key"] / "model" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    with pytest.raises(RunFailed, match="model.safetensors is damaged"):
+        chain.load(run)
+
+
+@pytest.mark.slow
+def test_the_environments_token_is_written_nowhere(make_model, small_files, tmp_path, monkeypatch):
+    token = "hf_" + "Ab3" * 10
+    monkeypatch.setenv("HF_TOKEN", token)
+    recipe = override(Recipe(), mode="1", model=make_model(), max_steps=1, probe_rows=2, yardstick=False,
+                      output_dir=str(tmp_path / "run"), **small_files)
+    real = chain.train.train
+
+    def tell(*args, **more):
+        raise RunFailed(f"401 for the header Bearer {token}")
+    monkeypatch.setattr(chain.train, "train", tell)
+    with pytest.raises(RunFailed):
+        chain.run(recipe)
+    assert "Bearer hf_***" in (tmp_path / "run" / "events.jsonl").read_text()
+    monkeypatch.setattr(chain.train, "train", real)
+    chain.run(recipe)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10 and not [path for path in files if token.encode() in path.read_bytes()]
