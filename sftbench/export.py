@@ -151,7 +151,7 @@ def _answers_of_run(run: str, number: int, asked: list[dict], longest: int) -> l
                                 batch_size=1)
     finally:
         del model
-        chain.release_memory()
+        models.release_memory()
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def _answers_again(place: Path, plan: dict, asked: list[dict], longest: int) -> 
         new = tokens[0, batch["input_ids"].shape[1]:]
         said.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     del model
-    chain.release_memory()
+    models.release_memory()
     return said
 
 
