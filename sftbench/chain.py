@@ -47,12 +47,14 @@ class State:
     adapter: str | None = None
 
 
-def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = ()) -> Path:
+def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = (),
+        timed: bool = True) -> Path:
     """Train the recipe's chain and return the run's folder, with `result.json` in it.
 
     Every event is appended to `events.jsonl` and then handed to each callback. Stages that the store beside
     the folder already holds are not trained again, and one that was stopped goes on from its last checkpoint.
-    The first SIGINT or SIGTERM stops after a step, with a checkpoint; the second at once. Raises BadInput
+    `timed` False spares the forecast's trial, unless `expect` has made it for this very `Prepared`. The first
+    SIGINT or SIGTERM stops after a step, with a checkpoint; the second at once. Raises BadInput
     before any work, RunFailed in the middle of it, Stopped where it was stopped.
     """
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
@@ -70,6 +72,7 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
                       "recipe": to_dict(ready.recipe), "start": {}, "stages": [],
                       "forecast": {"steps": plan(ready, datasets)}, "versions": versions()}
             try:
+                result["forecast"] = _expected(ready, datasets, keys[1:], runs.store_of(folder), timed)
                 _train_chain(folder, ready, keys, datasets, result, emit, stop)
                 runs.write_json(folder / "result.json", result | {"complete": True, "state": "done"})
             except BaseException as error:
@@ -87,8 +90,6 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
 def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict, result: dict,
                  emit: runs.Recorder, stop: process.Stop) -> None:
     """All stages and the scores between them; what is known goes into `result` as it becomes known."""
-    result["forecast"] = forecast.forecast(
-        ready, datasets, result["forecast"]["steps"], _stored(ready, keys[1:], runs.store_of(folder)))
     emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"], "forecast": result["forecast"]})
     began = time.monotonic()
     process.note(folder, state="running")
@@ -110,14 +111,19 @@ def expect(recipe: Recipe | Prepared, timed: bool = True) -> dict:
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
     folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
     datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
-    stored = _stored(ready, stage_keys(ready)[1:], runs.store_of(folder))
-    return forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed)
+    return _expected(ready, datasets, stage_keys(ready)[1:], runs.store_of(folder), timed)
 
 
-def _stored(ready: Prepared, keys: list[str], shelf: Path) -> set[str]:
-    """The names of the stages that the store holds already."""
-    return {stage["name"] for stage, key in zip(ready.stages, keys, strict=True)
-            if (shelf / key / "manifest.json").exists()}
+def _expected(ready: Prepared, datasets: dict, keys: list[str], shelf: Path, timed: bool) -> dict:
+    """The forecast, unless it was made for the same stages before: a trial takes seconds."""
+    stored = {stage["name"] for stage, key in zip(ready.stages, keys, strict=True)
+              if (shelf / key / store.MANIFEST).exists()}
+    if ready.expected is None or ready.expected[0] != stored:
+        found = forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed)
+        if not timed:
+            return found
+        ready.expected = stored, found
+    return ready.expected[1]
 
 
 def stage_keys(ready: Prepared) -> list[str]:

@@ -31,6 +31,7 @@ class Prepared:
     known: dict
     tokens: dict[str, encoded.Tokens]
     pieces: dict[str, encoded.Pieces]
+    expected: tuple[set, dict] | None = None  # stages stored by then, and the forecast that was made
 
 
 def prepare(recipe: Recipe) -> Prepared:

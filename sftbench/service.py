@@ -5,7 +5,6 @@ over. Answers go to standard output in the same way. When the input ends, so doe
 """
 
 import contextlib
-import dataclasses
 import faulthandler
 import json
 import os
@@ -13,6 +12,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def main() -> int:
     os.dup2(2, 1)  # what a library prints must not mix with the answers
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, _dropped)
     faulthandler.enable()
     from . import chain, views  # noqa: F401
 
@@ -50,15 +51,36 @@ def main() -> int:
             with contextlib.suppress(OSError):
                 replies.close()
             return _run(from_dict(request["run"]), prepared)
-        try:
-            if request.get("do") not in ANSWERS:
-                raise BadInput(f"do must be one of {', '.join(ANSWERS)}, not {request.get('do')!r}")
-            reply(id=request["id"], answer=ANSWERS[request["do"]](request, prepared))
-        except Exception as error:
-            reply(id=request["id"], answer={"error": {"kind": type(error).__name__, "message": str(error)}})
+        reply(id=request["id"], answer=_answer(request, prepared))
         if not select.select([sys.stdin], [], [], QUIET)[0]:
             _score_ahead(prepared)
     return 0
+
+
+class Dropped(BaseException):
+    """The answer is no longer waited for: a run was handed over meanwhile."""
+
+
+_answering = threading.Event()
+
+
+def _dropped(number, frame) -> None:
+    if _answering.is_set():
+        raise Dropped("a run was started")
+
+
+def _answer(request: dict, prepared: dict) -> dict:
+    """The answer to a request, or what is wrong with it."""
+    try:
+        try:
+            _answering.set()
+            if request.get("do") not in ANSWERS:
+                raise BadInput(f"do must be one of {', '.join(ANSWERS)}, not {request.get('do')!r}")
+            return ANSWERS[request["do"]](request, prepared)
+        finally:
+            _answering.clear()
+    except (Exception, Dropped) as error:
+        return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
 
 def _score_ahead(prepared: dict) -> None:
@@ -85,7 +107,7 @@ def _run(recipe: Recipe, prepared: dict) -> int:
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
     try:
-        chain.run(_prepared(recipe, prepared))
+        chain.run(_prepared(recipe, prepared), timed=False)
         plots.save_plot(folder)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
@@ -107,7 +129,8 @@ def _prepared(recipe: Recipe, kept: dict):
         made = ready.prepare(recipe)
         kept.clear()
         kept[key] = made
-    return dataclasses.replace(kept[key], recipe=override(kept[key].recipe, output_dir=recipe.output_dir))
+    kept[key].recipe = override(kept[key].recipe, output_dir=recipe.output_dir)
+    return kept[key]
 
 
 def _ages(source: str) -> list | None:

@@ -42,7 +42,8 @@ class Ahead:
             encoding="utf-8", start_new_session=True, env={**os.environ, "PYTHONPATH": path})
         _children.append(self.child)
         self.ready, self.taken = threading.Event(), False
-        self._lock, self._replies, self._asked = threading.Lock(), queue.Queue(), 0
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._replies, self._asked = queue.Queue(), 0
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -56,14 +57,15 @@ class Ahead:
 
     @property
     def free(self) -> bool:
-        """Whether a run can be handed to it now: alive, not taken, and answering nothing."""
-        return not self.taken and self.child.poll() is None and not self._lock.locked()
+        """Whether a run can be handed to it now: alive, and not taken."""
+        return not self.taken and self.child.poll() is None
 
     def ask(self, request: dict, timeout: float = 120) -> dict:
         """The answer to one request, as `{"do": "look", "recipe": {…}}`, within `timeout` seconds.
 
         What cannot be answered comes back as `{"error": {"kind": "BadInput", "message": …}}`; kinds besides
-        the errors' names are `Timeout`, and `Died` for a process that is gone or has become a run.
+        the errors' names are `Timeout`, `Died` for a process that is gone or has become a run, and `Dropped`
+        for an answer that a run's start cut short.
         """
         with self._lock:
             if self.taken or not self._send({**request, "id": self._asked + 1}):
@@ -82,14 +84,21 @@ class Ahead:
                     return reply["answer"]
 
     def hand_over(self, recipe: Recipe) -> bool:
-        """Let the process run this recipe from now on, by itself; False if it is gone."""
-        self.taken = True
-        return self._send({"id": -1, "run": to_dict(recipe)})
+        """Let the process run this recipe from now on, by itself; an answer on its way is dropped.
+
+        False if it is gone.
+        """
+        self.taken, asked = True, self._lock.locked()
+        sent = self._send({"id": -1, "run": to_dict(recipe)})
+        if sent and asked and self.ready.is_set():
+            self.child.send_signal(signal.SIGUSR1)
+        return sent
 
     def _send(self, request: dict) -> bool:
         try:
-            self.child.stdin.write(json.dumps({**request, "cwd": os.getcwd()}) + "\n")
-            self.child.stdin.flush()
+            with self._writing:
+                self.child.stdin.write(json.dumps({**request, "cwd": os.getcwd()}) + "\n")
+                self.child.stdin.flush()
             return True
         except (OSError, ValueError):
             return False

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,10 +36,6 @@ def wait(what, seconds: float = 120):
     return found
 
 
-def losses(folder) -> list[int]:
-    return [event["step"] for event in runs.read_events(folder) if "loss" in event]
-
-
 @pytest.mark.slow
 def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     helper = worker.ahead()
@@ -50,7 +47,13 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     assert refused["kind"] == "BadInput" and refused["message"].startswith("unknown mode '44'")
     assert "do must be one of" in helper.ask({"do": "dance"})["error"]["message"]
 
+    late: list[dict] = []
+    asked = threading.Thread(target=lambda: late.append(helper.ask({"do": "forecast", "recipe": {}})))
+    asked.start()
+    time.sleep(0.5)  # the answer, of the pocket, is on its way
     folder = worker.start(recipe, helper)
+    asked.join()
+    assert late[0]["error"]["kind"] == "Dropped"
     assert worker.state(folder)["alive"] and not helper.free
     assert helper.ask({"do": "look"})["error"]["kind"] == "Died"
     with pytest.raises(BadInput, match="is being run by process"):
@@ -68,9 +71,10 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     assert time.monotonic() - began < 5 and killed["message"].endswith("the last words")
     assert not killed["alive"] and worker.running(tmp_path / "runs") == []
 
+    resumed = time.time()
     assert worker.resume(folder) == folder
     assert worker.state(folder) == {"state": "preparing", "message": "", "alive": True}
-    wait(lambda: worker.state(folder)["state"] == "running" and losses(folder))
+    wait(lambda: any(event["time"] > resumed and "loss" in event for event in runs.read_events(folder)))
     began = time.monotonic()
     stopped = worker.stop(folder)
     assert stopped["state"] == "stopped" and "after step" in stopped["message"]
