@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py table [--seeds 3]    mode 4, every method with its advised values
     python benchmarks/methods.py rates [--seeds 1]    mode 4, every method at several rates
-    python benchmarks/methods.py prefix [--seeds 1]   base to general SFT by P-tuning v2: rate, length, start
+    python benchmarks/methods.py prefix [--seeds 1]   base to general SFT by P-tuning v2
 
 Each prints a Markdown table: accuracy on domain and general tasks after the last stage, mean (lowest to
 highest) over the seeds, and the seconds of training. Stages that lie in `--out` are not
@@ -18,7 +18,7 @@ from pathlib import Path
 from modes import spread
 
 from sftbench import runs
-from sftbench.recipe import METHODS, Recipe, override
+from sftbench.recipe import METHOD_OPTIONS, METHODS, Recipe, override
 
 GENERAL_SFT = Path(__file__).parent / "general_sft.toml"
 RATES = (0.2, 0.5, 1, 2, 5)  # times the advised rate
@@ -41,12 +41,19 @@ def rates() -> list[dict]:
 
 
 def prefix() -> list[dict]:
-    """Base to general SFT by a prefix, over rate, length and start."""
-    grid = itertools.product((3e-3, 1e-2, 3e-2, 1e-1), (10, 40), ("text", "random"))
-    names = ("learning_rate", "num_virtual_tokens", "prefix_init")
+    """Base to general SFT: `full`, the advised prefix, and one thing changed at a time in it."""
+    changes = [{}, *({"learning_rate": rate} for rate in (2e-3, 6e-3, 6e-2)),
+               *({"num_virtual_tokens": length} for length in (5, 50)), {"prefix_init": "random"}]
     return [{"mode": str(GENERAL_SFT), "method": "full"}] + [
-        {"mode": str(GENERAL_SFT), "method": "ptuning_v2", **dict(zip(names, values, strict=True))}
-        for values in grid]
+        {"mode": str(GENERAL_SFT), "method": "ptuning_v2", **change} for change in changes]
+
+
+def shown(recipe: dict, name: str) -> str:
+    """A resolved recipe's value for the table, or a dash where its method has no such option."""
+    if any(name in options for options in METHOD_OPTIONS.values()) and (
+            name not in METHOD_OPTIONS[recipe["method"]]):
+        return "–"
+    return f"{recipe[name]:.3g}" if isinstance(recipe[name], float) else str(recipe[name])
 
 
 def main() -> None:
@@ -70,8 +77,7 @@ def main() -> None:
                               output_dir=str(options.out / f"{options.which}-{label}-{seed}"))
             results.append(runs.read_result(chain.run(recipe)))
         last = [result["stages"][-1] for result in results]
-        cells = [f"{values.get(name, '–'):.3g}" if isinstance(values.get(name), float)
-                 else str(values.get(name, "–")) for name in names]
+        cells = [shown(results[0]["recipe"], name) for name in names]
         cells.append(f"{last[0]['trainable_parameters']:,}")
         cells += [spread([stage["probes"][role]["accuracy"] for stage in last])
                   for role in ("domain_tasks", "general_tasks")]
