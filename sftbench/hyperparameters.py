@@ -15,7 +15,8 @@ from .recipe import Recipe
 ASSUMED_RATE = 1e-4  # pre-training peak rate where no card tells it; usual for models of some billions
 FRACTION = {"sft": 0.1, "cpt": 1 / 3}  # of the pre-training rate; CPT goes on with pre-training, on new text
 METHOD_FACTOR = {"full": 1, "freeze": 1, "lora": 5, "qlora": 5, "ptuning_v2": 100}  # times what full takes
-LORA_CPT_MOST = 5  # CPT by LoRA never takes more than so many times full's rate, not even with large batches
+ADAPTERS = ("lora", "qlora")
+ADAPTER_PASSES = 2  # CPT by LoRA wants so many times the passes: it learns less from each (arXiv:2405.09673)
 RATE_MOST = 0.1  # no advised rate exceeds this; beyond it even a prefix jumps about
 BATCH = {"sft": 4, "cpt": 2}  # blocks a step for which the rates hold; small ones learn facts in fewer tokens
 BATCH_SCALE = (0.5, 2.0)  # how far another batch may move the rate
@@ -88,8 +89,8 @@ def _advise_rate(recipe: Recipe, known: dict, kind: str) -> tuple:
     if scale != 1:
         why += f", × {scale:.2g} for {blocks} blocks a step instead of {BATCH[kind]}"
     most = RATE_MOST
-    if kind == "cpt" and method in ("lora", "qlora"):
-        most = min(most, LORA_CPT_MOST * full)
+    if kind == "cpt" and method in ADAPTERS:  # beyond it general knowledge goes faster than the new comes
+        most = min(most, pretraining_rate)
     if full * factor * scale > most * 1.0001:  # not for a rounding error
         why += f", capped at {most:.3g}"
     return float(f"{min(full * factor * scale, most):.3g}"), f"{why} (R8)"
@@ -111,8 +112,12 @@ def _advise_epochs(recipe: Recipe, known: dict, kind: str) -> tuple:
     amount = (known.get(unit) or {}).get(role)
     if not amount:
         return float(EPOCHS_UNKNOWN[kind]), f"the {unit} of {role} are not counted yet (R10)"
+    passes = epochs(kind, amount)
     why = f"{role} has {count(amount)} {unit}; fewer want more passes ({least} do from {count(enough)} on)"
-    return epochs(kind, amount), f"{why} (R10)"
+    if kind == "cpt" and recipe.cpt_method in ADAPTERS:
+        passes *= ADAPTER_PASSES
+        why += f", and {recipe.cpt_method} {ADAPTER_PASSES} × as many, as it learns less from each"
+    return passes, f"{why} (R10)"
 
 
 def _advise_max_length(recipe: Recipe, known: dict) -> tuple:

@@ -80,7 +80,18 @@ def test_rates_are_capped():
     assert resolved({"pretraining_learning_rate": 1.0}, method="ptuning_v2").learning_rate == 0.1
     large = override(Recipe(), method="lora", cpt_per_device_train_batch_size=64)
     recipe, reasons = hyperparameters.resolve(large, known)
-    assert recipe.cpt_learning_rate == 5e-3 and "capped" in reasons["cpt_learning_rate"]
+    assert recipe.cpt_learning_rate == 3e-3 and "capped" in reasons["cpt_learning_rate"]
+    assert recipe.learning_rate == pytest.approx(5 * 3e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_an_adapter_reads_twice_as_often(method):
+    known = {"tokens": {"domain_text": 1e6}, "rows": {"domain_tasks": 1000}}
+    whole, _ = hyperparameters.resolve(Recipe(), known)
+    adapter, reasons = hyperparameters.resolve(override(Recipe(), method=method), known)
+    assert adapter.cpt_num_train_epochs == 2 * whole.cpt_num_train_epochs
+    assert f"{method} 2 × as many" in reasons["cpt_num_train_epochs"]
+    assert adapter.num_train_epochs == whole.num_train_epochs
 
 
 def test_warm_up_grows_with_the_rate():
