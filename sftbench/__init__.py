@@ -4,6 +4,7 @@ The names below are all a notebook needs; torch is imported when the first of th
 """
 
 import importlib
+import logging
 import os
 
 from .errors import BadInput, RunFailed
@@ -11,6 +12,8 @@ from .errors import BadInput, RunFailed
 # Threads that wait for each other must not spin: on shared cores that made steps up to 20 times slower
 # (torch 2.13). The variable is read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# On CPUs with AVX512-BF16 bitsandbytes (0.50) warns at import of an optional package that it lacks.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
