@@ -71,3 +71,16 @@ def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings)
     with pytest.raises(BadInput, match="lora_dropout"):
         methods.lora(models.load_model(make_model("qwen3_moe")), tokenizer,
                      settings("lora", lora_dropout=0.1), "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not models.has_bf16(), reason="this device has no bfloat16 of its own")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_bfloat16_where_the_device_has_it(train, method):
+    run = train("qwen3", method, bf16=True, mode="1")
+    entry, = runs.read_result(run)["stages"]
+    assert entry["steps"] == 2 and 0 < entry["train_loss"] < 20
+    reasons = runs.read_json(run, "recipe.json")["reasons"]
+    assert "bf16" not in reasons and "bfloat16" in reasons["weights"] or method == "qlora"
+    kept = {weight.dtype for weight in chain.load(run)[0].parameters()}
+    assert kept == {torch.float32}
