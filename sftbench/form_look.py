@@ -22,7 +22,7 @@ class Look:
         self.whole = box(
             text("Data by role", "sftb-head"), self.roles, text("Stages", "sftb-head"), self.plan,
             row(text("Forecast", "sftb-head"), self.time), self.forecast,
-            text("Rows as the model sees them; what is trained stands in «…»", "sftb-head"),
+            text("Rows token by token; what is trained stands in «…»", "sftb-head"),
             self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
         self.widget = box(row(self.told, button("Look again", self.look)), self.whole)
         show(self.whole, False)

@@ -41,7 +41,8 @@ def kernel(request, tmp_path):
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3 (ipykernel)", "language": "python",
         "env": {"PYTHONPATH": os.pathsep.join(path)}}))
-    return request.param, {"JUPYTER_PATH": str(tmp_path / "share")}
+    return request.param, {"JUPYTER_PATH": str(tmp_path / "share"),
+                           "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
 
 @pytest.fixture
