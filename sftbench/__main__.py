@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import modes, process, runs, terminal
+from . import modes, process, ranks, runs, terminal
 from .errors import BadInput, RunFailed, Stopped
 from .recipe import FIELDS, METHOD_OPTIONS, METHOD_WORDS, Recipe, described, field_type, override, parse
 from .terminal import say
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.command(options)
     except BadInput as error:
-        sys.stderr.write(f"sftbench: {error}\n")
+        sys.stderr.write(f"sftbench: {error}\n" * (not ranks.follows()))  # rank 0 says the same
         return 2
     except RunFailed as error:
         reason = f" ({error.reason})" if error.reason else ""
@@ -174,6 +174,10 @@ def _run(options) -> None:
 
 def _train(recipe: Recipe, folder: Path) -> None:
     """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
+    if ranks.follows():
+        from . import chain
+        chain.run(recipe)
+        return
     try:
         with terminal.progress(folder):
             from . import chain, plots

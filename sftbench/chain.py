@@ -24,6 +24,7 @@ from . import (
     methods,
     models,
     process,
+    ranks,
     runs,
     store,
     template,
@@ -57,7 +58,10 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
     SIGINT or SIGTERM stops after a step, with a checkpoint; the second at once. Raises BadInput
     before any work, RunFailed in the middle of it, Stopped where it was stopped.
     """
+    ranks.join()
     ready = recipe if isinstance(recipe, Prepared) else prepare(recipe)
+    if ranks.follows():
+        return _follow(ready)
     folder = runs.folder_for(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
     described, keys = describe(folder, ready), stage_keys(ready)
     datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
@@ -74,6 +78,7 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
             try:
                 result["forecast"] = _expected(ready, datasets, keys[1:], runs.store_of(folder), timed)
                 _train_chain(folder, ready, keys, datasets, result, emit, stop)
+                ranks.share({"folder": folder})
                 runs.write_json(folder / "result.json", result | {"complete": True, "state": "done"})
             except BaseException as error:
                 told = ended_early(folder, result, emit, error)
@@ -119,7 +124,8 @@ def _expected(ready: Prepared, datasets: dict, keys: list[str], shelf: Path, tim
     stored = {stage["name"] for stage, key in zip(ready.stages, keys, strict=True)
               if (shelf / key / store.MANIFEST).exists()}
     if ready.expected is None or ready.expected[0] != stored:
-        found = forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed)
+        alone = ranks.count() == 1  # a trial is of one process
+        found = forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed and alone)
         if not timed:
             return found
         ready.expected = stored, found
@@ -133,7 +139,8 @@ def stage_keys(ready: Prepared) -> list[str]:
         keys.append(store.key_of(
             parent=keys[-1], kind=stage["kind"], shares=stage["shares"],
             settings=stage_settings(ready.recipe, stage["kind"]),
-            data={role: ready.roles[role].digest for role in stage["shares"]}, versions=versions()))
+            data={role: ready.roles[role].digest for role in stage["shares"]}, versions=versions(),
+            **({"processes": ranks.count()} if ranks.count() > 1 else {})))
     return keys
 
 
@@ -192,9 +199,6 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
                 dataset: tuple[Dataset, dict], emit: runs.Recorder, kept: Checkpoints) -> None:
     """Train the stage, from its last checkpoint if it has one, and write all that it leaves into `place`."""
     settings, tokenizer = stage_settings(ready.recipe, stage["kind"]), ready.tokenizer
-    probes = {name: blocks.encode_rows(tokenizer, role.probe[:LIVE_ROWS], settings["max_length"])[0]
-              for name, role in ready.roles.items()}
-    probes = {name: rows for name, rows in probes.items() if rows}
 
     def record(event: dict) -> None:
         emit(event)
@@ -202,17 +206,13 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
 
     _take_up(kept, stage, record)
     emit.settle()
-    set_seed(settings["seed"])
-    model = load_state(shelf, parent, ready.recipe.model_revision, settings)
-    model = methods.METHODS[settings["method"]](model, tokenizer, settings, _prefix_text(ready, stage))
+    ranks.share({"shelf": shelf, "stage": stage, "parent": parent, "kept": {
+        "folder": kept.folder, "found": kept.found, "progress": kept.progress}})
+    model, figures = _fit(shelf, ready, stage, parent, dataset[0], record, kept)
     sizes = methods.trainable(model)
-    kept.stop.training = True
-    figures = train.train(model, tokenizer, dataset[0], settings, stage["name"], record, probes,
-                          ready.recipe.eval_steps, kept)
-    kept.stop.training = False
     if settings["method"] == "qlora":
         figures["quantisation_loss"] = _quantisation_loss(
-            shelf, parent, ready, probes, figures["start_loss"])
+            shelf, parent, ready, _live_probes(ready, settings), figures["start_loss"])
     model = methods.finish(model, settings["method"], place)
     tokenizer.save_pretrained(place / ("model" if (place / "model").exists() else "adapter"))
     figures |= {"parameters": model.num_parameters() if settings["method"] != "ptuning_v2"
@@ -221,6 +221,46 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
     runs.write_json(place / "stage.json", {"figures": figures, "events": kept.events})
     del model
     models.release_memory()
+
+
+def _fit(shelf: Path, ready: Prepared, stage: dict, parent: State, dataset: Dataset, record: Callable,
+         kept: Checkpoints) -> tuple:
+    """The part of a stage that every process takes part in: the trained model and the stage's figures."""
+    settings = stage_settings(ready.recipe, stage["kind"])
+
+    def fresh():
+        set_seed(settings["seed"])
+        model = load_state(shelf, parent, ready.recipe.model_revision, settings)
+        change = methods.METHODS[settings["method"]]
+        return change(model, ready.tokenizer, settings, _prefix_text(ready, stage))
+
+    model, kept.stop.training = fresh(), True
+    figures = train.train(model, ready.tokenizer, dataset, settings, stage["name"], record,
+                          _live_probes(ready, settings), ready.recipe.eval_steps, kept)
+    kept.stop.training = False
+    whole = figures.pop("gathered", None)
+    if whole is not None and not ranks.follows():  # no process held the whole of a sharded model
+        model = fresh()
+        model.load_state_dict(whole, strict=False)
+    return model, figures
+
+
+def _live_probes(ready: Prepared, settings: dict) -> dict:
+    """The part of each probe that is scored while a stage trains, encoded."""
+    probes = {name: blocks.encode_rows(ready.tokenizer, role.probe[:LIVE_ROWS], settings["max_length"])[0]
+              for name, role in ready.roles.items()}
+    return {name: rows for name, rows in probes.items() if rows}
+
+
+def _follow(ready: Prepared) -> Path:
+    """Train what rank 0 trains, and return the run's folder once it is done; writes nothing of its own."""
+    while "stage" in (order := ranks.share()):
+        dataset, _ = stage_dataset(ready, order["stage"])
+        stop = process.Stop(order["kept"]["folder"])  # asked, but what rank 0 says counts
+        kept = Checkpoints(save_steps=None, stop=stop, events=[], **order["kept"])
+        _fit(order["shelf"], ready, order["stage"], order["parent"], dataset, lambda event: None, kept)
+        models.release_memory()
+    return order["folder"]
 
 
 def _take_up(kept: Checkpoints, stage: dict, record: Callable) -> None:

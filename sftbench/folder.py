@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, runs, store, train
+from . import __version__, ranks, runs, store, train
 from .errors import BadInput, RunFailed, Stopped
 from .models import release_memory
 from .ready import Prepared
@@ -95,4 +95,7 @@ def _explained(error: BaseException, stage: str, step: int) -> BaseException:
         return RunFailed(f"out of memory in stage {stage} at step {step} ({train.peak_bytes() / 1e9:.1f} GB "
                          "held at the most); take a smaller batch with more accumulation, a shorter "
                          "max_length, or lora or qlora", "memory")
+    if ranks.count() > 1 and isinstance(error, RuntimeError) and "onnection" in str(error):
+        return RunFailed(f"another process of this run died, in stage {stage} at step {step}; what torchrun "
+                         "says tells which. Finished stages and earlier checkpoints are kept")
     return error

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from . import ranks
 from .recipe import Recipe
 
 ASSUMED_RATE = 1e-4  # pre-training peak rate where no card tells it; usual for models of some billions
@@ -85,6 +86,7 @@ def _advise_rate(recipe: Recipe, known: dict, kind: str) -> tuple:
     if factor != 1:
         why += f", and {method} {factor:g} × what full takes"
     blocks = _of(recipe, kind, "per_device_train_batch_size") * recipe.gradient_accumulation_steps
+    blocks *= ranks.count()
     scale = min(max(math.sqrt(blocks / BATCH[kind]), BATCH_SCALE[0]), BATCH_SCALE[1])
     if scale != 1:
         why += f", × {scale:.2g} for {blocks} blocks a step instead of {BATCH[kind]}"

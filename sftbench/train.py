@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from . import blocks, evaluate
+from . import blocks, evaluate, ranks
 from .checkpoints import Checkpoints
 from .errors import RunFailed, Stopped
 
@@ -29,8 +29,8 @@ SMALL_WORK = 1e9  # parameters times a batch's tokens: below it a step's pieces 
 
 
 def steps_of(dataset: Dataset, settings: dict) -> int:
-    """Optimiser steps of a stage: its blocks by batch and accumulation, at most `max_steps`."""
-    batches = math.ceil(len(dataset) / settings["per_device_train_batch_size"])
+    """Optimiser steps of a stage: its blocks by batch, processes and accumulation, at most `max_steps`."""
+    batches = math.ceil(len(dataset) / settings["per_device_train_batch_size"] / ranks.count())
     steps = math.ceil(batches / settings["gradient_accumulation_steps"])
     return min(steps, settings["max_steps"] or steps)
 
@@ -153,13 +153,16 @@ class Reporter(TrainerCallback):
         if self.every and state.global_step % self.every == 0:
             self.emit({"stage": self.stage, "step": state.global_step, **self.score(model)})
         if self.checkpoints:
-            self.stopped = control.should_training_stop = self.checkpoints.stop()
-            control.should_save = self.stopped or self.checkpoints.due(state.global_step)
+            stop, due = ranks.share((self.checkpoints.stop(), self.checkpoints.due(state.global_step)))
+            self.stopped = control.should_training_stop = stop
+            control.should_save = stop or due
 
     def on_save(self, args, state, control, **_):
-        self.checkpoints.seal(state.global_step, {
-            "losses": self.losses, "peak_memory": self.peak_memory, "seconds": round(self.seconds, 2),
-            "start_loss": self.start_loss})
+        ranks.wait()  # each process writes a file of its own
+        if not ranks.follows():
+            self.checkpoints.seal(state.global_step, {
+                "losses": self.losses, "peak_memory": self.peak_memory, "seconds": round(self.seconds, 2),
+                "start_loss": self.start_loss})
 
 
 def memory_bytes() -> int:
@@ -204,7 +207,7 @@ def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings:
     """
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
     accumulated = settings["gradient_accumulation_steps"]
-    per_step = settings["per_device_train_batch_size"] * accumulated
+    per_step = settings["per_device_train_batch_size"] * accumulated * ranks.count()
     totals = np.concatenate([[0], np.cumsum(blocks.block_tokens(dataset))])
     tokens = totals[np.minimum(np.arange(steps + 1) * per_step, len(dataset))].tolist()  # after each step
 

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sftbench"
 FLOORS = [
     {"errors"},
-    {"recipe", "runs", "pocket", "page"},
+    {"recipe", "runs", "pocket", "page", "ranks"},
     {"modes", "store", "table", "template", "process"},
     {"spell", "form_parts", "compare", "watch"},
     {"checkpoints", "hyperparameters", "notebook", "plots", "terminal", "hubdata", "shapes", "mixing"},
@@ -33,7 +33,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
 LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
          "__main__", "process", "worker", "page", "shapes",
-         "mixing", "terminal"}
+         "mixing", "terminal", "ranks"}
 MODULES = sorted(PACKAGE.glob("*.py"))
 
 
