@@ -17,7 +17,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
-    "prepare": "ready", "advise": "ready", "run": "chain", "load": "chain", "expect": "chain",
+    "prepare": "ready", "advise": "ready", "run": "chain", "load": "states", "expect": "chain",
     "ask": "views", "look": "views", "recipe_text": "views", "check_data": "check", "ledger": "table",
     "forecast_text": "table",
     "LivePlot": "live", "save_plot": "plots", "form": "workbench",

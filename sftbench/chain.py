@@ -6,12 +6,10 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from peft import PeftModel
 from transformers import set_seed
 
 from . import (
@@ -32,20 +30,10 @@ from . import (
     yardstick,
 )
 from .checkpoints import Checkpoints
-from .errors import BadInput
 from .folder import check_space, describe, ended_early, versions
 from .ready import LIVE_ROWS, Prepared, prepare
 from .recipe import ROLES, Recipe, stage_settings, to_dict
-
-
-@dataclass
-class State:
-    """Where a model lies: a start model or a stage's weights, and the stage whose prefix goes on top."""
-
-    key: str
-    start: str
-    stage: str | None = None
-    adapter: str | None = None
+from .states import State, load_state
 
 
 def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] = (),
@@ -208,7 +196,8 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
     emit.settle()
     ranks.share({"shelf": shelf, "stage": stage, "parent": parent, "kept": {
         "folder": kept.folder, "found": kept.found, "progress": kept.progress}})
-    model, figures = _fit(shelf, ready, stage, parent, dataset[0], record, kept)
+    model, figures = _fit(shelf, ready, stage, parent, dataset[0], record, kept,
+                          (ready.recipe.report_to, emit.folder))
     sizes = methods.trainable(model)
     if settings["method"] == "qlora":
         figures["quantisation_loss"] = _quantisation_loss(
@@ -224,19 +213,19 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
 
 
 def _fit(shelf: Path, ready: Prepared, stage: dict, parent: State, dataset: Dataset, record: Callable,
-         kept: Checkpoints) -> tuple:
+         kept: Checkpoints, report: tuple[str, Path] = ("none", Path())) -> tuple:
     """The part of a stage that every process takes part in: the trained model and the stage's figures."""
     settings = stage_settings(ready.recipe, stage["kind"])
 
     def fresh():
         set_seed(settings["seed"])
-        model = load_state(shelf, parent, ready.recipe.model_revision, settings)
+        model = load_state(shelf, parent, ready.recipe.model_revision, settings, stay=ranks.sharded())
         change = methods.METHODS[settings["method"]]
         return change(model, ready.tokenizer, settings, _prefix_text(ready, stage))
 
     model, kept.stop.training = fresh(), True
     figures = train.train(model, ready.tokenizer, dataset, settings, stage["name"], record,
-                          _live_probes(ready, settings), ready.recipe.eval_steps, kept)
+                          _live_probes(ready, settings), ready.recipe.eval_steps, kept, report)
     kept.stop.training = False
     whole = figures.pop("gathered", None)
     if whole is not None and not ranks.follows():  # no process held the whole of a sharded model
@@ -290,27 +279,6 @@ def _quantisation_loss(shelf: Path, parent: State, ready: Prepared, probes: dict
             for role, rows in probes.items()}
 
 
-def load_state(shelf: Path, state: State, revision: str | None = None, settings: dict | None = None):
-    """The model of a state; a QLoRA stage's `settings` load it quantised, a bf16 adapter's in bfloat16."""
-    settings = settings or {"method": "full", "bf16": False}
-    name = str(shelf / state.stage / "model") if state.stage else state.start
-    model = models.load_for(name, None if state.stage else revision, settings)
-    if state.adapter:
-        model = PeftModel.from_pretrained(model, shelf / state.adapter / "adapter")
-    return model
-
-
-def check_start(run: Path) -> str:
-    """The revision of a run's start model; raises BadInput where that is not the model it started from."""
-    recipe, stored = runs.read_result(run)["recipe"], runs.read_json(run, "recipe.json")["revision"]
-    start = runs.read_result(run)["start"]["model"]
-    now = models.revision_of(start, recipe["model_revision"])
-    if now != stored:
-        raise BadInput(f"{start} is not the model that {run} started from (revision {stored}, now {now}), "
-                       "and an adapter goes with its own base only")
-    return stored
-
-
 def _score(folder: Path, ready: Prepared, state: State, emit: runs.Recorder, stage: str, step: int) -> dict:
     """The scores of a state, from the store or taken now, and told."""
     shelf = runs.store_of(folder)
@@ -347,23 +315,3 @@ def scores_of(shelf: Path, ready: Prepared, state: State | None = None) -> dict:
     place.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(place, scores)
     return scores
-
-
-def load(run: Path | Prepared, stage: int = -1):
-    """The model and tokenizer of a run's stage (by default the last; 0 is the first), or of a ready start."""
-    if isinstance(run, Prepared):
-        return models.load_model(run.start, run.recipe.model_revision), run.tokenizer
-    result = runs.read_result(run)
-    entry, shelf = result["stages"][stage], runs.store_of(run)
-    prefixed = entry["method"] == "ptuning_v2"
-    weights = [earlier["key"] for earlier in result["stages"][:result["stages"].index(entry) + 1]
-               if earlier["method"] != "ptuning_v2"]
-    state = State(entry["key"], result["start"]["model"], weights[-1] if weights else None,
-                  entry["key"] if prefixed else None)
-    if not weights:
-        check_start(run)
-    for key in {entry["key"], *weights[-1:]}:
-        if store.find(shelf, key) is None:
-            raise BadInput(f"{shelf / key}: this stage's weights are gone; run the recipe again")
-    place = shelf / entry["key"] / ("adapter" if prefixed else "model")
-    return (load_state(shelf, state, result["recipe"]["model_revision"]), models.load_tokenizer(str(place)))

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from . import card, chain, evaluate, models, runs, store, template
+from . import card, evaluate, models, runs, states, store, template
 from .errors import BadInput, RunFailed
 from .recipe import from_dict, stage_settings
 from .talk import find, questions
@@ -94,7 +94,7 @@ def _plan(run: str, result: dict, number: int, form: str) -> dict:
     recipe, start, prefixed = result["recipe"], result["start"]["model"], entry["method"] == "ptuning_v2"
     base = revision = None
     if form == "adapter":
-        revision = chain.check_start(run) if not before else None
+        revision = states.check_start(run) if not before else None
         base = str(shelf / before[-1] / "model") if before else models.locate(start)
     settings = stage_settings(from_dict(recipe), entry["kind"])
     return {"form": form, "source": source, "entry": entry, "number": number, "base": base,
@@ -145,7 +145,7 @@ def _asked(run: str) -> list[dict]:
 
 
 def _answers_of_run(run: str, number: int, asked: list[dict], longest: int) -> list[str]:
-    model, tokenizer = chain.load(run, number)
+    model, tokenizer = states.load(run, number)
     try:
         return evaluate.answers(model, tokenizer, [question["messages"] for question in asked], longest,
                                 batch_size=1)

@@ -15,6 +15,7 @@ from .models import release_memory
 from .ready import Prepared
 from .recipe import differences, stage_settings, to_dict
 
+FREE = ("output_dir", "save_steps", "report_to")  # fields that decide nothing of what is learnt
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -30,7 +31,7 @@ def describe(folder: Path, ready: Prepared) -> dict:
     if not (folder / "recipe.json").exists():
         return described
     before = runs.read_json(folder, "recipe.json")
-    changed = differences(before["recipe"], described["recipe"], ignore=("output_dir", "save_steps"))
+    changed = differences(before["recipe"], described["recipe"], ignore=FREE)
     if before.get("revision", ready.revision) != ready.revision:
         changed.append("the model's revision")
     changed += [f"the rows of {name}" for name, role in described["data"].items()

@@ -157,10 +157,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
-               quantization: BitsAndBytesConfig | None = None):
+               quantization: BitsAndBytesConfig | None = None, stay: bool = False):
     """The causal language model on `device()`, from whole safetensors only, with no code of its own.
 
-    Raises BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
+    With `stay` it stays in main memory: to be sharded over GPUs of which none need hold it whole. Raises
+    BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
     """
     load_config(name, revision)
     place = at_hand(name, revision)
@@ -183,7 +184,7 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
         raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
                        "write the model anew")
     if quantization is None:
-        return model.to(device())
+        return model if stay else model.to(device())
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it is first asked without
         # gradients, as by a probe, and keeps them so: then no gradient passes through the layer in training.
@@ -202,11 +203,12 @@ def check_weights(place: Path) -> None:
             raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew") from error
 
 
-def load_for(name: str, revision: str | None, settings: dict):
+def load_for(name: str, revision: str | None, settings: dict, stay: bool = False):
     """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
     half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
     model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
-                       quantization=nf4_config(settings) if settings["method"] == "qlora" else None)
+                       quantization=nf4_config(settings) if settings["method"] == "qlora" else None,
+                       stay=stay)
     release_memory()  # of the weights before they were quantised
     return model
 

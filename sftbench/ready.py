@@ -3,13 +3,14 @@
 Everything that can fail for bad input fails here, before a model is loaded.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, encoded, evaluate, hyperparameters, models, modes, pocket, template
+from . import advice, blocks, data, encoded, evaluate, hyperparameters, models, modes, pocket, ranks, template
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -40,6 +41,7 @@ def prepare(recipe: Recipe) -> Prepared:
     mode = modes.load(recipe.mode)
     stages = modes.stages(mode, recipe.general_share, recipe.task_share)
     modes.check_methods(recipe, stages)
+    check_machine(recipe)
     start = modes.start_model(recipe, mode)
     models.load_config(start, recipe.model_revision)
     roles = data.load_roles(recipe)
@@ -54,6 +56,16 @@ def prepare(recipe: Recipe) -> Prepared:
     if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
     return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known, tokens, pieces)
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse what is not installed, or does not go with the way the processes were started."""
+    if ranks.sharded() and "qlora" in (recipe.method, recipe.cpt_method):
+        raise BadInput("qlora does not go with FSDP here: its 4-bit weights are not sharded; take lora, or "
+                       "torchrun without FSDP")
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; in an environment of its own: "
+                       "pip install 'sftbench[track]'")
 
 
 def cut_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role],

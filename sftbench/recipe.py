@@ -134,6 +134,10 @@ class Recipe:
     eval_steps: int | None = _field(
         None, "steps between two scores of the probes' loss; None: eight a stage", min=1
     )
+    report_to: str = _field(
+        "none", "show the training's figures in a tracker too, on this machine only: tensorboard or trackio",
+        choices=("none", "tensorboard", "trackio")
+    )
     save_steps: int | None = _field(
         None, "steps between two checkpoints inside a stage; None: every ten minutes", min=1
     )

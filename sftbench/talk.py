@@ -7,7 +7,7 @@ number from 1), or a model's folder or name.
 import textwrap
 from pathlib import Path
 
-from . import chain, data, evaluate, models, runs
+from . import data, evaluate, models, runs, states
 from .errors import BadInput
 from .recipe import ROLES, from_dict
 
@@ -68,10 +68,10 @@ def _is_run(folder: str) -> bool:
 def load(run: str | None, stage: int | str | None):
     """The model and tokenizer of what `find` returns."""
     if run and stage is not None:
-        return chain.load(run, stage)
+        return states.load(run, stage)
     if run:
         result = runs.read_result(run)
-        chain.check_start(run)
+        states.check_start(run)
         name, revision = result["start"]["model"], result["recipe"]["model_revision"]
     else:
         name, revision = stage, None

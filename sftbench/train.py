@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -35,8 +36,16 @@ def steps_of(dataset: Dataset, settings: dict) -> int:
     return min(steps, settings["max_steps"] or steps)
 
 
-def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
-    """A stage's settings as TRL's configuration.
+def _tokens_after(dataset: Dataset, settings: dict, steps: int) -> list[int]:
+    """How many tokens all processes have seen after each step, from step 0 on."""
+    per_step = (settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+                * ranks.count())
+    totals = np.concatenate([[0], np.cumsum(blocks.block_tokens(dataset))])
+    return totals[np.minimum(np.arange(steps + 1) * per_step, len(dataset))].tolist()
+
+
+def sft_config(settings: dict, folder: str, steps: int, **report) -> SFTConfig:
+    """A stage's settings as TRL's configuration; `report` are its fields that name a tracker.
 
     The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing
     and bf16 are set in any case, since TRL switches both on by itself.
@@ -55,7 +64,19 @@ def sft_config(settings: dict, folder: str, steps: int) -> SFTConfig:
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
         # balancing experts is for the router, which a prefix leaves as it is; transformers 5.23 fails on both
         router_aux_loss_coef=0.0 if settings["method"] == "ptuning_v2" else None,
-        report_to="none", save_strategy="no")
+        save_strategy="no", **{"report_to": "none"} | report)
+
+
+def _tracker(report_to: str, run: Path, stage: str) -> tuple[dict, list]:
+    """The configuration's fields, and callbacks, by which a tracker on this machine gets the figures."""
+    if report_to == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+        return {}, [TensorBoardCallback(SummaryWriter(str(run / "tensorboard" / stage)))]
+    if report_to == "trackio":
+        return {"report_to": "trackio", "project": "sftbench", "run_name": f"{run.name}-{stage}",
+                "trackio_space_id": None, "trackio_static_space_id": False}, []
+    return {}, []
 
 
 @contextlib.contextmanager
@@ -196,44 +217,48 @@ def forget_peak() -> None:
 
 def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
           probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None,
-          checkpoints: Checkpoints | None = None) -> dict:
+          checkpoints: Checkpoints | None = None, report: tuple[str, Path] = ("none", Path())) -> dict:
     """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
 
     `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. With `checkpoints` it
     goes on from the one they found, if any. Returns seconds, steps, tokens, train_loss (mean of the last
     tenth of the steps, nats per token), start_loss of each probe before the first step, and
     peak_memory_bytes. Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved,
-    where `checkpoints.stop` asked for it.
+    where `checkpoints.stop` asked for it. Under FSDP `gathered` holds the whole state on rank 0. `report`
+    names a tracker and the run's folder.
     """
     steps, pad = steps_of(dataset, settings), tokenizer.pad_token_id
-    accumulated = settings["gradient_accumulation_steps"]
-    per_step = settings["per_device_train_batch_size"] * accumulated * ranks.count()
-    totals = np.concatenate([[0], np.cumsum(blocks.block_tokens(dataset))])
-    tokens = totals[np.minimum(np.arange(steps + 1) * per_step, len(dataset))].tolist()  # after each step
+    accumulated, tokens = settings["gradient_accumulation_steps"], _tokens_after(dataset, settings, steps)
 
     def score(model) -> dict:
         return {f"eval_{role}_loss": evaluate.loss(model, rows, pad) for role, rows in probes.items()}
 
     resumed = checkpoints.found if checkpoints else None
-    start_loss = checkpoints.progress["start_loss"] if resumed else score(model)
+    # a model that is yet to be sharded lies in main memory here, where scoring it would take too long
+    start_loss = (checkpoints.progress["start_loss"] if resumed else
+                  {} if ranks.sharded() else score(model))
     if not resumed:
         emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
     forget_peak()
+    fields, trackers = _tracker(*report, stage)
     with tempfile.TemporaryDirectory() as folder, router_as_it_was(model):
         trainer = Trainer(
-            model=model, args=sft_config(settings, str(checkpoints.folder) if checkpoints else folder, steps),
+            model=model, args=sft_config(
+                settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
             train_dataset=dataset, processing_class=tokenizer,
             data_collator=lambda examples: blocks.collate(examples, pad, settings["packing"]))
         reporter = Reporter(stage, emit, tokens, score, (eval_steps or max(1, steps // 8)) if probes else 0,
                             checkpoints, start_loss)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(reporter)
+        for callback in (*trackers, reporter):
+            trainer.add_callback(callback)
         with few_threads(model.num_parameters() * tokens[-1] / (steps * accumulated)):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if reporter.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {stage}")
     tail = reporter.losses[-max(1, len(reporter.losses) // 10):]
-    return {"seconds": round(reporter.seconds, 2), "steps": trainer.state.global_step,
+    whole = {"gathered": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if ranks.sharded() else {}
+    return whole | {"seconds": round(reporter.seconds, 2), "steps": trainer.state.global_step,
             "tokens": tokens[-1], "train_loss": round(sum(tail) / len(tail), 5),
             "peak_memory_bytes": reporter.peak_memory,
             "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from . import chain, data, evaluate, seen
+from . import chain, data, evaluate, seen, states
 from .errors import BadInput
 from .page import Page, escape
 from .ready import Prepared
@@ -104,7 +104,7 @@ def _show_row(ready: Prepared, role: str, number: int, tell, lines: list[str], m
 
 def ask(run: Prepared | Path | str, ready: Prepared, rows: int = 3) -> str:
     """The first questions of each task probe, the wanted answer and that of a run's or the start model."""
-    model, tokenizer = chain.load(run)
+    model, tokenizer = states.load(run)
     lines = []
     for role in ("domain_tasks", "general_tasks"):
         asked = ready.roles[role].probe[:rows] if role in ready.roles else []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftbench import chain, evaluate, modes, runs, store
+from sftbench import chain, evaluate, modes, runs, states, store
 from sftbench.errors import BadInput, RunFailed
 from sftbench.ready import prepare
 from sftbench.recipe import METHODS, ROLES, Recipe, override
@@ -135,11 +135,11 @@ def test_the_ledgers_last_row_is_the_model_that_loads(recipe, make_model):
     for method in ("full", "ptuning_v2"):
         mine = recipe(f"load-{method}", mode="7", method=method)
         folder, ready = chain.run(mine), prepare(mine)
-        model, tokenizer = chain.load(folder)
+        model, tokenizer = states.load(folder)
         scores = evaluate.probe(model, tokenizer, ready.roles["domain_tasks"].probe, ready.recipe.max_length,
                                 ready.recipe.max_new_tokens)
         assert scores == result_of(folder)["stages"][-1]["probes"]["domain_tasks"]
-        first, _ = chain.load(folder, stage=0)
+        first, _ = states.load(folder, stage=0)
         assert first is not model
 
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from sftbench import chain, export, methods, models, runs
+from sftbench import chain, export, methods, models, runs, states
 from sftbench.errors import BadInput
 from sftbench.recipe import METHODS, Recipe, override
 from tests.conftest import FAMILIES, small_rows
@@ -50,7 +50,7 @@ def test_every_family_trains_by_every_method_and_loads_plainly(train, tmp_path, 
     done = export.export(run, tmp_path / "out")
     assert done["equal"] == done["asked"] > 0
     tokens = torch.arange(40, 60)[None]
-    model, _ = chain.load(run)
+    model, _ = states.load(run)
     base = result["start"]["model"] if method == "ptuning_v2" else tmp_path / "out"
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = AutoModelForCausalLM.from_pretrained(result["start"]["model"], dtype=torch.float32).eval()

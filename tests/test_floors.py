@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluate", "data"},
     {"encoded", "seen"},
     {"train", "ready", "yardstick"},
-    {"folder", "footprint", "check"},
+    {"folder", "footprint", "check", "states"},
     {"forecast"},
     {"chain"},
     {"views", "talk", "worker", "card"},

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from sftbench import chain, runs
+from sftbench.errors import BadInput
 from sftbench.recipe import Recipe, override
 
 ROOT = Path(__file__).parent.parent
@@ -85,3 +86,23 @@ def test_when_one_process_dies_all_end_and_the_run_is_not_done(values, tmp_path,
         assert not result.exists() or json.loads(result.read_text())["complete"] is False
     finally:
         run.kill()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "ptuning_v2"])
+def test_what_is_gathered_from_shards_becomes_the_stage(values, tmp_path, monkeypatch, method):
+    """No shards here, but the way from them: rank 0 fills a fresh model with the state that it gathered."""
+    plain = {"mode": "1", "method": method, "seed": 3, "prefix_init": "random", "lora_dropout": 0.0}
+    whole = chain.run(override(Recipe(), **values | plain, output_dir=str(tmp_path / "whole" / "run")))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    gathered = chain.run(override(Recipe(), **values | plain, output_dir=str(tmp_path / "shards" / "run")))
+    one, other = (runs.read_result(folder)["stages"][-1] for folder in (whole, gathered))
+    assert one["probes"] == other["probes"] and losses(whole) == losses(gathered)
+    with pytest.raises(BadInput, match="qlora does not go with FSDP"):
+        chain.run(override(Recipe(), **values | plain | {"method": "qlora"}, output_dir=str(tmp_path / "no")))
+
+
+def test_the_shipped_configuration_is_accelerates(monkeypatch):
+    from accelerate.commands.config.config_args import load_config_from_file
+    config = load_config_from_file(str(ROOT / "docs" / "fsdp_8_gpus.yaml"))
+    assert config.num_processes == 8 and config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftbench import chain, models, runs, store
+from sftbench import chain, models, runs, states, store
 from sftbench.__main__ import main
 from sftbench.errors import BadInput, RunFailed
 from sftbench.ready import prepare
@@ -168,7 +168,7 @@ def test_a_bit_flipped_in_the_store_is_found_when_the_stage_is_loaded(make_model
     data = path.read_bytes()
     path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
     with pytest.raises(RunFailed, match="model.safetensors is damaged"):
-        chain.load(run)
+        states.load(run)
 
 
 @pytest.mark.slow

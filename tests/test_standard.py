@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sftbench import blocks, chain, evaluate, runs, standard, yardstick
+from sftbench import blocks, chain, evaluate, runs, standard, states, yardstick
 from sftbench.__main__ import main
 from sftbench.errors import BadInput
 from sftbench.recipe import Recipe, override
@@ -66,7 +66,7 @@ def test_a_task_file_scores_start_and_last_stage_as_computed_by_hand(run, task, 
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["benchmark", "start", "domain_sft"] and said[2].split()[0] == "everyday"
     scores = runs.read_json(run, "standard.json")["scores"]
-    model, tokenizer = chain.load(run)
+    model, tokenizer = states.load(run)
     assert scores["domain_sft"]["everyday"]["acc,none"] == pytest.approx(accuracy(model, tokenizer, rows))
     assert set(scores) == {"start", "domain_sft"}
     standard.evaluate_run(run, [path], ["start"], limit=5)

@@ -1,0 +1,46 @@
+"""report_to: off by default, passed on to a tracker on this machine, refused where it is not installed."""
+
+import importlib.util
+
+import pytest
+
+from sftbench import chain, ready, runs
+from sftbench.errors import BadInput
+from sftbench.recipe import Recipe, override
+
+
+@pytest.fixture
+def recipe(make_model, small_files, tmp_path):
+    return override(Recipe(), mode="1", model=make_model(), max_steps=3, probe_rows=4,
+                    output_dir=str(tmp_path / "run"), **small_files)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, monkeypatch, tmp_path):
+    assert recipe.report_to == "none"
+    monkeypatch.setattr(ready.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"trackio is not installed.*sftbench\[track\]"):
+        chain.run(override(recipe, report_to="trackio"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="the extra track is not installed")
+def test_tensorboard_gets_the_losses(recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    folder = chain.run(override(recipe, report_to="tensorboard"))
+    seen = EventAccumulator(str(folder / "tensorboard" / "domain_sft"))
+    seen.Reload()
+    told = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    assert [point.value for point in seen.Scalars("train/loss")] == pytest.approx(told, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("trackio"), reason="the extra track is not installed")
+def test_trackio_gets_the_losses_locally(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    from trackio.sqlite_storage import SQLiteStorage
+    folder = chain.run(override(recipe, report_to="trackio"))
+    told = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    seen = SQLiteStorage.get_logs("sftbench", "run-domain_sft")
+    assert [log["train/loss"] for log in seen if "train/loss" in log] == pytest.approx(told, rel=1e-5)
+    assert list((tmp_path / "trackio").iterdir())
