@@ -213,7 +213,7 @@ def _train_into(place: Path, shelf: Path, ready: Prepared, stage: dict, parent: 
 
 
 def _fit(shelf: Path, ready: Prepared, stage: dict, parent: State, dataset: Dataset, record: Callable,
-         kept: Checkpoints, report: tuple[str, Path] = ("none", Path())) -> tuple:
+         kept: Checkpoints, report: tuple = (None, Path())) -> tuple:
     """The part of a stage that every process takes part in: the trained model and the stage's figures."""
     settings = stage_settings(ready.recipe, stage["kind"])
 

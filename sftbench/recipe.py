@@ -134,9 +134,9 @@ class Recipe:
     eval_steps: int | None = _field(
         None, "steps between two scores of the probes' loss; None: eight a stage", min=1
     )
-    report_to: str = _field(
-        "none", "show the training's figures in a tracker too, on this machine only: tensorboard or trackio",
-        choices=("none", "tensorboard", "trackio")
+    report_to: str | None = _field(
+        None, "a tracker on this machine that shows the figures too: tensorboard or trackio; None: none",
+        choices=("tensorboard", "trackio")
     )
     save_steps: int | None = _field(
         None, "steps between two checkpoints inside a stage; None: every ten minutes", min=1

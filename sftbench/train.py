@@ -67,7 +67,7 @@ def sft_config(settings: dict, folder: str, steps: int, **report) -> SFTConfig:
         save_strategy="no", **{"report_to": "none"} | report)
 
 
-def _tracker(report_to: str, run: Path, stage: str) -> tuple[dict, list]:
+def _tracker(report_to: str | None, run: Path, stage: str) -> tuple[dict, list]:
     """The configuration's fields, and callbacks, by which a tracker on this machine gets the figures."""
     if report_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
@@ -217,7 +217,7 @@ def forget_peak() -> None:
 
 def train(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, settings: dict, stage: str, emit: Emit,
           probes: dict[str, list[blocks.Encoded]], eval_steps: int | None = None,
-          checkpoints: Checkpoints | None = None, report: tuple[str, Path] = ("none", Path())) -> dict:
+          checkpoints: Checkpoints | None = None, report: tuple[str | None, Path] = (None, Path())) -> dict:
     """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
 
     `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. With `checkpoints` it

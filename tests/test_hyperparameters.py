@@ -11,8 +11,8 @@ from sftbench import hyperparameters, modes
 from sftbench.recipe import FIELDS, METHODS, ROLES, Recipe, override
 
 ALL_ROWS = dict.fromkeys(ROLES, 1000)
-NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "save_steps", "general_share",
-                 "task_share", "system_prompts", "prefix_init_text", "output_dir", *ROLES,
+NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "save_steps", "report_to",
+                 "general_share", "task_share", "system_prompts", "prefix_init_text", "output_dir", *ROLES,
                  *(f"{role}_probe" for role in ROLES)}
 
 
