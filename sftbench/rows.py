@@ -25,7 +25,7 @@ from .formats import BATCH, Origin
 from .shapes import to_row
 from .store import key_of
 
-FORMAT = 1  # of the cached files: another number makes them anew
+FORMAT = 2  # of the cached files: another number makes them anew
 SHOWN = 20  # rows that are named one by one
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
