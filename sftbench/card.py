@@ -22,7 +22,7 @@ def write(place: Path, run: str, plan: dict, check: dict, examples: list[dict]) 
     entry, mode = plan["entry"], stored["mode"]
     chain = " → ".join(stage["name"] for stage in result["stages"][:plan["number"] + 1])
     lines = [*_head(plan), f"# {_title(run)}, stage {entry['name']}", "",
-             f"Mode {_code(result['recipe']['mode'])}: {html.escape(mode['sentence'])} "
+             f"Mode {_code(result['recipe']['mode'])}: {html.escape(mode['sentence'], quote=False)} "
              f"This is {_code(plan['start'])} after {chain}, trained by {entry['method']} "
              f"({entry['trainable_parameters']:,} of {entry['parameters']:,} parameters).", "",
              *_use(place, plan),
@@ -79,7 +79,8 @@ def _use(place: Path, plan: dict) -> list[str]:
                f'model = AutoModelForCausalLM.from_pretrained("{folder}")']
     if plan["quantised"]:
         loading.insert(0, 'four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='
-                          f'"{plan["settings"]["bnb_4bit_quant_type"]}")')
+                          f'"{plan["settings"]["bnb_4bit_quant_type"]}", bnb_4bit_use_double_quant='
+                          f'{plan["settings"]["bnb_4bit_use_double_quant"]})')
     imports = ["from peft import PeftModel"] * adapter + [
         "from transformers import AutoModelForCausalLM, AutoTokenizer"
         + ", BitsAndBytesConfig" * plan["quantised"]]
