@@ -196,25 +196,36 @@ def stage(tokens: dict[str, Tokens], pieces: dict[str, Pieces], times: dict[str,
     often = {name: times[name][tokens[name].row[pieces[name].number]] for name in names}
     role, row, passes = mixing.mix({name: pieces[name].length for name in names}, shares,
                                    settings["num_train_epochs"], settings["seed"], often)
+    borders = np.arange(len(row) + 1)
+    if settings["packing"]:
+        lengths = _gathered([pieces[name].length for name in names], role, row)
+        order, borders = mixing.pack(lengths, settings["max_length"])
+        role, row = role[order], row[order]
+        del order, lengths  # of millions of rows, these are what memory is needed for
+    ordered = Pieces(*(_gathered([getattr(pieces[name], column) for name in names], role, row)
+                       for column in ("number", "start", "length", "trained")))
     drawn = {}
-    columns = [np.empty(len(row), dtype=np.int32) for _ in range(4)]
     for number, name in enumerate(names):
-        mine = pieces[name].take(row[role == number])
-        for column, values in zip(columns, (mine.number, mine.start, mine.length, mine.trained), strict=True):
-            column[role == number] = values
-        drawn[name] = {"rows": len(mine.number), "passes": passes[name], "tokens": int(mine.length.sum()),
-                       "trained_tokens": int(mine.trained.sum())}
+        mine = role == number
+        drawn[name] = {"rows": int(mine.sum()), "passes": passes[name],
+                       "tokens": int(ordered.length[mine].sum()),
+                       "trained_tokens": int(ordered.trained[mine].sum())}
     whole = sum(entry["tokens"] for entry in drawn.values())
     for entry in drawn.values():
         entry["share"] = round(entry["tokens"] / whole, 4)
-    ordered = Pieces(*columns)
-    order, borders = np.arange(len(row)), np.arange(len(row) + 1)
-    if settings["packing"]:
-        order, borders = mixing.pack(ordered.length, settings["max_length"])
-    ordered, role = ordered.take(order), role[order]
     sizes = np.add.reduceat(ordered.length, borders[:-1])
-    made = datasets.Dataset.from_dict({"block": np.arange(len(sizes)), "tokens": sizes})
+    made = datasets.Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
+    del row
     return made.with_transform(Reader([tokens[name] for name in names], role, ordered, borders)), drawn
+
+
+def _gathered(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Of each drawn row its value in the column of its role."""
+    found = np.empty(len(row), dtype=np.int32)
+    for number, column in enumerate(columns):
+        mine = role == number
+        found[mine] = column[row[mine]]
+    return found
 
 
 def refuse_nothing(pieces: Pieces, role: str, where: str, max_length: int, reasons: dict) -> None:

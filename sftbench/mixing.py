@@ -71,4 +71,4 @@ def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     rank[np.array(done + [block[1] for block in still_open], dtype=np.int32)] = np.arange(opened)
     block_of = rank[block_of]
     borders = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=opened))])
-    return np.argsort(block_of, kind="stable"), borders
+    return np.argsort(block_of, kind="stable").astype(np.int32), borders
