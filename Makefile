@@ -39,8 +39,11 @@ figures: demo  ## draw README's picture anew
 pocket: setup  ## make the pocket's models again from nothing, into sftbench/pocket; some 20 minutes
 	@$(PY) -m sftbench.pocket.build
 
+# Jupyter wants to be told that root is meant, as in containers.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 lab: setup  ## open JupyterLab on the notebooks; runs gather in runs/
-	@SFTBENCH_RUNS="$${SFTBENCH_RUNS:-$(CURDIR)/runs}" PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+	@SFTBENCH_RUNS="$${SFTBENCH_RUNS:-$(CURDIR)/runs}" PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(AS_ROOT) $(ARGS)
 
 test: setup  ## run every test (make test ARGS="-k word" for some)
 	@$(EACH_CORE) $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)

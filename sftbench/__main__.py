@@ -228,11 +228,25 @@ def _report(folder: Path, places: dict[str, Path]) -> None:
     kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
     for name, path in {**places, kind: runs.store_of(folder) / stage["key"] / kind}.items():
         say(f"{name + ':':<20}{path}")
+    say(f"\nnext: sftbench talk {folder}:start {folder}  ·  sftbench export {folder} NEW_FOLDER  ·  make lab")
 
 
 def _show(options) -> None:
-    from .table import ledger
-    say(ledger(options.run))
+    from . import worker
+    from .table import ledger, ledger_so_far
+    state, folder = worker.state(options.run), Path(options.run)
+    if state["state"] in ("done", "none"):
+        say(ledger(folder))
+        return
+    events = runs.read_events(folder)
+    now = runs.progress(events)
+    say(f"{folder}: {state['state']}, {now['text']} ({now['share']:.0%})")
+    if state["message"]:
+        say(state["message"])
+    if table := ledger_so_far(events):
+        say(f"\n{table}")
+    say(f"\nsftbench {'stop' if state['alive'] else 'resume'} {folder}   # "
+        + ("a checkpoint is kept" if state["alive"] else "go on with it"))
 
 
 def _talk(options) -> None:
@@ -264,10 +278,14 @@ def _look(options) -> None:
 
 def _check(options) -> None:
     from . import check
-    say(check.check_data(check.quoted(options.file), options.role, options.model, options.probe,
-                         options.max_length, options.system_prompts, options.picture))
+    report = check.measure(check.quoted(options.file), options.role, options.model, options.probe,
+                           options.max_length, options.system_prompts)
+    say(check.text(report))
     if options.picture:
+        check.draw(report, options.picture)
         say(f"\nhistogram: {options.picture}")
+    if report["bad"]:
+        raise BadInput(f"{report['bad']:,} rows would stop a run; mend them, or run with -p bad_rows drop")
 
 
 def _modes(options) -> None:

@@ -95,8 +95,8 @@ def _use(place: Path, plan: dict) -> list[str]:
 
 
 def _data(roles: dict, entry: dict) -> list[str]:
-    """One line a role: where it came from, its rows, and what this stage drew from it."""
-    lines = ["| role | source | rows | held out | trained on here |", "|---|---|---|---|---|"]
+    """One line a role: where it came from, its rows, and what this one stage drew from it."""
+    lines = ["| role | source | rows | held out | trained on in this stage |", "|---|---|---|---|---|"]
     for role, facts in roles.items():
         drawn = entry["data"].get(role)
         here = f"{drawn['tokens']:,} tokens, {drawn['share']:.0%}" if drawn else "–"

@@ -132,10 +132,16 @@ def check_data(source: str, role: str | None = None, model: str = "pocket", prob
                picture: str | Path | None = None) -> str:
     """The check as text of at most 100 columns; `picture` is where a histogram of lengths goes, as PNG."""
     report = measure(source, role, model, probe, max_length, system_prompts)
-    if picture is not None and "tokens" in report:
+    if picture is not None:
+        draw(report, picture)
+    return text(report)
+
+
+def draw(report: dict, picture: str | Path) -> None:
+    """Write the histogram of lengths as PNG, where there are any."""
+    if "tokens" in report:
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
         Path(picture).write_bytes(plots.png(figure(report)))
-    return text(report)
 
 
 def text(report: dict) -> str:

@@ -71,7 +71,8 @@ def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Orig
         return [_file(file, shape, weight) for file in _files(folder)]
     if hubdata.is_name(path) and Path(bare).suffix.lower() not in READERS:
         return [_dataset(path, hubdata.load(path), shape, weight)]
-    raise BadInput(f"{role}: {path}: no such file or folder, and no hub name of the form owner/name")
+    raise BadInput(f"{role}: {path}: no such file or folder in {Path.cwd()}, and no hub name "
+                   "of the form owner/name")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -146,8 +146,9 @@ def refuse_bad(rows: Rows, role: str) -> None:
     """Raise BadInput where a row could not be used, naming the first and the number of all, or for no row."""
     bad, total = rows.about["bad"], rows.about["bad"] + len(rows.table)
     if bad:
-        more = f" ({bad} of {total} rows cannot be used; `sftbench check` lists them)" if bad > 1 else ""
-        raise BadInput(f"{role}: {rows.about['first_bad'][0]}{more}")
+        more = f"{bad} of {total} rows cannot be used; `sftbench check` lists them" if bad > 1 else "mend it"
+        raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more}, and `-p bad_rows drop` leaves such "
+                       "rows out)")
     if not total:
         raise BadInput(f"{role}: {', '.join(rows.about['files'])}: the file holds no row")
 

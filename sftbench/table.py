@@ -98,7 +98,7 @@ def _reading(first: dict, last: dict) -> list[str]:
                          f"as wanted before, {last[role]['accuracy']:.0%} after.")
     if "loss" in last.get("general_text", {}):
         rise = last["general_text"]["loss"] - first["general_text"]["loss"]
-        word = "rose: that much was forgotten" if rise > 0.05 else "did not rise: nothing was forgotten there"
+        word = f"rose by {rise:.2f}: so much was forgotten" if rise >= 0.005 else "did not rise"
         lines.append(f"Loss on general text {first['general_text']['loss']:.2f} -> "
                      f"{last['general_text']['loss']:.2f} nats per token; it {word}.")
     if "yardstick" in last:

@@ -82,5 +82,5 @@ def test_every_method_trains_in_bfloat16_where_the_device_has_it(train, method):
     assert entry["steps"] == 2 and 0 < entry["train_loss"] < 20
     reasons = runs.read_json(run, "recipe.json")["reasons"]
     assert "bf16" not in reasons and "bfloat16" in reasons["weights"] or method == "qlora"
-    kept = {weight.dtype for weight in chain.load(run)[0].parameters()}
+    kept = {weight.dtype for weight in states.load(run)[0].parameters()}
     assert kept == {torch.float32}

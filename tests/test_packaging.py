@@ -25,6 +25,7 @@ DIRECT = RUNTIME + EXTRAS["test"]
 # These want older versions of packages that the lock pins, so they are installed without it.
 WITHOUT_LOCK = EXTRAS["eval"] + EXTRAS["track"]
 # A CUDA build of torch requires these at exact versions of its own, so the lock does not repeat them.
+AS_ROOT = "" if os.getuid() else " --allow-root"
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 
 
@@ -146,7 +147,7 @@ def test_git_ignores_what_a_run_and_an_installation_leave():
         ("demo", "-m sftbench notebook 2 --out runs/demo"),
         ("test", "-m pytest -n logical --maxprocesses 4 --dist worksteal"),
         ("quick", '-m pytest -m "not slow and not browser"'),
-        ("lab", "-m jupyterlab --notebook-dir=notebooks"),
+        ("lab", "-m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks" + AS_ROOT),
         ("lint", "-m ruff check ."),
     ],
 )

@@ -31,7 +31,8 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
     assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[10]
     assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
     kept = table.ledger_text(result(general_text={"loss": 1.01}))
-    assert "nothing was forgotten there" in kept
+    assert "it rose by 0.01" in kept, "a small loss is told as well"
+    assert "it did not rise" in table.ledger_text(result(general_text={"loss": 1.0}))
 
 
 def events(steps: int = 20) -> list[dict]:
