@@ -309,9 +309,11 @@ def _advise(options) -> None:
 
 def _pocket(options) -> None:
     from .pocket import world
-    for path in world.write(options.folder, options.seed, related=not options.unrelated):
+    paths = world.write(options.folder, options.seed, related=not options.unrelated)
+    for path in paths:
         with open(path, encoding="utf-8") as file:
             say(f"{path}  {sum(1 for _ in file):,} rows")
+    say("\nas the data of a run:  " + " ".join(f"-p {path.stem} {path}" for path in paths))
 
 
 def _stages(options) -> None:

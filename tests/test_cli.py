@@ -45,9 +45,10 @@ def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, relat
     words = ["pocket", "write", str(tmp_path), "--seed", "3"] + ["--unrelated"] * (not related)
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert said.count("\n") == 8 and re.search(r"domain_tasks\.jsonl  \d+ rows", said)
+    assert len(re.findall(r"\.jsonl  [\d,]+ rows\n", said)) == 8
     embedded = data.load_roles(override(Recipe(), pocket_seed=3, pocket_related=related))
     paths = {path.stem: str(path) for path in tmp_path.glob("*.jsonl")}
+    assert all(f"-p {name} {path}" in said for name, path in paths.items())
     read = data.load_roles(override(Recipe(), **paths))
     assert set(read) == set(embedded) == {name for name in paths if not name.endswith("_probe")}
     for name, role in embedded.items():
