@@ -11,7 +11,7 @@ FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket", "page", "ranks"},
     {"modes", "store", "table", "template", "process"},
-    {"spell", "form_parts", "compare", "watch"},
+    {"spell", "compare", "watch", "workbench.parts"},
     {"checkpoints", "hyperparameters", "notebook", "plots", "terminal", "hubdata", "shapes", "mixing"},
     {"advice", "formats", "models"},
     {"blocks", "methods", "live", "rows"},
@@ -22,9 +22,9 @@ FLOORS = [
     {"forecast"},
     {"chain"},
     {"views", "talk", "worker", "card"},
-    {"service", "form_values", "standard", "export"},
-    {"form_choose"},
-    {"form_look", "form_train", "form_compare", "form_talk"},
+    {"service", "standard", "export", "workbench.values"},
+    {"workbench.choose"},
+    {"workbench.look", "workbench.train", "workbench.compare", "workbench.talk"},
     {"workbench"},
     {"__main__"},
 ]
@@ -34,7 +34,16 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
 LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
          "__main__", "process", "worker", "page", "shapes",
          "mixing", "terminal", "ranks"}
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = [path for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("workbench/*.py")])
+           if path != PACKAGE / "__init__.py"]
+
+
+def name_of(path: Path) -> str:
+    """A module's name in the package: `train`, `workbench` or `workbench.train`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
@@ -43,7 +52,9 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     inside, outside = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            inside |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            home = "workbench." if path.parent != PACKAGE and node.level == 1 else ""
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            inside |= {home + name for name in names}
     for node in tree.body:
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
@@ -52,20 +63,18 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     return inside - {"__version__"}, outside
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@each_module
 def test_a_module_imports_only_from_floors_below(path):
-    if path.stem == "__init__":
-        return
-    inside, outside = imports(path)
-    assert path.stem in FLOOR, "give the new module a floor"
-    assert {name for name in inside if FLOOR[name] >= FLOOR[path.stem]} == set()
-    if path.stem in LIGHT:
+    name, (inside, outside) = name_of(path), imports(path)
+    assert name in FLOOR, "give the new module a floor"
+    assert {other for other in inside if FLOOR[other] >= FLOOR[name]} == set()
+    if name in LIGHT:
         assert not outside & HEAVY, "this module must stay light"
-    if path.stem in {"train", "chain", "evaluate"}:
+    if name in {"train", "chain", "evaluate"}:
         assert not outside & {"matplotlib", "IPython", "ipywidgets"}
 
 
-@pytest.mark.parametrize("path", [*MODULES, *(PACKAGE / "pocket").glob("*.py")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*MODULES, *(PACKAGE / "pocket").glob("*.py")], ids=name_of)
 def test_modules_and_functions_are_small_and_documented(path):
     text = path.read_text()
     tree = ast.parse(text)
@@ -80,13 +89,13 @@ def test_modules_and_functions_are_small_and_documented(path):
             assert not public or nested or ast.get_docstring(node), f"{node.name} has no docstring"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@each_module
 def test_nothing_that_the_house_bans(path):
     text = path.read_text()
     assert "pyplot" not in text.replace("No pyplot", "")
     markup = re.findall(r"\bHTML\(.*", text)
     style = 'HTML(value=STYLE, layout={"display": "none"})'  # a constant
-    assert markup == ([style] if path.stem == "form_parts" else [])
+    assert markup == ([style] if name_of(path) == "workbench.parts" else [])
     assert "trust_remote_code=True" not in text and "pickle" not in text
 
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 
 from sftbench import modes, spell
 from sftbench.__main__ import _parser, recipe_of
-from sftbench.form_choose import impossible_methods, impossible_modes, share_words, suggestion
-from sftbench.form_values import GROUPS, advised, in_use
 from sftbench.recipe import FIELDS, METHODS, Recipe, override, to_dict
 from sftbench.workbench import Form
+from sftbench.workbench.choose import impossible_methods, impossible_modes, share_words, suggestion
+from sftbench.workbench.values import GROUPS, advised, in_use
 from tests.test_spell import recipes
 
 

@@ -51,7 +51,7 @@ def test_the_tree_names_every_module():
     for path in (ROOT / "sftbench").glob("*.py"):
         listed = re.search(rf"^  {re.escape(path.name)} +\w", tree, re.M)
         assert path.name == "__init__.py" or listed, path.name
-    for name in re.findall(r"^  (\w+\.py)", tree, re.M):
+    for name in re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.M):
         assert (ROOT / "sftbench" / name).exists()
 
 

@@ -2,9 +2,9 @@
 
 import ipywidgets as widgets
 
-from .form_choose import SHADES, share_bar
-from .form_parts import Fold, box, button, row, show, text
-from .recipe import ROLES, to_dict
+from ..recipe import ROLES, to_dict
+from .choose import SHADES, share_bar
+from .parts import Fold, box, button, row, show, text
 
 
 class Look:

@@ -4,11 +4,11 @@ from importlib.util import find_spec
 
 import ipywidgets as widgets
 
-from . import advice, modes
-from .errors import BadInput
-from .form_parts import Choice, Fold, box, button, row, show, text
-from .form_values import MODEL_AND_DATA, MORE_DATA, field, values_fold
-from .recipe import METHOD_WORDS, METHODS, ROLES, Recipe, override
+from .. import advice, modes
+from ..errors import BadInput
+from ..recipe import METHOD_WORDS, METHODS, ROLES, Recipe, override
+from .parts import Choice, Fold, box, button, row, show, text
+from .values import MODEL_AND_DATA, MORE_DATA, field, values_fold
 
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6", "start": "#EEEEEE"}
 SIDES = {"domain": "#0072B2", "general": "#E69F00"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from . import compare, runs, table, watch, worker
-from .errors import BadInput
-from .form_parts import box, button, guarded, in_background, row, show, text
+from .. import compare, runs, table, watch, worker
+from ..errors import BadInput
+from .parts import box, button, guarded, in_background, row, show, text
 
 TICK = 0.3  # seconds between two looks at the folder
 SHARE = 0.25  # drawing may take this part of its thread, which gives way to all else (`_give_way`)
@@ -186,7 +186,7 @@ class Train:
             cells[3 * number + 1].tooltip = cells[3 * number + 2].value = words
 
     def _draw(self) -> None:
-        from . import plots  # matplotlib takes a second to load; the form is usable before
+        from .. import plots  # matplotlib takes a second to load; the form is usable before
         has = any("plan" in event for event in self.events)
         with self.lock:
             if has:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import traitlets
 
-from .errors import BadInput
+from ..errors import BadInput
 
 # The only markup of the form: a constant. Text from outside goes into labels and text areas alone.
 STYLE = """<style>

@@ -4,11 +4,11 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from . import hyperparameters
-from .errors import BadInput
-from .form_parts import Fold, box, show, text
-from .hyperparameters import ADVISED
-from .recipe import FIELDS, METHOD_OPTIONS, ROLES, Recipe, field_type, help_of, parse
+from .. import hyperparameters
+from ..errors import BadInput
+from ..hyperparameters import ADVISED
+from ..recipe import FIELDS, METHOD_OPTIONS, ROLES, Recipe, field_type, help_of, parse
+from .parts import Fold, box, show, text
 
 GROUPS = {
     "SFT stages": ("learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size"),

@@ -2,8 +2,8 @@
 
 import ipywidgets as widgets
 
-from . import compare, runs
-from .form_parts import Fold, box, button, guarded, row, show, text
+from .. import compare, runs
+from .parts import Fold, box, button, guarded, row, show, text
 
 COLUMNS = ("run", "mode", "method", "state", "domain", "general", "time", "memory")
 MOST = 20  # runs in the table, newest first
@@ -66,7 +66,7 @@ class Compare:
         self._draw()
 
     def _draw(self) -> None:
-        from . import plots  # matplotlib takes a second to load; the form is usable before
+        from .. import plots  # matplotlib takes a second to load; the form is usable before
         chosen = [line["folder"] for line in self.lines if self.boxes[line["name"]].value]
         show(self.chosen_part, bool(chosen))
         if chosen:

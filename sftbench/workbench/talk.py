@@ -2,9 +2,9 @@
 
 import ipywidgets as widgets
 
-from . import compare
-from .errors import BadInput
-from .form_parts import box, button, row, text
+from .. import compare
+from ..errors import BadInput
+from .parts import box, button, row, text
 
 
 class Talk:

@@ -6,16 +6,16 @@ import threading
 import ipywidgets as widgets
 import traitlets
 
-from . import advice, modes, spell, worker
-from .errors import BadInput
-from .form_choose import choose
-from .form_compare import Compare
-from .form_look import Look
-from .form_parts import Choice, Fold, box, button, guarded, in_background, row, show, style, text
-from .form_talk import Talk
-from .form_train import Train
-from .form_values import MODEL_AND_DATA, MORE_DATA
-from .recipe import FIELDS, Recipe, differences, override, to_dict
+from .. import advice, modes, spell, worker
+from ..errors import BadInput
+from ..recipe import FIELDS, Recipe, differences, override, to_dict
+from .choose import choose
+from .compare import Compare
+from .look import Look
+from .parts import Choice, Fold, box, button, guarded, in_background, row, show, style, text
+from .talk import Talk
+from .train import Train
+from .values import MODEL_AND_DATA, MORE_DATA
 
 STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
 NEXT = {"choose": ("look", "Next: look at the data"), "look": ("train", "Next: train"),
