@@ -39,7 +39,7 @@ def train(steps: int, followed: bool) -> dict:
     """One run in a fresh folder from a process that was started ahead; its times in seconds."""
     os.environ["SFTBENCH_RUNS"] = tempfile.mkdtemp(prefix="sftbench-form-")
     form = Form(recipe.override(recipe.Recipe(), mode="1", max_steps=steps, probe_rows=16, eval_steps=steps))
-    form.helper = worker.ahead()
+    form.ahead().join(120)
     form.helper.ready.wait(120)
     step, began = form.parts["train"], time.monotonic()
     if followed:

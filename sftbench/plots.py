@@ -16,7 +16,7 @@ COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
-LEAST = 0.01  # nats per token: below it a log scale would show nothing but training rows learnt by heart
+LEAST = 0.01  # nats per token: below it, rows are known by heart; a log scale shows such losses at its foot
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 
 
@@ -30,14 +30,15 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
     axes, strip = figure.subplots(2, sharex=True, height_ratios=(5, 1)) if rates else (
         figure.add_subplot(), None)
     starts, end = _stage_starts(events)
+    least = LEAST * log
     steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
     training = [(step, event["loss"]) for step, event in steps if "loss" in event]
     if training:
-        raw = _smooth(training, set(starts.values()), weight=0.0)
-        axes.plot(*_columns(raw), color=COLOURS["training"], alpha=0.25, linewidth=0.8)
-        axes.plot(*_columns(_smooth(training, set(starts.values()))), color=COLOURS["training"],
-                  linewidth=1.8, label="training (thin: each step)")
-    last = [f"training {training[-1][1]:.2f}"] if training and training[-1][1] is not None else []
+        for weight, looks in ((0.0, {"alpha": 0.25, "linewidth": 0.8}),
+                              (0.8, {"linewidth": 1.8, "label": "training (thin: each step)"})):
+            smoothed = _smooth(training, set(starts.values()), weight)
+            axes.plot(*_columns(smoothed, least), color=COLOURS["training"], **looks)
+    last = [f"training {_few(training[-1][1])}"] if training and training[-1][1] is not None else []
     for role, marker in MARKERS.items():
         name = f"eval_{role}_loss"
         # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
@@ -45,9 +46,9 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
                   if event.get(name) is not None and "steps" not in event]
         if points:
             side, kind = role.split("_")
-            axes.plot(*_columns(points), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
+            axes.plot(*_columns(points, least), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
                       markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
-            last.append(f"{side} {kind} {points[-1][1]:.2f}")
+            last.append(f"{side} {kind} {_few(points[-1][1])}")
     _dress(axes, starts, end, title, log)
     if strip:
         _draw_rates(axes, strip, steps, starts, end)
@@ -92,8 +93,8 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
             points = [(starts[event["stage"]] + event["step"], event[key]) for event in events
                       if event["stage"] in starts and "steps" not in event
                       and event.get(key := f"eval_{side}_{kind}_loss") is not None]
-            axes.plot(*_columns(points), color=COLOURS[side], linestyle=line, marker=marker, markersize=5,
-                      linewidth=1.4, label=" " + name.replace("$", r"\$"))  # text, no mathematics
+            axes.plot(*_columns(points, LEAST * log), color=COLOURS[side], linestyle=line, marker=marker,
+                      markersize=5, linewidth=1.4, label=" " + name.replace("$", r"\$"))  # text, no mathematics
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
@@ -139,9 +140,14 @@ def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
     return starts, max(begin, 1)
 
 
-def _columns(points: list[tuple]) -> tuple[list, list]:
-    """Points as two lists; a missing value (a loss that was no number) is a gap."""
-    return [x for x, _ in points], [float("nan") if y is None else y for _, y in points]
+def _few(value: float) -> str:
+    """A loss with two digits after the point, a small one with two that count."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _columns(points: list[tuple], least: float = 0.0) -> tuple[list, list]:
+    """Points as two lists; a missing value (a loss that was no number) is a gap, none lies below `least`."""
+    return [x for x, _ in points], [float("nan") if y is None else max(y, least) for _, y in points]
 
 
 def _smooth(points: list[tuple], borders: set[int], weight: float = 0.8) -> list[tuple]:
@@ -190,13 +196,13 @@ def _scale(axes, log: bool) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain_number)
         axes.yaxis.set_minor_formatter(_PlainMinor())
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], LEAST * 0.9))
     else:
         axes.set_ylim(bottom=0)
 
 
 def _plain_number(value: float, _=None) -> str:
-    return f"{value:g}"
+    return f"≤ {value:g}" if value == LEAST else f"{value:g}"
 
 
 class _PlainMinor(LogFormatter):

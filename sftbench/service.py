@@ -162,13 +162,13 @@ def _answer_prepare(request: dict, kept: dict) -> dict:
 
 
 def _answer_look(request: dict, kept: dict) -> dict:
-    """As `prepare`, and as text the recipe and the data with its mask, each stage's steps, its forecast."""
+    """As `prepare`, and as text the recipe and the data with its mask (as markup too), steps, forecast."""
     from . import chain, views
     ready = _prepared(_asked(request), kept)
     datasets = {stage["name"]: chain.stage_dataset(ready, stage) for stage in ready.stages}
-    small = ready.known["parameters"] <= TRIED_AT_ONCE
+    small, page = ready.known["parameters"] <= TRIED_AT_ONCE, views.look(ready, request.get("rows", 1))
     return _answer_prepare(request, kept) | {
-        "text": views.look(ready, request.get("rows", 1)), "recipe_text": views.recipe_text(ready),
+        "text": page, "markup": page.markup, "recipe_text": views.recipe_text(ready),
         "plan": chain.plan(ready, datasets)} | _answer_forecast(request | {"timed": small}, kept)
 
 

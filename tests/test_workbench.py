@@ -194,7 +194,7 @@ def train_on_hostile_text(page, folder: Path) -> None:
     enter(page, "output_dir", str(folder / "runs" / NAME))
     turn(page, "2 Look")
     says(page, "Looked at the data")
-    shown = "".join(page.locator(".sftb-pre:visible").all_inner_texts())
+    shown = "".join(page.locator(".sftb-seen:visible").all_inner_texts())
     assert "costs $5 and $6" in re.sub(r"\s+", " ", re.sub("[|«»]", "", shown))  # no mathematics
     reach_all_by_tab(page)
     nothing_is_cut_off(page)

@@ -14,7 +14,7 @@ from .compare import Compare
 from .look import Look
 from .parts import Choice, Fold, box, button, guarded, in_background, row, show, style, text
 from .talk import Talk
-from .train import Train
+from .train import Train, ready_to_draw
 from .values import MODEL_AND_DATA, MORE_DATA
 
 STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
@@ -102,6 +102,11 @@ class Form(traitlets.HasTraits):
             raise BadInput(answer["error"]["message"])
         return answer
 
+    def ahead(self) -> threading.Thread:
+        """Load libraries while the user chooses: for training in a process, for pictures in a thread."""
+        self.helper = worker.ahead()
+        return in_background(ready_to_draw)
+
     def close(self) -> None:
         """Let go of the process that was started ahead, and follow no run any more; runs go on."""
         self.parts["train"].token = None
@@ -185,6 +190,6 @@ def form(recipe: Recipe | None = None) -> widgets.Widget:
     while _shown:
         _shown.pop().close()
     made = Form(recipe)
-    made.helper = worker.ahead()
+    made.ahead()
     _shown.append(made)
     return made.widget

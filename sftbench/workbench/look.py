@@ -4,7 +4,7 @@ import ipywidgets as widgets
 
 from ..recipe import ROLES, to_dict
 from .choose import SHADES, share_bar
-from .parts import Fold, box, button, row, show, text
+from .parts import Fold, box, button, coloured, row, show, text
 
 
 class Look:
@@ -17,12 +17,14 @@ class Look:
         self.plan = box(classes=("sftb-plan",), kind=widgets.Box)
         self.forecast = text("", "sftb-pre", "sftb-wrap")
         self.time = button("Measure a few steps", self.measure)
-        self.rows = text("", "sftb-pre", "sftb-wrap")
+        self.rows = coloured("sftb-seen")
         self.resolved = text("", "sftb-pre", "sftb-wrap")
         self.whole = box(
             text("Data by role", "sftb-head"), self.roles, text("Stages", "sftb-head"), self.plan,
             row(text("Forecast", "sftb-head"), self.time), self.forecast,
-            text("Rows token by token; what is trained stands in «…»", "sftb-head"),
+            text("Rows token by token", "sftb-head"),
+            text("What is trained is bold, on blue, between « and »; what is only read is on grey; special "
+                 "tokens are brown; ↵ is a line's end.", "sftb-quiet", "sftb-note"),
             self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
         self.widget = box(row(self.told, button("Look again", self.look)), self.whole)
         show(self.whole, False)
@@ -48,7 +50,7 @@ class Look:
         self.seen = recipe
         self._roles(answer["known"])
         self._stages(answer)
-        self.rows.value, self.resolved.value = answer["text"], answer["recipe_text"]
+        self.rows.value, self.resolved.value = answer["markup"], answer["recipe_text"]
         self.told.value = f"Start model: {answer['start']}."
         show(self.whole, True)
         self.form.known = answer["known"]

@@ -10,7 +10,8 @@ import traitlets
 
 from ..errors import BadInput
 
-# The only markup of the form: a constant. Text from outside goes into labels and text areas alone.
+# The form's own markup: a constant. Text from outside goes into labels and text areas; only rows token by
+# token are markup, made by `page.escape`.
 STYLE = """<style>
 .sftb { container-type: inline-size; max-width: 1060px; line-height: 1.45; overflow: visible;
   color: var(--jp-ui-font-color1); }
@@ -28,6 +29,9 @@ STYLE = """<style>
 .sftb .sftb-lines { white-space: pre-line; }
 .sftb .sftb-pre { white-space: pre; font-family: var(--jp-code-font-family); font-size: 12px;
   overflow-x: auto; padding: 8px 10px; background: var(--jp-layout-color2); }
+.sftb .sftb-seen { font-size: 12px; padding: 6px 10px; background: var(--jp-layout-color2); }
+.sftb .sftb-seen pre { font-size: 12px; background: none; color: inherit; overflow-wrap: anywhere; }
+.sftb .sftb-seen div { margin-left: 2em !important; overflow-wrap: anywhere; }
 .sftb textarea { font-family: var(--jp-code-font-family) !important; font-size: 12px !important; }
 .sftb .jupyter-button { border: 1px solid var(--jp-border-color1); border-radius: 4px; box-shadow: none;
   background: var(--jp-layout-color1); width: auto; height: 30px; line-height: 28px; }
@@ -115,6 +119,14 @@ def text(value: str = "", *classes: str, **layout) -> widgets.Label:
     for name in ("mathjax_ignore", *classes):  # JupyterLab would set $…$ in a label as mathematics
         label.add_class(name)
     return label
+
+
+def coloured(*classes: str) -> widgets.HTML:
+    """A place for the markup of a `Page`, whose words went through `escape`; nothing else may go in."""
+    made = widgets.HTML()
+    for name in ("mathjax_ignore", *classes):
+        made.add_class(name)
+    return made
 
 
 def box(*children, classes: tuple = (), kind=widgets.VBox, **layout) -> widgets.Box:

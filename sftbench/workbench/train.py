@@ -197,6 +197,12 @@ class Train:
         show(self.empty, not has)
 
 
+def ready_to_draw() -> None:
+    """Load matplotlib and draw once, so that a run's first picture need not wait for it."""
+    from .. import plots
+    plots.png(plots.loss_figure([]))
+
+
 def _give_way() -> None:
     """Let this thread run only where nothing else wants to, so that drawing takes nothing from training."""
     with contextlib.suppress(OSError, AttributeError):  # Linux has priorities by thread; others leave it be
