@@ -60,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, book):
         command.add_argument("--out", metavar="DIR",
                              help="folder of the run (default: a new one under runs/)")
-    add("resume", _resume, "let a run go on that was stopped or broke").add_argument("run", help="its folder")
+    _add_a_run(add("resume", _resume, "let a run go on that was stopped or broke"))
     stop = add("stop", _stop, "stop a run, whoever started it: after a step, with a checkpoint")
-    stop.add_argument("run", help="a run's folder")
+    _add_a_run(stop)
     stop.add_argument("--patience", type=float, default=30, metavar="SECONDS",
                       help="how long a step may take before it is broken off (default: 30)")
-    add("show", _show, "print the ledger of a run").add_argument("run", help="a run's folder")
+    _add_a_run(add("show", _show, "print the ledger of a run"))
     _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
     _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
     _add_export(add("export", _export, "write a stage as a folder that plain transformers or PEFT loads"))
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
                   recipe=True))
     _add_check(add("check", _check, "check data files: shapes, bad rows, lengths, leaks, characters"))
     add("modes", _modes, "list the modes and their stages")
+    add("rules", _rules, "list the rules R1 to R16 that advice rests on")
     add("methods", _methods, "list the methods and their parameters")
     _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
                     recipe=True))
@@ -114,6 +115,10 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--picture", metavar="PNG", help="where to draw the histogram of lengths")
 
 
+def _add_a_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=runs.find, help="a run's folder, or its name under runs/")
+
+
 def _add_talk(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", nargs="+",
                          help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
@@ -125,7 +130,7 @@ def _add_talk(command: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", help="a run's folder")
+    _add_a_run(command)
     command.add_argument("--tasks", nargs="+", required=True, metavar="TASK",
                          help="lm-eval's names, or .yaml files with tasks of your own")
     command.add_argument("--stages", nargs="+", metavar="STAGE",
@@ -134,7 +139,7 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", help="a run's folder")
+    _add_a_run(command)
     command.add_argument("folder", metavar="DIR", help="where to, a new folder")
     command.add_argument("--stage", metavar="N|NAME", help="which stage (default: the last)")
     form = command.add_mutually_exclusive_group()
@@ -291,6 +296,12 @@ def _check(options) -> None:
 def _modes(options) -> None:
     for number, mode in modes.MODES.items():
         say(f"{number}  {mode['name']}\n   {mode['sentence']}\n   {modes.drawing(mode)}\n")
+
+
+def _rules(options) -> None:
+    from . import advice
+    for name, rule in advice.RULES.items():
+        say(f"{name:<5}{rule.__doc__.splitlines()[0]}")
 
 
 def _methods(options) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from . import hyperparameters, modes
 from .errors import BadInput
 from .hyperparameters import WARMUP, count, epochs, full_rate, resolve
-from .recipe import Recipe
+from .recipe import METHOD_OPTIONS, Recipe
 
 PLENTY = 1e9  # tokens of domain text that are worth CPT by themselves
 GAP = 0.5  # nats per token by which text differs "much": perplexity is then e^0.5 = 1.65 times as high
@@ -47,9 +47,8 @@ def r1_foreign_text(known: dict) -> Suggestion | None:
         return None
     because = "you say so of your text"
     if math.isfinite(gap):
-        side = "above" if differs else "not above"
-        because = (f"its loss on your text minus that on everyday text is {gap:.2f} nats per token, {side} "
-                   f"{GAP:g} (perplexity × {math.exp(GAP):.2f})")
+        because = (f"its loss on your text is {gap:.2f} nats per token above that on everyday text, and "
+                   f"{'more than' if differs else 'only from'} {GAP:g} counts as much")
     if differs:
         return Suggestion("R1", "Train on the text first (CPT): the model hardly knows its kind", because,
                           _votes(m2=1, m3=1, m4=1, m5=1, m7=1))
@@ -262,7 +261,10 @@ def explain(recipe: Recipe, known: dict) -> str:
         known = {**known, "pretraining_learning_rate": recipe.pretraining_learning_rate}
     lines, led = _mode_lines(recipe, known)
     lines += _section("Worth knowing", [_rule_lines(said) for said in suggest(known) if said not in led])
-    reasons = resolve(recipe, known)[1]
+    full, reasons = resolve(recipe, known)
+    others = {name for names in METHOD_OPTIONS.values() for name in names}
+    others -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
+    reasons = {name: text for name, text in reasons.items() if name not in others}
     rows = [(name, *text.split(" because ", 1)) for name, text in reasons.items()]
     left, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     table = [_wrapped(f"  {name:<{left}}  {value:<{middle}}  ", why) for name, value, why in rows]

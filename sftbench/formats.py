@@ -16,15 +16,13 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from . import hubdata
+from . import hubdata, sources
 from .errors import BadInput
 from .shapes import SHAPES
 from .store import sha256_of
 
 PIECE = 2000  # characters: plain text is cut at blank lines into rows of about this length
 BATCH = 1000  # rows of a table held at a time
-TEXTS = (".txt", ".md", ".markdown")
-PART = re.compile(rf"(?:({'|'.join(SHAPES)})=)?(.+?)(?::(\d+(?:\.\d+)?))?")
 
 
 @dataclass
@@ -40,39 +38,21 @@ class Origin:
 
 
 def origins(source: str, role: str) -> list[Origin]:
-    """What a source names: `[SHAPE=]PATH[:WEIGHT]`, several with commas between; raises BadInput.
-
-    A path that exists is taken as it is, so it may hold any character; in a list, one with a comma stands in
-    double quotes. A hub name or a saved `datasets` folder may end in `#SPLIT`, a hub name in `@REVISION` too.
-    """
-    if Path(source).expanduser().exists():
-        return _expand(source, role, None, 1.0)
-    found = []
-    for token in re.findall(r'(?:[^,"]|"[^"]*")+', source):
-        token = token.strip()
-        whole = token.strip('"')
-        exists = Path(whole).expanduser().exists()
-        shape, path, weight = (None, whole, None) if exists else PART.fullmatch(token).groups()
-        if weight is not None and float(weight) == 0:
-            raise BadInput(f"{role}: {token}: the weight must be above 0")
-        found += _expand(path.strip('"'), role, shape, float(weight or 1))
-    return found
+    """The files and data sets that a source names, as `sources.parts` reads it; raises BadInput."""
+    return [origin for shape, path, weight in sources.parts(source, role)
+            for origin in _expand(path, role, shape, weight)]
 
 
 def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Origin]:
-    place = Path(path).expanduser()
+    place = sources.place(path, role)
+    if place is None:
+        return [_dataset(path, hubdata.load(path), shape, weight)]
     if place.is_file():
         return [_file(place, shape, weight)]
-    bare, _, split = path.partition("#")
-    if place.is_dir() or (split and Path(bare).is_dir()):
-        folder = place if place.is_dir() else Path(bare)
-        if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-            return [_dataset(path, hubdata.saved(folder, split), shape, weight)]
-        return [_file(file, shape, weight) for file in _files(folder)]
-    if hubdata.is_name(path) and Path(bare).suffix.lower() not in READERS:
-        return [_dataset(path, hubdata.load(path), shape, weight)]
-    raise BadInput(f"{role}: {path}: no such file or folder in {Path.cwd()}, and no hub name "
-                   "of the form owner/name")
+    if any((place / name).exists() for name in ("state.json", "dataset_dict.json")):
+        split = path.partition("#")[2] if str(place) != str(Path(path).expanduser()) else ""
+        return [_dataset(path, hubdata.saved(place, split), shape, weight)]
+    return [_file(file, shape, weight) for file in _files(place)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -239,4 +219,4 @@ def _paragraphs(path: Path) -> Iterator[tuple[int, str]]:
 
 
 READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv,
-           ".parquet": _parquet, **dict.fromkeys(TEXTS, _text)}
+           ".parquet": _parquet, **dict.fromkeys(sources.TEXTS, _text)}

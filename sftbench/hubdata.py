@@ -1,20 +1,13 @@
 """Data sets of the `datasets` library: saved folders and hub names; without a network, what is cached."""
 
 import contextlib
-import re
 from pathlib import Path
 
 import datasets
 
 from .errors import BadInput
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?(?:#[\w./-]+)?")
 PATIENCE = 4  # seconds until the hub counts as out of reach; the library itself tries for 23
-
-
-def is_name(text: str) -> bool:
-    """Whether the text has the form owner/name, with @REVISION and #SPLIT or #CONFIGURATION/SPLIT or not."""
-    return NAME.fullmatch(text) is not None
 
 
 def saved(folder: Path, split: str = "") -> datasets.Dataset:

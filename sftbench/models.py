@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import pocket, template
+from . import pocket, sources, template
 from .errors import BadInput
 from .store import sha256_of
 
@@ -50,16 +50,12 @@ def locate(name: str) -> str:
 
     Raises BadInput for a local path that is not there or holds no model that can be read safely.
     """
-    if name in pocket.FOLDERS:
-        return str(pocket.FOLDERS[name])
-    path = Path(name)
-    if path.is_dir():
-        check_folder(path)
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise BadInput(f"model {name!r}: no such folder, and no hub name of the form owner/name; "
-                       f"embedded models are {', '.join(pocket.FOLDERS)}")
-    return name
+    folder = sources.model_folder(name)
+    if folder is None:
+        return name
+    if name not in pocket.FOLDERS:
+        check_folder(folder)
+    return str(folder)
 
 
 def check_folder(path: Path) -> None:

@@ -94,7 +94,8 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
                       if event["stage"] in starts and "steps" not in event
                       and event.get(key := f"eval_{side}_{kind}_loss") is not None]
             axes.plot(*_columns(points, LEAST * log), color=COLOURS[side], linestyle=line, marker=marker,
-                      markersize=5, linewidth=1.4, label=" " + name.replace("$", r"\$"))  # text, no mathematics
+                      markersize=5, linewidth=1.4,
+                      label=" " + name.replace("$", r"\$"))  # text, no mathematics
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)

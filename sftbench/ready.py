@@ -10,7 +10,20 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from . import advice, blocks, data, encoded, evaluate, hyperparameters, models, modes, pocket, ranks, template
+from . import (
+    advice,
+    blocks,
+    data,
+    encoded,
+    evaluate,
+    hyperparameters,
+    models,
+    modes,
+    pocket,
+    ranks,
+    spell,
+    template,
+)
 from .errors import BadInput
 from .recipe import Recipe, override
 
@@ -136,7 +149,9 @@ def advise(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bo
         known["base_loss"] = probe_losses(models.load_model(start, recipe.model_revision), tokenizer, roles)
     if settle_mode:
         recipe = override(recipe, mode=advice.suggest_mode(known)[0])
-    return advice.explain(recipe, known)
+    rows = ", ".join(f"{name} {len(role.train):,} rows" for name, role in roles.items())
+    return (f"For {start}, with {rows or 'no data yet'}.\n\n{advice.explain(recipe, known)}\n\n"
+            f"next: {spell.as_command(recipe)}")
 
 
 def probe_losses(model, tokenizer, roles: dict[str, data.Role]) -> dict[str, float]:

@@ -23,6 +23,12 @@ def root() -> Path:
     return Path(os.environ.get("SFTBENCH_RUNS", "runs"))
 
 
+def find(run: str | Path) -> Path:
+    """A run's folder by its path, or by its name alone where it lies under `root()`."""
+    named = root() / run
+    return named if not Path(run).exists() and (named / "recipe.json").exists() else Path(run)
+
+
 def folder_for(mode: str, method: str, output_dir: str | None) -> Path:
     """The run's folder: `output_dir`, or a new one under `root()` named by mode, method and time."""
     if output_dir is not None:
@@ -200,9 +206,11 @@ def progress(events: list[dict], now: float | None = None) -> dict:
         done += steps if any(event.get("reused") for event in mine) else step
         fresh = [event for event in mine if not event.get("reused") and "waiting" not in event]
         if fresh and step and not any(event.get("reused") for event in mine):
-            spent += (now if name == current and step < steps else fresh[-1]["time"]) - fresh[0]["time"]
-            pairs = zip(fresh, fresh[1:], strict=False)
-            spent -= sum(later["time"] - earlier["time"] for earlier, later in pairs if "resumed" in later)
+            gaps = [later["time"] - earlier["time"] for earlier, later in zip(fresh, fresh[1:], strict=False)
+                    if "resumed" not in later]
+            spent += sum(gaps)
+            if name == current and step < steps:  # a longer silence is no training: the run had stopped
+                spent += min(now - fresh[-1]["time"], max(gaps, default=math.inf))
             timed_steps += step
     total = max(1, sum(planned.values()))
     left = max(0.0, spent) / timed_steps * (total - done) if timed_steps else None

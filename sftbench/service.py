@@ -8,7 +8,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import re
 import select
 import signal
 import sys
@@ -16,7 +15,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from . import pocket, process, runs, worker
+from . import pocket, process, runs, sources, worker
 from .errors import BadInput, Stopped
 from .modes import MODES
 from .recipe import ROLES, Recipe, from_dict, override, to_dict
@@ -137,13 +136,12 @@ def _ages(source: str) -> list | None:
     """Size and age of every file that a source names; None where that cannot be told, as of a hub name."""
     found = []
     try:
-        for part in [source] if Path(source).expanduser().exists() else source.split(","):
-            part = part.strip().strip('"')
-            places = (Path(part).expanduser(), Path(re.sub(r"^\w+=|:[\d.]+$|#\w+$", "", part)).expanduser())
-            place = next(place for place in places if place.exists())
+        for _, path, _ in sources.parts(source, ""):
+            if (place := sources.place(path, "")) is None:
+                return None
             for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
                 found.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
-    except (OSError, StopIteration):
+    except (OSError, BadInput):
         return None
     return found
 

@@ -65,8 +65,12 @@ def _headings(columns: list[tuple[str, str]], first: int) -> list[str]:
     """Two lines: each probe's name over its columns, and the measures."""
     over = "probe after".ljust(first)
     for role in dict.fromkeys(role for role, _ in columns):
-        over += role.replace("_", " ").rjust(GAP + CELL * sum(other == role for other, _ in columns))
-    return [over, _line(" " * first, [measure for _, measure in columns], columns)]
+        measures, title = [measure for other, measure in columns if other == role], role.replace("_", " ")
+        wide = GAP + CELL * len(measures)
+        # over the first of several columns; one column is too narrow for that
+        over += (" " * (GAP + CELL - len(measures[0])) + title).ljust(wide) if len(measures) > 1 \
+            else title.rjust(wide)
+    return [over.rstrip(), _line(" " * first, [measure for _, measure in columns], columns)]
 
 
 def _line(text: str, cells: list[str], columns: list[tuple[str, str]]) -> str:

@@ -49,9 +49,9 @@ def find(checkpoint: str) -> tuple[str | None, int | str | None]:
     Raises BadInput, naming the run's stages or what is missing.
     """
     run, _, stage = checkpoint.rpartition(":")
-    if _is_run(checkpoint):
-        run, stage = checkpoint, ""
-    elif not run or not _is_run(run):
+    if _is_run(whole := str(runs.find(checkpoint))):
+        run, stage = whole, ""
+    elif not run or not _is_run(run := str(runs.find(run))):
         return None, str(models.locate(checkpoint))
     names = [entry["name"] for entry in runs.read_result(run)["stages"]]
     if stage.isdigit() and 1 <= int(stage) <= len(names):

@@ -11,8 +11,8 @@ FLOORS = [
     {"errors"},
     {"recipe", "runs", "pocket", "page", "ranks"},
     {"modes", "store", "table", "template", "process"},
-    {"spell", "compare", "watch", "workbench.parts"},
-    {"checkpoints", "hyperparameters", "notebook", "plots", "terminal", "hubdata", "shapes", "mixing"},
+    {"spell", "compare", "watch", "shapes", "workbench.parts"},
+    {"sources", "checkpoints", "hyperparameters", "notebook", "plots", "terminal", "hubdata", "mixing"},
     {"advice", "formats", "models"},
     {"blocks", "methods", "live", "rows"},
     {"evaluate", "data"},
@@ -33,7 +33,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate",
          "matplotlib", "IPython", "papermill"}
 LIGHT = {"errors", "recipe", "runs", "modes", "table", "hyperparameters", "advice", "notebook", "spell",
          "__main__", "process", "worker", "page", "shapes",
-         "mixing", "terminal", "ranks"}
+         "mixing", "terminal", "ranks", "sources"}
 MODULES = [path for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("workbench/*.py")])
            if path != PACKAGE / "__init__.py"]
 

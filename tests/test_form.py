@@ -55,7 +55,9 @@ def test_every_field_of_a_recipe_has_a_control(form):
     assert len(buttons(form, "○")) + len(buttons(form, "●")) == len(modes.MODES) + 2 * len(METHODS) + 1
 
 
-def test_buttons_and_controls_make_the_recipe(form):
+def test_buttons_and_controls_make_the_recipe(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my text.jsonl").touch()
     press(form, "○ 4")
     buttons(form, "○ lora")[0].click()
     enter(form, "learning_rate", "2e-3")
@@ -73,7 +75,9 @@ def test_buttons_and_controls_make_the_recipe(form):
 @pytest.mark.parametrize(("name", "text", "words"), [
     ("learning_rate", "fast", "must be float"), ("lora_r", "8.5", "must be int"),
     ("seed", "-1", "at least 0"), ("learning_rate", "nan", "finite"),
-    ("mode", "9", "unknown mode"), ("domain_text", "-x", "may not be")])
+    ("mode", "9", "unknown mode"), ("domain_text", "-x", "may not be"),
+    ("domain_text", "nowhere.jsonl", "no such file"), ("general_tasks_probe", "qa=no.csv:2", "no such file"),
+    ("model", "./nowhere", "no such folder")])
 def test_what_is_no_value_is_told_and_changes_nothing(form, name, text, words):
     before = form.recipe
     enter(form, name, text)
@@ -117,11 +121,18 @@ def test_advised_values_follow_what_is_known(form):
     assert form.controls["num_train_epochs"].placeholder == "2"
 
 
+def test_names_that_a_hub_may_have_are_taken_as_they_are(form):
+    enter(form, "domain_text", "owner/texts#train:2, text=owner/more")
+    enter(form, "model", "owner/model")
+    assert (form.recipe.domain_text, form.recipe.model, form.errors) == (
+        "owner/texts#train:2, text=owner/more", "owner/model", {})
+
+
 def test_what_was_counted_is_forgotten_with_the_data(form):
     form.known = {"rows": {"domain_tasks": 5}}
     enter(form, "learning_rate", "1e-5")
     assert form.known
-    enter(form, "domain_tasks", "other.jsonl")
+    enter(form, "domain_tasks", "owner/other")
     assert form.known == {}
 
 

@@ -11,6 +11,8 @@ from functools import lru_cache, partial
 from itertools import permutations, product
 from pathlib import Path
 
+from ..errors import BadInput
+
 ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
 SPLITS = ("train", "probe")
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -296,11 +298,17 @@ def pretraining_text(seed=0):
 
 
 def write(folder, seed=0, related=True):
-    """Write the four roles with both splits as JSON Lines files into `folder` and return their paths."""
-    paths = []
-    for role, split in product(ROLES, SPLITS):
-        paths.append(Path(folder) / f"{role}{'' if split == 'train' else '_probe'}.jsonl")
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row) + "\n" for row in rows(role, split, seed, related))
-        paths[-1].write_text("".join(lines), encoding="utf-8", newline="\n")
-    return paths
+    """Write the four roles with both splits as JSON Lines files into `folder` and return their paths.
+
+    Raises BadInput, before anything is overwritten, for a file of other rows in its place.
+    """
+    files = {Path(folder) / f"{role}{'' if split == 'train' else '_probe'}.jsonl": "".join(
+        json.dumps(row) + "\n" for row in rows(role, split, seed, related))
+        for role, split in product(ROLES, SPLITS)}
+    for path, lines in files.items():
+        if path.exists() and path.read_bytes() != lines.encode():
+            raise BadInput(f"{path}: there already, with other rows; name another folder")
+    for path, lines in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines, encoding="utf-8", newline="\n")
+    return list(files)

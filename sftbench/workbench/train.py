@@ -17,6 +17,7 @@ SHARE = 0.25  # drawing may take this part of its thread, which gives way to all
 WORDS = {"none": "no run yet", "preparing": "loading libraries, model and data", "running": "running",
          "stopping": "stopping after this step", "done": "done", "stopped": "stopped; it can go on",
          "failed": "failed", "killed": "its process was killed; it can go on"}
+CAN_GO_ON = ("stopped", "failed", "killed")
 
 NEXT = {"done": "is done. Next: compare it with another run, or talk to it.",
         "stopped": "has stopped and kept its state. Resume goes on from there."}
@@ -106,11 +107,13 @@ class Train:
         in_background(self._follow, self.folder, self.token)
 
     def attach(self) -> bool:
-        """Follow the newest run that goes on, if there is one."""
-        live = worker.running()
-        if live:
+        """Follow the newest run that goes on; with none, the newest of all where it stopped on its way."""
+        if live := worker.running():
             self.follow(live[-1])
             self.form.say(f"{live[-1].name} is going on; this is its curve so far.")
+        elif (newest := compare.folders()[:1]) and worker.state(newest[0])["state"] in CAN_GO_ON:
+            self.follow(newest[0])
+            self.form.say(f"{newest[0].name} has stopped on its way. In step 3, Resume lets it go on.")
         return bool(live)
 
     # following, in a thread
@@ -162,7 +165,7 @@ class Train:
         """Only the buttons that can do something now."""
         self.start_button.disabled = self.alive
         self.stop_button.disabled = not self.alive or self.run_state == "stopping"
-        self.resume_button.disabled = self.alive or self.run_state not in ("stopped", "failed", "killed")
+        self.resume_button.disabled = self.alive or self.run_state not in CAN_GO_ON
 
     def _progress(self) -> None:
         """A bar for the run and one for each stage, with words beside."""

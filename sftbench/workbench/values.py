@@ -4,10 +4,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from .. import hyperparameters
+from .. import hyperparameters, sources
 from ..errors import BadInput
 from ..hyperparameters import ADVISED
-from ..recipe import FIELDS, METHOD_OPTIONS, ROLES, Recipe, field_type, help_of, parse
+from ..recipe import FIELDS, METHOD_OPTIONS, ROLES, Recipe, field_type, help_of, override, parse
 from .parts import Fold, box, show, text
 
 GROUPS = {
@@ -88,6 +88,8 @@ def field(form, name: str) -> widgets.Widget:
             return
         try:
             value = _read(name, change.new)
+            override(form.recipe, **{name: value})
+            _must_be_there(name, value)
             form.errors = {key: told for key, told in form.errors.items() if key != name}
             form.set(**{name: value})
         except BadInput as error:
@@ -103,6 +105,16 @@ def field(form, name: str) -> widgets.Widget:
     control.observe(send, "value")
     form.observe(receive, "recipe")
     return control
+
+
+def _must_be_there(name: str, value: Any) -> None:
+    """Raise BadInput for a model or data that no file, folder or hub could have."""
+    if value is None:
+        return
+    if name in ("model", "chat_model"):
+        sources.model_folder(value)
+    elif name.removesuffix("_probe") in ROLES:
+        sources.check(value, name)
 
 
 def _options(name: str) -> list[tuple[str, Any]]:
