@@ -18,6 +18,9 @@ PY := "$(ENV)/bin/python"
 
 # The mark of a finished installation. Its name changes with what is to be installed and from where.
 MARK := $(ENV)/.sftbench-$(shell { pwd; cat pyproject.toml requirements.lock; } | cksum | tr ' ' '-')
+
+# Who develops gets the tests' packages and those of the extras, which are tested too.
+test quick lint: EXTRAS := [test,eval,track]
 TORCH := $(shell grep '^torch==' requirements.lock)
 PIP_INSTALL := $(PY) -m pip install -q -q --disable-pip-version-check --no-input -c requirements.lock
 
@@ -28,7 +31,7 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## make the environment and install the packages, unless that is done
-	@test -e "$(MARK)" || { $(NEW_ENV) && $(INSTALL); }
+	@test -e "$(MARK)$(EXTRAS)" || { $(NEW_ENV) && $(INSTALL); }
 
 demo: setup  ## run the notebook of mode 2 on the pocket model and data; results in runs/demo
 	@$(PY) -m sftbench notebook 2 --out runs/demo
@@ -87,7 +90,7 @@ define INSTALL
 { \
 	echo "Installing sftbench and its packages into $(ENV): once, for several minutes." && \
 	echo "1 of 2: $(TORCH)" && $(PIP_INSTALL) "$(TORCH)" && \
-	echo "2 of 2: all other packages" && $(PIP_INSTALL) -e '.[test]' && \
-	rm -f "$(ENV)"/.sftbench-* && touch "$(MARK)" && echo "Installed."; \
+	echo "2 of 2: all other packages" && $(PIP_INSTALL) -e '.$(EXTRAS)' && \
+	rm -f "$(ENV)"/.sftbench-* && touch "$(MARK)" "$(MARK)$(EXTRAS)" && echo "Installed."; \
 }
 endef

@@ -112,6 +112,14 @@ def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, 
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "role"), [
+    ("general_text.jsonl", "general_text"), ("general_tasks_probe.jsonl", "general_tasks"),
+    ("notes.jsonl", "domain_text")])
+def test_a_file_named_after_a_role_is_checked_as_that(name, role, tmp_path, make_model):
+    rows = small_rows(role)
+    assert check.measure(lines(tmp_path / name, *rows), model=make_model())["role"] == role
+
+
 def test_the_command_looks_at_a_row(mine, make_model, capsys):
     words = ["look", "1", "-p", "model", make_model(), "-p", "domain_tasks", mine, "-p", "bad_rows", "drop"]
     assert main([*words, "--role", "domain_tasks", "--row", "2"]) == 0

@@ -27,7 +27,7 @@ def small(make_model, small_files):
     return {"model": make_model(), "max_steps": 2, "probe_rows": 4} | small_files
 
 
-def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys):
+def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys, monkeypatch):
     assert main(["run", "2", *arguments(small), "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr().out
     assert "start (base)" in said and "domain_sft" in said and "loss.png" in said
@@ -36,6 +36,21 @@ def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys):
     assert (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["show", str(tmp_path / "one")]) == 0
     assert capsys.readouterr().out.strip() in said
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    assert main(["show", "one"]) == 0 and capsys.readouterr().out.strip() in said
+
+
+def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
+    runs.write_json(tmp_path / "recipe.json", {"schema": 1, "recipe": {}})
+    for event in ({"stage": "start", "step": 0, "plan": {"cpt": 30, "sft": 10}},
+                  {"stage": "start", "step": 0, "eval_domain_tasks_loss": 2.5},
+                  {"stage": "cpt", "step": 10, "loss": 1.0}):
+        runs.append_event(tmp_path, event)
+    runs.write_json(tmp_path / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
+    assert main(["show", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "stopped, cpt: 10 of 40 steps (25%)" in said and "2.50" in said
+    assert f"sftbench resume {tmp_path}" in said
 
 
 @pytest.mark.parametrize("related", [True, False])
@@ -53,6 +68,11 @@ def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, relat
     assert set(read) == set(embedded) == {name for name in paths if not name.endswith("_probe")}
     for name, role in embedded.items():
         assert list(read[name].train) == list(role.train) and list(read[name].probe) == list(role.probe)
+    assert main(words) == 0, "the same files again harm nothing"
+    (tmp_path / "general_text_probe.jsonl").write_text('{"text": "mine"}\n')
+    assert main([*words[:-1], "4"] if related else words) == 2
+    assert (tmp_path / "general_text_probe.jsonl").read_text() == '{"text": "mine"}\n'
+    assert "name another folder" in capsys.readouterr().err
 
 
 def test_help_and_methods_show_choices_and_defaults(capsys):
@@ -99,6 +119,7 @@ def test_bad_input_ends_with_code_2_and_the_remedy(words, said, capsys, tmp_path
 def test_lists_and_advice(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
     for command, words in (("modes", "base_mixed_cpt_mixed_sft"), ("methods", "num_virtual_tokens"),
+                           ("rules", "R16  Frozen parts"),
                            ("stages", "0 stages")):
         assert main([command]) == 0
         assert words in capsys.readouterr().out
@@ -109,6 +130,8 @@ def test_advice_measures_the_gap_by_itself(capsys, small):
     assert main(["advise", "2", "--wants", "domain", "--resources", "much", *arguments(known)]) == 0
     said = capsys.readouterr().out
     assert "Suggested mode:" in said and "R1" in said and "nats per token" in said and "R7" in said
+    assert said.startswith(f"For {small['model']}, with domain_text") and "bnb_" not in said
+    assert f"next: sftbench run 2 -p method full -p model {small['model']}" in said
 
 
 def test_the_command_starts_fast_and_import_loads_no_torch():

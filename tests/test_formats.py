@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from sftbench import data, formats, rows
+from sftbench import data, formats, rows, sources
 from sftbench.errors import BadInput
 
 ASK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -184,6 +184,10 @@ def test_a_missing_file_is_named(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="domain_text: .*no such file|no such file"):
         read(path, "domain_text")
+
+
+def test_the_endings_that_are_told_are_those_that_are_read():
+    assert set(sources.SUFFIXES) == set(formats.READERS)
 
 
 def test_a_hub_name_that_is_not_cached_is_refused_with_the_command_that_fetches_it():

@@ -21,9 +21,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts]
           for name, texts in PROJECT["optional-dependencies"].items()}
-DIRECT = RUNTIME + EXTRAS["test"]
-# These want older versions of packages that the lock pins, so they are installed without it.
-WITHOUT_LOCK = EXTRAS["eval"] + EXTRAS["track"]
+OPTIONAL = EXTRAS["eval"] + EXTRAS["track"]
+DIRECT = RUNTIME + EXTRAS["test"] + OPTIONAL
 # A CUDA build of torch requires these at exact versions of its own, so the lock does not repeat them.
 AS_ROOT = "" if os.getuid() else " --allow-root"
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
@@ -71,7 +70,7 @@ def test_every_requirement_of_the_project_is_in_the_lock():
 
 
 def test_requirements_are_exact_but_for_the_server_whose_floor_is_an_advisory():
-    loose = [r.name for r in DIRECT + WITHOUT_LOCK if [s.operator for s in r.specifier] != ["=="]]
+    loose = [r.name for r in DIRECT if [s.operator for s in r.specifier] != ["=="]]
     assert loose == ["jupyter_server"]
 
 
@@ -93,7 +92,7 @@ def test_lock_holds_all_that_is_needed_at_the_installed_version():
 
 def test_environment_installs_this_package_with_its_extras_under_the_lock():
     packages, pip_lines = conda_file("environment.yml")
-    assert pip_lines == ["-c requirements.lock", "-e .[test]"]
+    assert pip_lines == ["-c requirements.lock", "-e .[test,eval,track]"]
     pythons = [package for package in packages if package.startswith("python=")]
     assert len(pythons) == 1
     assert pythons[0].split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
@@ -114,7 +113,7 @@ def test_binder_gets_the_same_torch_without_cuda():
 
 @pytest.mark.parametrize(
     ("files", "requirements"),
-    [("sftbench/**/*.py", RUNTIME + WITHOUT_LOCK), ("tests/*.py", DIRECT + WITHOUT_LOCK)],
+    [("sftbench/**/*.py", RUNTIME + OPTIONAL), ("tests/*.py", DIRECT)],
     ids=["package", "tests"],
 )
 def test_every_imported_package_is_a_requirement(files, requirements):
@@ -155,7 +154,8 @@ def test_make_runs_the_right_command_after_the_installation(target, command):
     lines = dry_make(target).splitlines()
     assert lines[-1].strip().endswith(f'".venv/bin/python" {command}')
     installation = "\n".join(lines[:-1])
-    torch, package = f'"torch=={read_lock()["torch"]}"', "-c requirements.lock -e '.[test]'"
+    extras = "" if target in ("demo", "lab") else "[test,eval,track]"
+    torch, package = f'"torch=={read_lock()["torch"]}"', f"-c requirements.lock -e '.{extras}'"
     assert torch in installation and package in installation
     assert installation.index(torch) < installation.index(package)
 

@@ -62,6 +62,25 @@ def test_stages_from_the_store_cost_no_time():
     assert now["share"] == pytest.approx(35 / 40) and now["seconds_left"] == pytest.approx(5)
 
 
+def test_the_pause_of_a_stopped_run_is_no_time_of_training():
+    events = [event("start", 0, 0, plan={"sft": 20}), event("sft", 0, 10),
+              *(event("sft", step, 10 + step, loss=1) for step in range(1, 6))]
+    assert runs.progress(events, now=16)["seconds_left"] == pytest.approx(18)  # 6 seconds for 5 steps
+    assert runs.progress(events, now=5000)["seconds_left"] == pytest.approx(18)
+    events += [event("sft", 5, 5000, resumed=True), event("sft", 6, 5001, loss=1)]
+    assert runs.progress(events, now=5001)["seconds_left"] == pytest.approx(14)
+
+
+def test_a_run_is_found_by_its_path_or_by_its_name_where_runs_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/demo", "runs/both", "both", "runs/no_run"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("runs/demo", "runs/both"):
+        (tmp_path / folder / "recipe.json").touch()
+    assert [runs.find(name).as_posix() for name in ("runs/demo", "demo", "both", "no_run", "none")] == [
+        "runs/demo", "runs/demo", "both", "no_run", "none"]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [
     (None, "?"), (8.4, "8 s"), (80, "1 min 20 s"), (7500, "2 h 5 min"),
 ])

@@ -60,7 +60,6 @@ def accuracy(model, tokenizer, rows) -> float:
 
 @pytest.mark.slow
 def test_a_task_file_scores_start_and_last_stage_as_computed_by_hand(run, task, capsys):
-    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
     path, rows = task
     assert main(["eval", str(run), "--tasks", path]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 """Talk: several checkpoints, the same prompts, answers as plain transformers gives them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,12 @@ def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, m
         (prompt, name) for prompt in prompts for name in folders]
     assert all(entry["answer"] == plainly(folders[entry["checkpoint"]], entry["prompt"]) for entry in answers)
     assert len({entry["answer"] for entry in answers}) > 2
+
+
+def test_a_run_is_found_by_its_name_where_runs_lie(run, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(Path(run).parent))
+    assert [find(f"run{stage}") for stage in ("", ":start", ":cpt")] == [
+        find(f"{run}{stage}") for stage in ("", ":start", ":cpt")]
 
 
 def test_without_a_prompt_the_probes_questions_are_asked(run, capsys):

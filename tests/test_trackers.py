@@ -1,7 +1,5 @@
 """report_to: off by default, passed on to a tracker on this machine, refused where it is not installed."""
 
-import importlib.util
-
 import pytest
 
 from sftbench import chain, ready, runs
@@ -24,7 +22,6 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, monk
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="the extra track is not installed")
 def test_tensorboard_gets_the_losses(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     folder = chain.run(override(recipe, report_to="tensorboard"))
@@ -35,7 +32,6 @@ def test_tensorboard_gets_the_losses(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("trackio"), reason="the extra track is not installed")
 def test_trackio_gets_the_losses_locally(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     from trackio.sqlite_storage import SQLiteStorage
