@@ -132,11 +132,22 @@ def _trial(ready: Prepared, settings: dict, dataset: Dataset, steps: int, probes
     figures = train.train(
         model, ready.tokenizer, dataset.select(chosen), settings | {"max_steps": WARM + timed}, "trial",
         lambda event: marks.append(time.monotonic()), probes, eval_steps=10**9)
+    score = _score_time(model, ready, settings, figures, probes)
     del model
     models.release_memory()
     step = (marks[-1] - marks[-1 - timed]) / timed
-    return {"step": step, "score": marks[1] - marks[0],
+    return {"step": step, "score": score,
             "begin": max(figures["seconds"] - (timed + WARM) * step, 0)}
+
+
+def _score_time(model, ready: Prepared, settings: dict, figures: dict, probes: dict) -> float:
+    """Seconds of scoring the live probes in training; a fresh model's first time takes half as long again."""
+    work = figures["tokens"] / figures["steps"] / settings["gradient_accumulation_steps"]
+    with train.few_threads(model.num_parameters() * work):
+        began = time.monotonic()
+        for rows in probes.values():
+            evaluate.loss(model, rows, ready.tokenizer.pad_token_id)
+        return time.monotonic() - began
 
 
 def _probes_time(ready: Prepared, model) -> float:

@@ -116,10 +116,13 @@ def gain_figure(lines: list[dict]) -> Figure:
     axes = figure.add_subplot()
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.axvline(0, color="#888888", linewidth=0.8)
-    for entry in lines:
+    names = [f"mode {entry['mode']} {entry['method']}" for entry in lines]
+    for name, entry in zip(names, lines, strict=True):
+        if names.count(name) > 1:  # alike in both: the run's own name tells them apart
+            name = entry["name"].replace("$", r"\$")
         x, y = entry["general"][0] - entry["general"][1], entry["domain"][1] - entry["domain"][0]
         axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
-        axes.annotate(f"mode {entry['mode']} {entry['method']}", (x, y), xytext=(7, 4),
+        axes.annotate(name, (x, y), xytext=(7, 4),
                       textcoords="offset points", fontsize=9)
     axes.set_xlabel("general lost (accuracy before − after; left is better)")
     axes.set_ylabel("domain gained (accuracy after − before)")

@@ -75,6 +75,9 @@ def test_the_plane_places_each_run_by_what_it_gained_and_lost(make):
     axes = plots.gain_figure([compare.line(make("a", 0, DONE))]).axes[0]
     (point,) = [line for line in axes.lines if line.get_marker() == "o"]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((0.7, 0.7))
+    assert [note.get_text() for note in axes.texts] == ["mode 2 full"]
+    alike = plots.gain_figure([compare.line(make(name, 0, DONE)) for name in ("b", "c")]).axes[0]
+    assert [note.get_text() for note in alike.texts] == ["b", "c"]
 
 
 def test_an_overlay_has_each_run_once_in_both_panels():

@@ -2,12 +2,13 @@
 
 import json
 import shlex
+import time
 
 import ipywidgets as widgets
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sftbench import modes, spell
+from sftbench import modes, runs, spell
 from sftbench.__main__ import _parser, recipe_of
 from sftbench.recipe import FIELDS, METHODS, Recipe, override, to_dict
 from sftbench.workbench import Form
@@ -208,6 +209,26 @@ def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(fo
     assert form.status.value == "! RuntimeError: put in on purpose" and "on purpose" in caplog.text
     press(form, "○ 6")
     assert form.recipe.mode == "6"
+
+
+def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    runs.write_json(folder / "recipe.json", {"schema": 1, "recipe": to_dict(Recipe())})
+    runs.append_event(folder, {"stage": "start", "step": 0, "plan": {"cpt": 30, "domain_sft": 10}})
+    runs.append_event(folder, {"stage": "cpt", "step": 12, "loss": 2.0, "learning_rate": 1e-3, "tokens": 9})
+    runs.write_json(folder / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
+    form = Form()
+    step = form.parts["train"]
+    until = time.monotonic() + 30
+    while not step.picture.value and time.monotonic() < until:
+        time.sleep(0.05)
+    assert "mine has stopped on its way" in form.status.value and form.steps.value == "choose"
+    assert step.state.value.startswith("mine: stopped") and step.picture.value[:4] == b"\x89PNG"
+    assert not step.resume_button.disabled and "sftb-main" in step.resume_button._dom_classes
+    assert "sftb-main" not in step.start_button._dom_classes
+    form.close()
 
 
 def test_every_control_has_a_name_and_can_be_reached(form):

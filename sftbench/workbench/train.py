@@ -166,6 +166,9 @@ class Train:
         self.start_button.disabled = self.alive
         self.stop_button.disabled = not self.alive or self.run_state == "stopping"
         self.resume_button.disabled = self.alive or self.run_state not in CAN_GO_ON
+        following = self.start_button if self.resume_button.disabled else self.resume_button
+        for made in (self.start_button, self.resume_button):
+            (made.add_class if made is following else made.remove_class)("sftb-main")
 
     def _progress(self) -> None:
         """A bar for the run and one for each stage, with words beside."""
