@@ -86,9 +86,11 @@ def _stage_memory(ready: Prepared, stage: dict, dataset: Dataset, steps: int, pr
     config = models.load_config(ready.start, ready.recipe.model_revision)
     try:
         parts = {"base": base} | footprint.count(config, settings, ready.tokenizer, width)
-        # the probes are scored while the optimiser holds what it holds
-        scored = [evaluate.batch_bytes(rows, ready.known["vocabulary"]) for rows in probes.values()]
-        parts["activations"] = max([parts["activations"], *scored])
+        # probes are scored while the optimiser holds what it holds; CUDA then uses the activations' memory
+        # again, where glibc keeps it for pieces of its size
+        scored = max((evaluate.batch_bytes(rows, ready.known["vocabulary"]) for rows in probes.values()),
+                     default=0)
+        parts["probes"] = max(scored - torch.cuda.is_available() * parts["activations"], 0)
     except Exception:  # a family that the meta device cannot run: better no forecast than no run
         parts = {}
     return {"seconds": None, "memory": parts, "peak_memory_bytes": sum(parts.values()) or None}

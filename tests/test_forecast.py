@@ -155,7 +155,8 @@ def test_it_says_whether_memory_suffices(recipe, monkeypatch, room, word, remedy
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_is_forecast(recipe, method):
     found = chain.expect(recipe(method=method), timed=False)
-    assert all(set(stage["memory"]) == {"base", "weights", "gradients", "optimiser", "activations"}
+    assert all(set(stage["memory"]) == {"base", "weights", "gradients", "optimiser", "activations",
+                                           "probes"}
                for stage in found["stages"].values())
 
 
