@@ -43,10 +43,6 @@ def recipe(make_model, folder, small_files):
     return make
 
 
-class Cut(BaseException):
-    """As if the process had been killed here: nothing of ours catches it, nothing more is written."""
-
-
 def at(step: int, act):
     """A callback that does something when the loss of this step is told."""
     return lambda event: act() if event["step"] == step and "loss" in event else None
@@ -62,16 +58,28 @@ def partial(folder):
                 if (path / store.RUN).read_text() == str(folder))
 
 
-def cut_off(monkeypatch, where, name: str, call: int, error: BaseException):
-    """Let the call of this number to `where.name` raise, before it has done anything."""
+def at_call(monkeypatch, where, name: str, call: int, act):
+    """Let the call of this number to `where.name` do something else, before it has done anything."""
     real, calls = getattr(where, name), []
 
     def broken(*args, **more):
         calls.append(name)
         if len(calls) == call:
-            raise error
+            act()
         return real(*args, **more)
     monkeypatch.setattr(where, name, broken)
+
+
+def killed(act) -> None:
+    """Call `act` in a child of this process, which is killed (SIGKILL) on the way."""
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 @pytest.mark.parametrize("point", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "seal"])
@@ -79,10 +87,8 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(recipe, folder
     where = store if point == "seal" else train.Trainer
     with monkeypatch.context() as patch:
         # the stage's own seal comes after those of its checkpoints
-        cut_off(patch, where, point, 3, Cut())
-        patch.setattr(runs.Recorder, "settle", lambda self: None)
-        with pytest.raises(Cut):
-            chain.run(recipe())
+        at_call(patch, where, point, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        killed(lambda: chain.run(recipe()))
     assert [path.name for path in _numbered(partial(folder))][-1] == (
         "checkpoint-2" if point == "save_model" else "checkpoint-3")
     chain.run(recipe())
@@ -179,20 +185,24 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
 
 
 def test_out_of_memory_in_a_probe_is_said_too(recipe, monkeypatch):
-    cut_off(monkeypatch, chain.evaluate, "probe", 1, MemoryError())
+    at_call(monkeypatch, chain.evaluate, "probe", 1, full_memory)
     with pytest.raises(RunFailed, match="out of memory in stage domain_sft at step 5"):
         chain.run(recipe())
 
 
-def full_disk() -> OSError:
-    return OSError(28, "No space left on device")
+def full_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def full_memory() -> None:
+    raise MemoryError
 
 
 @pytest.mark.parametrize(("where", "name", "call"), [
     (train.Trainer, "_save_optimizer_and_scheduler", 3), (store, "seal", 3), (runs, "append_event", 6)])
 def test_a_full_disk_is_said_and_earlier_checkpoints_stay(recipe, folder, monkeypatch, where, name, call):
     with monkeypatch.context() as patch:
-        cut_off(patch, where, name, call, full_disk())
+        at_call(patch, where, name, call, full_disk)
         with pytest.raises(RunFailed, match="disk is full") as caught:
             chain.run(recipe())
     assert caught.value.reason == "disk"
@@ -209,7 +219,7 @@ def test_a_result_that_finds_no_room_does_not_make_a_run_done(recipe, folder, mo
 
     def full(path, data):
         if isinstance(data, dict) and data.get("complete"):
-            raise full_disk()
+            full_disk()
         real(path, data)
     monkeypatch.setattr(runs, "write_json", full)
     with pytest.raises(RunFailed, match="disk is full"):

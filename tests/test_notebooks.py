@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from transformers import AutoModelForCausalLM
 
 import sftbench
 from sftbench import modes, notebook
@@ -193,6 +194,42 @@ def run_and_check(number: str, out: Path, **values) -> dict:
     assert [stage["name"] for stage in result["stages"]] == [stage["name"] for stage in stages]
     assert set(result["stages"][-1]["probes"]) == set(ROLES)
     return result
+
+
+@pytest.mark.slow
+def test_your_own_walks_from_files_to_an_export(tmp_path, monkeypatch):
+    """With few steps, in a folder of its own: it makes its files, model and export there."""
+    monkeypatch.chdir(tmp_path)
+    short = {"max_steps": 2, "probe_rows": 4, "yardstick": False, "max_new_tokens": 4}
+    executed = notebook.execute(FOLDER / "your_own.ipynb", short, tmp_path / "runs" / "one", timeout=300)
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = {cell.id: cell.outputs for cell in cells if cell.cell_type == "code"}
+    given = [output for found in outputs.values() for output in found]
+    assert not [output for output in given if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [kind for output in given for kind in output.get("data", {}) if "widget" in kind]
+    said = {name: "".join(output.get("text", "") for output in found) for name, found in outputs.items()}
+    assert "by shape: qa" in said["check"] and "split off by hash" in said["check"]
+    assert "sftbench's default" in said["recipe"] and "Memory: fits" in said["recipe"]
+    assert "3 of 3 answers as the run's model gave them" in said["export"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "one" / "exported")
+    assert 19e6 < model.num_parameters() < 100e6
+    assert (tmp_path / "runs" / "one" / "exported" / "README.md").exists()
+
+
+def test_your_own_is_laid_out_as_the_others():
+    book = nbformat.read(FOLDER / "your_own.ipynb", as_version=4)
+    kinds = [cell.cell_type for cell in book.cells]
+    assert 15 <= len(book.cells) <= 25 and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+            assert cell.id == "parameters" or len(cell.source.splitlines()) <= 15
+            assert not re.search(r"\b(def|class|lambda|input)\b", cell.source)
+    for line in code(book)["parameters"].splitlines():
+        name, kind, _, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
+        assert (kind, help) == (field_type(name).__name__, help_of(name))
+    for command in commands(prose(book)):
+        _parser().parse_args(shlex.split(command.replace("FILE", "a.jsonl"))[1:])
 
 
 @pytest.fixture(scope="module")
