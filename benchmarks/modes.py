@@ -1,6 +1,6 @@
 """The table of modes: all seven on the pocket, with advised settings, over several company worlds.
 
-    python benchmarks/modes.py [--seeds 3] [--method full] [--out runs/modes]
+    python benchmarks/modes.py [--seeds 3] [--first 0] [--method full] [--out runs/modes]
 
 Prints one line a mode: accuracy on domain and general tasks after the last stage, mean (lowest to highest)
 over the seeds, and the seconds that its stages trained, whether or not another mode had trained them first.
@@ -35,12 +35,13 @@ def main() -> None:
     """Run what is not there yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--method", default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/modes"))
     options = parser.parse_args()
     from sftbench import chain
     results, began = {number: [] for number in modes.MODES}, time.time()
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         for number in modes.MODES:
             recipe = override(Recipe(), mode=number, method=options.method, pocket_seed=seed,
                               output_dir=str(options.out / f"mode_{number}-{options.method}-{seed}"))
