@@ -29,9 +29,10 @@ STYLE = """<style>
 .sftb .sftb-lines { white-space: pre-line; }
 .sftb .sftb-pre { white-space: pre; font-family: var(--jp-code-font-family); font-size: 12px;
   overflow-x: auto; padding: 8px 10px; background: var(--jp-layout-color2); }
-.sftb .sftb-seen { font-size: 12px; padding: 6px 10px; background: var(--jp-layout-color2); }
-.sftb .sftb-seen pre { font-size: 12px; background: none; color: inherit; overflow-wrap: anywhere; }
-.sftb .sftb-seen div { margin-left: 2em !important; overflow-wrap: anywhere; }
+.sftb .sftb-seen { padding: 0 10px; border-left: 3px solid var(--jp-border-color2); }
+.sftb .sftb-seen pre { font: 12px/1.5 var(--jp-code-font-family); background: none; color: inherit;
+  padding: 0; overflow-wrap: break-word; word-break: normal; }
+.sftb .sftb-seen div { overflow-wrap: anywhere; }
 .sftb textarea { font-family: var(--jp-code-font-family) !important; font-size: 12px !important; }
 .sftb .jupyter-button { border: 1px solid var(--jp-border-color1); border-radius: 4px; box-shadow: none;
   background: var(--jp-layout-color1); width: auto; height: 30px; line-height: 28px; }
@@ -56,7 +57,7 @@ STYLE = """<style>
 .sftb .sftb-box { border-radius: 4px; padding: 3px; color: #333; font-size: 12px; line-height: 1.3;
   display: flex; flex-direction: column; justify-content: center; align-items: center; text-align: center;
   border: 1px solid transparent; white-space: pre-line; }
-.sftb .sftb-lit { border-color: #333; color: #000; box-shadow: inset 0 0 0 1px #333; }
+.sftb .sftb-lit { border-color: #0072B2; color: #000; box-shadow: 0 0 0 1px #0072B2; }
 .sftb .sftb-says { display: flex; align-items: center; font-size: 12px; line-height: 1.3; }
 .sftb .sftb-pair { display: grid; grid-template-columns: 130px 1fr; gap: 4px 12px; align-items: center; }
 .sftb .sftb-pair > * { margin: 0 2px; width: auto; min-width: 0; }
