@@ -7,6 +7,7 @@ block is trained.
 import hashlib
 import json
 import os
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -61,7 +62,9 @@ class Tokens:
             ids, flags = ([chunk.column(name).values.buffers()[1].address - base for chunk in chunks]
                           for name in _SCHEMA.names)
         starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        return open(path, "rb"), starts, firsts, ids, flags
+        file = open(path, "rb")
+        weakref.finalize(self, file.close)
+        return file, starts, firsts, ids, flags
 
     def __getstate__(self) -> dict:
         """The folder alone, for where it is hashed or sent to another process."""
