@@ -76,6 +76,9 @@ def check_machine(recipe: Recipe) -> None:
     if ranks.sharded() and "qlora" in (recipe.method, recipe.cpt_method):
         raise BadInput("qlora does not go with FSDP here: its 4-bit weights are not sharded; take lora, or "
                        "torchrun without FSDP")
+    if recipe.bf16 and not models.has_bf16():
+        raise BadInput(f"bf16: this machine's {models.device().type.upper()} does not compute in bfloat16; "
+                       "leave bf16 out, or set it to false")
     if recipe.report_to and importlib.util.find_spec(recipe.report_to) is None:
         raise BadInput(f"report_to: {recipe.report_to} is not installed; in an environment of its own: "
                        "pip install 'sftbench[track]'")

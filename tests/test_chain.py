@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftbench import chain, evaluate, modes, runs, states, store
+from sftbench import chain, evaluate, models, modes, runs, states, store
 from sftbench.errors import BadInput, RunFailed
 from sftbench.ready import prepare
 from sftbench.recipe import METHODS, ROLES, Recipe, override
@@ -222,3 +222,10 @@ def test_mixed_batches_hold_text_and_tasks_each_with_its_mask(recipe):
                 if any(label == -100 for label in row["labels"][2:])
                 and sum(label != -100 for label in row["labels"]) > 20]
     assert together, "no block holds a text row and a task row"
+
+
+def test_bfloat16_is_refused_where_the_machine_has_none(recipe, monkeypatch):
+    monkeypatch.setattr(models, "has_bf16", lambda: False)
+    assert prepare(recipe("no_bf16")).recipe.bf16 is False
+    with pytest.raises(BadInput, match="CPU does not compute in bfloat16|CUDA does not compute"):
+        prepare(recipe("no_bf16", bf16=True))

@@ -137,6 +137,16 @@ def test_what_was_counted_is_forgotten_with_the_data(form):
     assert form.known == {}
 
 
+def test_bfloat16_is_greyed_where_the_machine_has_none(form):
+    assert not form.controls["bf16"].disabled, "nothing is known yet"
+    form.known = {"bf16": False, "device": "cuda"}
+    assert form.controls["bf16"].disabled
+    assert any("not known to have bfloat16" in made.value for made in everything(form.widget)
+               if isinstance(made, widgets.Label))
+    form.recipe = override(Recipe(), bf16=True)
+    assert not form.controls["bf16"].disabled, "a loaded value can be taken back"
+
+
 def test_only_what_has_an_effect_is_shown():
     def used(**values):
         recipe = override(Recipe(), **values)

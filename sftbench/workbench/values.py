@@ -164,6 +164,7 @@ def values_fold(form) -> Fold:
             _tell(why, form.errors.get(name) or warned.get(name), best[name][1])
             if isinstance(control, widgets.Text):
                 control.placeholder = shown(best[name][0])
+        rows["bf16"][0].disabled = form.known.get("bf16") is False and not form.recipe.bf16
         for group, head in heads.items():
             show(head, bool(used & set(GROUPS[group])))
         own = [name for name in rows if name in used
