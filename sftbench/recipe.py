@@ -47,7 +47,7 @@ class Recipe:
     model_revision: str | None = _field(None, "revision of a hub model; None: cached, else newest")
     pretraining_learning_rate: float | None = _field(
         None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",
-        above=0
+        above=1e-12  # the rates that follow are rounded, and none may become 0
     )
 
     domain_text: str | None = _field(
