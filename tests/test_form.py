@@ -225,7 +225,8 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
     folder = tmp_path / "mine"
     folder.mkdir()
-    runs.write_json(folder / "recipe.json", {"schema": 1, "recipe": to_dict(Recipe())})
+    mine = override(Recipe(), mode="2", method="lora", seed=3)
+    runs.write_json(folder / "recipe.json", {"schema": 1, "recipe": to_dict(mine)})
     runs.append_event(folder, {"stage": "start", "step": 0, "plan": {"cpt": 30, "domain_sft": 10}})
     runs.append_event(folder, {"stage": "cpt", "step": 12, "loss": 2.0, "learning_rate": 1e-3, "tokens": 9})
     runs.write_json(folder / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
@@ -235,6 +236,7 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
     while not step.picture.value and time.monotonic() < until:
         time.sleep(0.05)
     assert "mine has stopped on its way" in form.status.value and form.steps.value == "choose"
+    assert form.recipe == mine
     assert step.state.value.startswith("mine: stopped") and step.picture.value[:4] == b"\x89PNG"
     assert not step.resume_button.disabled and "sftb-main" in step.resume_button._dom_classes
     assert "sftb-main" not in step.start_button._dom_classes

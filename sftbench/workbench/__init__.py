@@ -60,6 +60,11 @@ class Form(traitlets.HasTraits):
         self._summarise()
         if self.parts["train"].attach():
             self.steps.value = "train"
+        if recipe is None and self.parts["train"].folder:  # the choice is that of the run that is shown
+            with contextlib.suppress(BadInput):
+                found = spell.read(self.parts["train"].folder)
+                modes.load(found.mode)
+                self.recipe = found
 
     def set(self, **values) -> None:
         """Change recipe values through the one door; a refusal is told and changes nothing."""
