@@ -186,7 +186,7 @@ def train(page, address: str, folder: Path) -> None:
 def train_on_hostile_text(page, folder: Path) -> None:
     """A second run, of mode 1, whose rows and name would run code if they were taken for more than text."""
     turn(page, "1 Choose")
-    assert page.locator(".sftb-modes button.sftb-on").inner_text().endswith("4"), "the choice of the run shown"
+    assert page.locator(".sftb-modes button.sftb-on").inner_text().endswith("4"), "the run shown is of 4"
     page.locator(".sftb-modes button", has_text="1").click()
     page.locator(".sftb-pair button", has_text="full").first.click()
     fold(page, "Model and data")
