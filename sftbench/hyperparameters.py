@@ -182,7 +182,8 @@ def _advise_new_tokens(recipe: Recipe, known: dict) -> tuple:
 def _advise_yardstick(recipe: Recipe, known: dict) -> tuple:
     if known.get("pocket"):
         return False, "a pocket model knows nothing of what it asks"
-    if any((known.get("rows") or {}).get(role) is not None for role in ("general_text", "general_tasks")):
+    general = ("general_text", "general_tasks")
+    if any(getattr(recipe, role) or (known.get("rows") or {}).get(role) is not None for role in general):
         return False, "your own general data shows what is forgotten"
     if (known.get("context") or YARDSTICK_LENGTH) < YARDSTICK_LENGTH:
         return False, f"its texts need {YARDSTICK_LENGTH} positions, and the model has {known['context']:,}"

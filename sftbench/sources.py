@@ -1,5 +1,6 @@
 """What a source of data or a model's name says by itself: files, folders, hub names, shapes and weights."""
 
+import json
 import re
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def check(source: str, role: str) -> None:
     """Raise BadInput where a source names something that is not there; hub names are not asked for."""
     for _, path, _ in parts(source, role):
         place(path, role)
+
+
+def card(model: str) -> dict:
+    """What a local model's config.json says of its pre-training, under the key `sftbench`, if anything."""
+    folder = model_folder(model)
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sftbench")
+    except (AttributeError, OSError, TypeError, ValueError):  # a hub name, no such file, nothing of the kind
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def model_folder(name: str) -> Path | None:

@@ -64,6 +64,8 @@ def read(place: str | Path) -> Recipe:
         place = place / "recipe.json"
     if not place.is_file():
         raise BadInput(f"{place}: no such file; give a run's folder, a recipe.json or a notebook")
+    if place.suffix not in (".json", ".ipynb"):
+        raise BadInput(f"{place}: holds no recipe; give a run's folder, a recipe.json or a notebook")
     if place.suffix == ".ipynb":
         return _from_notebook(place)
     stored = runs.read_json(place.parent, place.name)

@@ -25,7 +25,8 @@ def form():
 
 @pytest.fixture(autouse=True)
 def fresh(form):
-    form.errors, form.known, form.recipe = {}, {}, Recipe()
+    form.recipe = Recipe()
+    form.errors, form.known = {}, {}
     form.say("")
 
 
@@ -90,6 +91,7 @@ def test_what_is_no_value_is_told_and_changes_nothing(form, name, text, words):
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=40)
 @given(recipes())
 def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
+    form.errors = {}  # of the example before
     recipe = override(recipe, mode="4")  # a text that names no mode has no chain to show
     form.recipe = recipe
     assert form.recipe == recipe
@@ -134,7 +136,39 @@ def test_what_was_counted_is_forgotten_with_the_data(form):
     enter(form, "learning_rate", "1e-5")
     assert form.known
     enter(form, "domain_tasks", "owner/other")
-    assert form.known == {}
+    assert "rows" not in form.known and form.known["pretraining_learning_rate"] == 0.002
+
+
+def test_a_new_form_advises_by_the_start_models_own_card(make_model):
+    made = Form()
+    assert [made.controls[name].placeholder for name in ("learning_rate", "pretraining_learning_rate")] == [
+        "0.0002", "0.002"]
+    made.set(model=make_model())
+    assert made.controls["pretraining_learning_rate"].placeholder == "0.0001", "a model without a card"
+
+
+def test_what_is_to_be_corrected_shows_where_it_stands_and_where_it_hinders(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    enter(form, "domain_tasks", "nowhere.jsonl")
+    told = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
+            and made.value.startswith("! domain_tasks: nowhere.jsonl: no such file")]
+    assert len(told) == 2, "beside its control and in the status line"
+    assert buttons(form, "something to correct")
+    command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
+    assert command == cell and command.startswith("# first correct domain_tasks: nowhere.jsonl: no such file")
+    for step in ("train", "look"):
+        form.steps.value = step
+    assert "nowhere.jsonl: no such file" in form.parts["train"].warned.value
+    assert "nowhere.jsonl: no such file" in form.parts["look"].told.value
+    form.parts["train"].start()
+    until = time.monotonic() + 10
+    while "first correct" not in form.status.value and time.monotonic() < until:
+        time.sleep(0.02)
+    assert "first correct domain_tasks: nowhere.jsonl" in form.status.value and not list(tmp_path.iterdir())
+    enter(form, "domain_tasks", "")
+    assert form.status.value == "" and form.errors == {} and "sftbench run" in next(
+        made.value for made in everything(form.widget) if made.description == "as a command")
+    form.steps.value = "choose"
 
 
 def test_bfloat16_is_greyed_where_the_machine_has_none(form):

@@ -6,7 +6,7 @@ import threading
 import ipywidgets as widgets
 import traitlets
 
-from .. import advice, modes, spell, worker
+from .. import advice, modes, pocket, sources, spell, worker
 from ..errors import BadInput
 from ..recipe import FIELDS, Recipe, differences, override, to_dict
 from .choose import choose
@@ -38,6 +38,7 @@ class Form(traitlets.HasTraits):
 
     def __init__(self, recipe: Recipe | None = None):
         super().__init__(recipe=recipe or Recipe())
+        self.known = self._known_before()
         self.controls, self.said, self.suggested = {}, {}, ""
         self._quiet = threading.local()
         self.status = text("", "sftb-told")
@@ -59,7 +60,8 @@ class Form(traitlets.HasTraits):
         self._turn()
         self._summarise()
         if self.parts["train"].attach():
-            self.steps.value = "train"
+            told, self.steps.value = self.status.value, "train"
+            self.say(told)
         if recipe is None and self.parts["train"].folder:  # the choice is that of the run that is shown
             with contextlib.suppress(BadInput):
                 found = spell.read(self.parts["train"].folder)
@@ -139,10 +141,23 @@ class Form(traitlets.HasTraits):
     def _forget(self, change) -> None:
         """What was counted holds no longer once model or data are others."""
         if differences(to_dict(change.old), to_dict(change.new), ignore=set(FIELDS) - COUNTED):
-            self.known = {}
+            self.known = self._known_before()
+
+    def _known_before(self) -> dict:
+        """What can be known of the start model before its data are looked at."""
+        try:
+            start = modes.start_model(self.recipe, modes.load(self.recipe.mode))
+            return {"pocket": start in pocket.FOLDERS, **sources.card(start)}
+        except BadInput:
+            return {}
+
+    def to_correct(self) -> list[str]:
+        """What the controls hold that is no value, each with what is wrong."""
+        return [told if told.startswith(name) else f"{name}: {told}" for name, told in self.errors.items()]
 
     def _turn(self, _=None) -> None:
         """Show the chosen step, and the way on."""
+        self.say("")
         for name, page in self.pages.items():
             show(page, name == self.steps.value)
         if self.steps.value in self.parts:
@@ -162,9 +177,12 @@ class Form(traitlets.HasTraits):
 
         def refresh(_=None) -> None:
             command.value, cell.value = spell.as_command(self.recipe), spell.as_cell(self.recipe)
+            if self.errors:
+                lines = [f"# first correct {told}" for told in self.to_correct()]
+                command.value = cell.value = "\n".join(lines)
             cell.rows = len(cell.value.splitlines()) + 1
 
-        self.observe(refresh, "recipe")
+        self.observe(refresh, ["recipe", "errors"])
         refresh()
         return Fold("This recipe as a command, as a parameters cell; load another", command, cell,
                     row(place, button("Load", lambda: self.load(place.value))))
@@ -179,7 +197,7 @@ class Form(traitlets.HasTraits):
             self.errors = {}
             self.recipe = recipe
             set_here = [name for name in FIELDS if getattr(recipe, name) != FIELDS[name].default]
-            self.say(f"Loaded {place}: {', '.join(set_here) or 'nothing but defaults'} set.")
+            self.say(f"Loaded {place}; set in it: {', '.join(set_here) or 'nothing, all is as advised'}.")
         guarded(self.say, act)
 
 

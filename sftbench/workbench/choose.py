@@ -164,8 +164,11 @@ def method_list(form) -> widgets.Widget:
 
 def data_fold(form) -> Fold:
     """Model and data: the pocket unless something is named."""
+    told = {name: text("", "sftb-warn", "sftb-note") for name in (*MODEL_AND_DATA, *MORE_DATA)}
+
     def pairs(names):
-        return box(*(field(form, name) for name in names), classes=("sftb-two",), kind=widgets.Box)
+        return box(*(box(field(form, name), told[name]) for name in names), classes=("sftb-two",),
+                   kind=widgets.Box)
 
     more = Fold("More: held-out files, revision, a mode of your own", pairs(MORE_DATA))
     fold = Fold("Model and data", pairs(MODEL_AND_DATA), more.widget)
@@ -173,9 +176,13 @@ def data_fold(form) -> Fold:
     def refresh(_=None) -> None:
         own = [role for role in ROLES if getattr(form.recipe, role)]
         fold.say(f"{form.recipe.model}, " + (f"own {', '.join(own)}" if own else "its own data"
-                                             if form.recipe.model.startswith("pocket") else "no data yet"))
+                                             if form.recipe.model.startswith("pocket") else "no data yet")
+                 + "; something to correct" * bool(set(told) & set(form.errors)))
+        for name, label in told.items():
+            label.value = f"! {form.errors[name]}" if name in form.errors else ""
+            show(label, bool(label.value))
 
-    form.observe(refresh, "recipe")
+    form.observe(refresh, ["recipe", "errors"])
     refresh()
     return fold
 

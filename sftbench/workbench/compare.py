@@ -2,7 +2,7 @@
 
 import ipywidgets as widgets
 
-from .. import compare, runs
+from .. import compare, runs, worker
 from .parts import Fold, box, button, guarded, row, show, text
 
 COLUMNS = ("run", "mode", "method", "state", "domain", "general", "time", "memory")
@@ -33,7 +33,9 @@ class Compare:
         self.differ, self.left_out = text("", "sftb-pre"), text("", "sftb-quiet", "sftb-note")
         self.told = text("", "sftb-quiet")
         self.plane_fold = Fold("Domain gained against general lost", self.plane, self.left_out, is_open=True)
-        self.chosen_part = box(row(self.kind, self.log), self.overlay,
+        note = text("While a stage trains, 64 rows of each probe are scored, at its end all of them: a line "
+                    "may jump there.", "sftb-quiet", "sftb-note")
+        self.chosen_part = box(row(self.kind, self.log), self.overlay, note,
                                Fold("What their recipes differ in", self.differ, is_open=True).widget)
         self.widget = box(row(self.told, button("Look again", self.refresh)), self.grid,
                           self.chosen_part, self.plane_fold.widget)
@@ -56,6 +58,8 @@ class Compare:
             mark.add_class("mathjax_ignore")
             mark.observe(lambda _: guarded(self.form.say, self._draw), "value")
             self.boxes[line["name"]] = mark
+            if line["state"] != "done":
+                line["state"] = worker.state(line["folder"])["state"]
             cells += [mark, *(text(cell) for cell in cells_of(line))]
         self.grid.children = cells if self.lines else ()
         more = f"; the newest {MOST} are shown" if len(found) > MOST else ""

@@ -32,11 +32,15 @@ class Look:
     def refresh(self) -> None:
         """Ask the worker about the form's recipe, unless it was asked about the same before."""
         recipe = to_dict(self.form.recipe) | {"output_dir": None}
-        if recipe != self.seen:
+        if recipe != self.seen or self.form.errors:
             self.look()
 
     def look(self) -> None:
         """Ask the worker about the form's recipe."""
+        if self.form.errors:
+            self.seen, self.told.value = None, "First correct " + "; ".join(self.form.to_correct())
+            show(self.whole, False)
+            return
         self.told.value = "Reading data and tokenizer …"
         self.form.in_background(self._read, to_dict(self.form.recipe) | {"output_dir": None})
 

@@ -80,7 +80,7 @@ STYLE = """<style>
 .sftb .sftb-bars .progress { height: 14px; }
 .sftb .sftb-roles { grid-template-columns: 130px 130px 130px; }
 .sftb .sftb-plan { grid-template-columns: 110px minmax(0, 1fr) 90px; }
-.sftb .sftb-runs { grid-template-columns: minmax(220px, 2.4fr) 44px minmax(60px, 1fr) minmax(60px, 1fr)
+.sftb .sftb-runs { grid-template-columns: minmax(250px, 2.4fr) 44px minmax(60px, 1fr) minmax(60px, 1fr)
   repeat(2, minmax(80px, 1fr)) repeat(2, minmax(64px, 1fr)); font-size: 12px; gap: 1px 10px; }
 .sftb .sftb-answers { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); align-items: start; }
 .sftb img { max-width: min(100% - 4px, 960px); height: auto; align-self: flex-start; }

@@ -32,7 +32,7 @@ class Talk:
                 folder = line["folder"]
                 options += [(f"{folder.name}, {name}", f"{folder}:{name}")
                             for name in ["start", *line["stages"]][::-1]]
-        self.which.options = options
+        self.which.options, self.which.rows = options, min(max(len(options), 4), 12)
         there = [value for _, value in options]
         self.which.value = [value for value in before if value in there] or there[:2]
         self.told.value = "Choose several with Ctrl or Shift." if len(options) > 1 else \

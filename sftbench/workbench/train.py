@@ -59,7 +59,8 @@ class Train:
         """Start the form's recipe and follow it."""
         def act() -> None:
             if self.form.errors:
-                raise BadInput("first correct " + ", ".join(self.form.errors))
+                self.refresh()
+                raise BadInput("first correct " + "; ".join(self.form.to_correct()))
             self.follow(worker.start(self.form.recipe, self.form.helper))
             self.form.say("Started. The first loss shows in a few seconds.")
         self._act(self.start_button, act)
@@ -84,7 +85,7 @@ class Train:
 
     def refresh(self) -> None:
         """List the runs that there are, newest first; the followed one stays chosen. Repeat the warnings."""
-        self.warned.value = "\n".join(f"! {line}" for line in self.form.warnings())
+        self.warned.value = "\n".join(f"! {line}" for line in self.form.to_correct() + self.form.warnings())
         show(self.warned, bool(self.warned.value))
         found = [(folder.name, str(folder.resolve())) for folder in compare.folders()]
         here = str(self.folder) if self.folder else ""

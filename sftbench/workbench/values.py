@@ -80,7 +80,8 @@ def field(form, name: str) -> widgets.Widget:
     if "choices" in limits or kind is bool:
         control = widgets.Dropdown(options=_options(name), value=_chosen(form.recipe, name), **common)
     else:
-        control = widgets.Text(value=_written(form.recipe, name), continuous_update=False, **common)
+        control = widgets.Text(value=_written(form.recipe, name), continuous_update=False,
+                               placeholder=words(name), **common)  # in the table it is the advised value
     form.controls.setdefault(name, control)
 
     def send(change) -> None:
@@ -90,7 +91,9 @@ def field(form, name: str) -> widgets.Widget:
             value = _read(name, change.new)
             override(form.recipe, **{name: value})
             _must_be_there(name, value)
-            form.errors = {key: told for key, told in form.errors.items() if key != name}
+            if name in form.errors:
+                form.errors = {key: told for key, told in form.errors.items() if key != name}
+                form.say("")
             form.set(**{name: value})
         except BadInput as error:
             form.errors = {**form.errors, name: str(error)}
