@@ -289,8 +289,8 @@ def _check(options) -> None:
     if options.picture:
         check.draw(report, options.picture)
         say(f"\nhistogram: {options.picture}")
-    if report["bad"]:
-        raise BadInput(f"{report['bad']:,} rows would stop a run; mend them, or run with -p bad_rows drop")
+    if report["stops"]:
+        raise BadInput("; ".join(report["stops"]))
 
 
 def _modes(options) -> None:

@@ -16,6 +16,8 @@ from .page import visible
 from .recipe import ROLES, Recipe, nearest, override
 
 WIDTH = 100
+LEFT_OUT = ("also in the probe", "task longer than max_length", "nothing to train", "text cut",
+            "left out by its file's weight")
 SAMPLE = 2000  # rows, evenly spread, whose characters are looked at
 QUANTILES = {"shortest": 0, "10 % up to": 0.1, "median": 0.5, "90 % up to": 0.9, "99 % up to": 0.99,
              "longest": 1}
@@ -38,14 +40,40 @@ def measure(source: str, role: str | None = None, model: str = "pocket", probe: 
                       bad_rows="drop", probe_rows=EVERY, **{role: source, f"{role}_probe": probe})
     systems = data.systems_of(system_prompts, role)
     read = rows.read(formats.origins(source, role), role.split("_")[1], systems)
+    held = rows.read(formats.origins(probe, f"{role}_probe"), role.split("_")[1], systems) if probe else None
     report = {"role": role, "source": source, "model": model, "rows": len(read.table),
               "files": len(read.about["files"]), "duplicates": _duplicates(read),
-              "probe_given": probe is not None}
+              "probe_given": probe is not None, "max_length_given": max_length is not None,
+              "probe_bad": held.about["bad"] if held else 0,
+              "probe_first_bad": held.about["first_bad"] if held else []}
     report |= {name: read.about[name] for name in ("shapes", "types", "systems", "bad", "first_bad")}
     if report["rows"]:
-        held = data.read(probe, role, "drop", systems) if probe else None
         _measure_tokens(report, recipe, data.role_of(source, read, held, recipe, systems))
-    return report
+    if report["bad"]:
+        report["other_shape"] = len(rows.read(
+            formats.origins(source, role), "text" if role.endswith("_tasks") else "tasks").table)
+    return report | {"stops": _stops(report, held)}
+
+
+def _stops(report: dict, held: rows.Rows | None) -> list[str]:
+    """What would stop a run on these data, and what to do about it."""
+    role, dropped = report["role"], report.get("dropped", {})
+    bad, found = report["bad"] + report["probe_bad"], []
+    if bad:
+        found.append(f"{bad:,} rows would stop a run; mend them, or run with -p bad_rows drop")
+    if not report["rows"]:
+        found.append(f"{role}: no usable row, so a run stops here")
+    if held and not len(held.table):
+        found.append(f"{role}_probe: no usable row, so a run stops here")
+    if report["rows"] and not report["train"]:
+        found.append(f"{role}: nothing to train: every row is also in the probe, so a run stops here; "
+                     "give another probe")
+    elif report["rows"] and not report["trained"]:
+        why = ", ".join(f"{reason}: {dropped[reason]['rows']:,} rows" for reason in LEFT_OUT
+                        if reason in dropped)
+        found.append(f"{role}: nothing to train within max_length {report['max_length']}"
+                     + f" ({why})" * bool(why) + ", so a run stops here")
+    return found
 
 
 def _role_of(source: str) -> str:
@@ -152,10 +180,13 @@ def text(report: dict) -> str:
     lines = [f"{visible(report['source'])} as {report['role']}"]
     files = f"{report['files']:,} files" if report["files"] > 1 else "1 file"
     lines += _line("rows", f"{report['rows']:,} in {files}, by shape: {shape}")
-    lines += _line("cannot be used", f"{report['bad']:,} rows" + (
-        "; they stop a run unless bad_rows is drop" if report["bad"] else ""))
-    for place in report["first_bad"]:
-        lines += textwrap.wrap(visible(place, 300), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    lines += _bad_lines("cannot be used", report["bad"], report["first_bad"])
+    if 0 < (other := report.get("other_shape", 0)) <= report["bad"]:
+        have, want = ("text", "tasks") if report["role"].endswith("_tasks") else ("tasks", "text")
+        lines += _line("", f"{other:,} rows of the file would do as {have}, not as {want}: check text and "
+                           "tasks separately, or name the role with --role")
+    if report["probe_bad"]:
+        lines += _bad_lines("bad in the probe", report["probe_bad"], report["probe_first_bad"])
     again = report["duplicates"]
     lines += _line("duplicates", f"{again['rows']:,} rows stand there again" + (
         f"; {again['first'][0][0]} is {again['first'][0][1]}" if again["rows"] else ""))
@@ -169,6 +200,13 @@ def text(report: dict) -> str:
     return "\n".join(lines)
 
 
+def _bad_lines(name: str, count: int, places: list[str]) -> list[str]:
+    lines = _line(name, f"{count:,} rows" + ("; they stop a run unless bad_rows is drop" if count else ""))
+    for place in places:
+        lines += textwrap.wrap(visible(place, 300), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    return lines
+
+
 def _line(name: str, words: str) -> list[str]:
     return textwrap.wrap(words, WIDTH, initial_indent=f"  {name:<18}", subsequent_indent=" " * 20,
                          break_on_hyphens=False)
@@ -180,8 +218,7 @@ def _token_lines(report: dict) -> list[str]:
     lines = _line("training, probe", f"{report['train']:,} rows to train on, "
                                      f"{report['probe']:,} in the probe ({how})")
     dropped = dict(report["dropped"])
-    for reason in ("also in the probe", "task longer than max_length", "nothing to train", "text cut",
-                   "left out by its file's weight"):
+    for reason in LEFT_OUT:
         if found := dropped.get(reason):
             places = "; ".join(found["examples"][:3])
             lines += _line(reason if len(reason) < 18 else "", ("" if len(reason) < 18 else f"{reason}: ")
@@ -191,13 +228,18 @@ def _token_lines(report: dict) -> list[str]:
     lines += _line("chat template", report["template"]) if report["role"].endswith("_tasks") else []
     lines += _line("tokens", f"{report['tokens']:,} in training rows, {report['trained']:,} of them trained")
     if not report["trained"]:
-        lines += _line("", f"NOTHING TO TRAIN within max_length {most}: a run stops here")
+        lines += _line("", "NOTHING TO TRAIN: " + (
+            f"no row is left to train on within max_length {most}" if report["train"]
+            else "every row is also in the probe") + "; a run stops here")
     if len(lengths):
         lines += _line("tokens of a row", ", ".join(f"{name} {int(np.quantile(lengths, share)):,}"
                                                     for name, share in QUANTILES.items()))
         lines += _bars(lengths)
+    text = report["role"].endswith("_text")
     lines += _line("max_length", f"{most:,}: {int((lengths > most).sum()):,} rows are longer "
-                   + ("and cut into pieces" if report["role"].endswith("_text") else "and dropped"))
+                   + ("and cut into pieces" if text else "and dropped") + (
+        f"; a run takes its length from the task rows ({most:,} here, since none are known)"
+        if text and not report["max_length_given"] else ""))
     return lines
 
 

@@ -82,7 +82,7 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
         elif source:
             train = read(source, name, recipe.bad_rows, systems)
         if probe_source is not None:
-            probe = read(probe_source, name, recipe.bad_rows, systems)
+            probe = read(probe_source, f"{name}_probe", recipe.bad_rows, systems)
         roles[name] = role_of(source or probe_source, train if source else None, probe, recipe, systems)
     return roles
 

@@ -27,6 +27,7 @@ from . import (
 from .errors import BadInput
 from .recipe import Recipe, override
 
+EXTRAS = "where sftbench lies: pip install -c requirements.lock -e '.[eval,track]'"  # as README says it
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
 
 
@@ -80,8 +81,7 @@ def check_machine(recipe: Recipe) -> None:
         raise BadInput(f"bf16: this machine's {models.device().type.upper()} does not compute in bfloat16; "
                        "leave bf16 out, or set it to false")
     if recipe.report_to and importlib.util.find_spec(recipe.report_to) is None:
-        raise BadInput(f"report_to: {recipe.report_to} is not installed; in an environment of its own: "
-                       "pip install 'sftbench[track]'")
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; {EXTRAS}")
 
 
 def cut_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role],
@@ -106,6 +106,9 @@ def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, data.Role])
     """Refuse a mode that draws from a role without data, naming the role and what would serve."""
     for stage in stages:
         for role in stage["shares"]:
+            if role in roles and "also in the probe" in roles[role].dropped and not roles[role].train:
+                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: every row of {role} is also in "
+                               f"its probe, so none is left to train on; give another {role}_probe")
             if role not in roles or not roles[role].train:
                 shape = "text" if role.endswith("_text") else "questions and answers"
                 raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; "

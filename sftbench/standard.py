@@ -7,7 +7,7 @@ import logging
 import re
 from pathlib import Path
 
-from . import models, runs, talk
+from . import models, ready, runs, talk
 from .errors import BadInput, RunFailed
 
 SKIPPED = ("alias", "sample_len", "name", "sample_count")
@@ -23,8 +23,7 @@ def evaluate_run(run: Path | str, tasks: list[str], stages: list[str] | None = N
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise BadInput("lm-eval is not installed; in an environment of its own: "
-                       "pip install 'sftbench[eval]'") from None
+        raise BadInput(f"lm-eval is not installed; {ready.EXTRAS}") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     models.quiet_libraries()
     entries = runs.read_result(run)["stages"]

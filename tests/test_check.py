@@ -76,6 +76,30 @@ def test_a_file_without_a_usable_row_is_told_and_a_missing_one_refused(tmp_path)
         check.measure(str(tmp_path / "a.jsonl"), role="domain_txt")
 
 
+def test_whatever_would_stop_a_run_is_told_and_ends_with_2(tmp_path, make_model, capsys):
+    tasks, texts = small_rows("domain_tasks", 12), small_rows("domain_text", 12)
+    good, model = lines(tmp_path / "good.jsonl", *tasks), ["--model", make_model()]
+    bad_probe = lines(tmp_path / "probe.jsonl", *tasks[:2], "[]", '{"x": 1}')
+    cases = [([lines(tmp_path / "empty.jsonl")], "no usable row"),
+             ([good, "--probe", bad_probe], "2 rows would stop a run"),
+             ([good, "--probe", lines(tmp_path / "none.jsonl", "[]")], "domain_tasks_probe: no usable row"),
+             ([good, "--probe", good], "every row is also in the probe"),
+             ([good, "--max-length", "8"], "within max_length 8 (task longer than max_length: "),
+             ([lines(tmp_path / "a_text.jsonl", *texts), good], "12 rows would stop a run")]
+    said = {}
+    for words, error in cases:
+        assert main(["check", *words, *model]) == 2
+        printed = capsys.readouterr()
+        assert error in printed.err
+        said[error] = " ".join(printed.out.split())
+    assert f"{bad_probe}, line 3:" in said["2 rows would stop a run"]
+    assert "NOTHING TO TRAIN: every row is also in the probe" in said["every row is also in the probe"]
+    assert "12 rows of the file would do as tasks, not as text" in said["12 rows would stop a run"]
+    assert main(["check", str(tmp_path / "a_text.jsonl"), *model]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a run takes its length from the task rows (" in text
+
+
 def test_no_token_to_train_is_cried_out(mine, make_model):
     assert "NOTHING TO TRAIN" in check.check_data(mine, model=make_model(), max_length=8)
 

@@ -70,6 +70,9 @@ def test_training_rows_that_stand_in_the_probe_are_dropped_and_counted(tmp_path)
     probe = lines(tmp_path / "probe.jsonl", {"text": "3"}, {"text": "x"})
     roles = roles_of(tmp_path, domain_text=train, domain_text_probe=probe)
     assert list(roles) == ["domain_text"]
+    torn = lines(tmp_path / "torn.jsonl", {"text": "3"}, {"question": "x"})
+    with pytest.raises(BadInput, match=r"domain_text_probe: .*torn.jsonl, line 2"):
+        roles_of(tmp_path, domain_text=train, domain_text_probe=torn)
     assert {"text": "3"} not in roles["domain_text"].train and len(roles["domain_text"].train) == 9
     assert roles["domain_text"].dropped == {
         "also in the probe": {"rows": 1, "examples": [f"{train}, line 4"]}}

@@ -79,7 +79,7 @@ def test_a_task_file_scores_start_and_last_stage_as_computed_by_hand(run, task, 
 
 def test_without_lm_eval_the_remedy_is_named(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
-    with pytest.raises(BadInput, match=r"pip install.*eval"):
+    with pytest.raises(BadInput, match=r"pip install -c requirements.lock -e '\.\[eval,track\]'"):
         standard.evaluate_run(run, ["hellaswag"])
 
 

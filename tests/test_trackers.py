@@ -16,7 +16,7 @@ def recipe(make_model, small_files, tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, monkeypatch, tmp_path):
     assert recipe.report_to is None
     monkeypatch.setattr(ready.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"trackio is not installed.*sftbench\[track\]"):
+    with pytest.raises(BadInput, match=r"trackio is not installed.*-e '\.\[eval,track\]'"):
         chain.run(override(recipe, report_to="trackio"))
     assert not (tmp_path / "run").exists()
 
