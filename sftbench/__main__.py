@@ -177,14 +177,14 @@ def _run(options) -> None:
     _train(recipe, folder)
 
 
-def _train(recipe: Recipe, folder: Path) -> None:
+def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
     """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
     if ranks.follows():
         from . import chain
         chain.run(recipe)
         return
     try:
-        with terminal.progress(folder):
+        with terminal.progress(folder, warn):
             from . import chain, plots
             chain.run(override(recipe, output_dir=str(folder)))
             plots.save_plot(folder)
@@ -196,7 +196,7 @@ def _train(recipe: Recipe, folder: Path) -> None:
 
 def _resume(options) -> None:
     from . import worker
-    _train(worker.recipe_of(options.run), Path(options.run))
+    _train(worker.recipe_of(options.run), Path(options.run), warn=False)
 
 
 def _stop(options) -> None:

@@ -83,7 +83,8 @@ def run(recipe: Recipe | Prepared, callbacks: Iterable[Callable[[dict], None]] =
 def _train_chain(folder: Path, ready: Prepared, keys: list[str], datasets: dict, result: dict,
                  emit: runs.Recorder, stop: process.Stop) -> None:
     """All stages and the scores between them; what is known goes into `result` as it becomes known."""
-    emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"], "forecast": result["forecast"]})
+    emit({"stage": "start", "step": 0, "plan": result["forecast"]["steps"], "forecast": result["forecast"],
+          "warnings": list(ready.warnings)})
     began = time.monotonic()
     process.note(folder, state="running")
     state = State(keys[0], ready.start)

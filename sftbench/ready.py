@@ -46,6 +46,7 @@ class Prepared:
     known: dict
     tokens: dict[str, encoded.Tokens]
     pieces: dict[str, encoded.Pieces]
+    warnings: tuple[str, ...] = ()  # where what was asked for is far from advised, or does not fit
     expected: tuple[set, dict] | None = None  # stages stored by then, and the forecast that was made
 
 
@@ -69,7 +70,8 @@ def prepare(recipe: Recipe) -> Prepared:
     revision = models.revision_of(start, recipe.model_revision)
     if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
-    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known, tokens, pieces)
+    return Prepared(resolved, reasons, mode, stages, roles, tokenizer, start, revision, known, tokens, pieces,
+                    tuple(advice.warnings(recipe, known)))
 
 
 def check_machine(recipe: Recipe) -> None:

@@ -1,11 +1,14 @@
 """The ledger: what a run gained in the domain and lost elsewhere, stage by stage, as one table of text."""
 
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-from .runs import duration, read_result
+from .runs import duration, read_json, read_result
 
 COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text", "yardstick")
 MEASURES = ("loss", "accuracy", "f1")
+FEW = 20  # rows of a probe below which chance outweighs most of what training changes
+LITTLE = 0.05  # nats per token: a smaller rise of the loss is hardly to be seen in what a model writes
 
 
 def ledger(run: Path | str) -> str:
@@ -16,8 +19,15 @@ def ledger(run: Path | str) -> str:
     result = read_result(run)
     recipe = result["recipe"]
     start = result["start"]["model"]
-    head = f"Mode {recipe['mode']} from {start}, at most {recipe['probe_rows']} rows a probe"
-    return f"{head}\n\n{ledger_text(result)}"
+    stored = read_json(run, "recipe.json") if (Path(run) / "recipe.json").exists() else {}
+    sizes = {role: rows for role in COLUMNS
+             if (rows := stored.get("data", {}).get(role, {}).get("probe_rows"))}
+    told = ", ".join(f"{role.replace('_', ' ')} {rows:,}" for role, rows in sizes.items())
+    head = f"Mode {recipe['mode']} from {start}, " + (
+        f"rows scored: {told}" if told else f"at most {recipe['probe_rows']} rows a probe")
+    few = ", ".join(f"{role.replace('_', ' ')} ({rows})" for role, rows in sizes.items() if rows < FEW)
+    warning = f"\nWarning: too few probe rows to tell a change from chance: {few}." * bool(few)
+    return f"{head}\n\n{ledger_text(result)}{warning}"
 
 
 def ledger_text(result: dict) -> str:
@@ -46,9 +56,10 @@ def _states(states: list[tuple[str, dict]]) -> list[str]:
     """The table of probes by state, with the change from the first to the last where there are two."""
     first, last = states[0][1], states[-1][1]
     columns = [(role, measure) for role in COLUMNS for measure in MEASURES if measure in last.get(role, {})]
-    rows = [(name, [f"{probes[role][measure]:.2f}" for role, measure in columns]) for name, probes in states]
+    rows = [(name, [str(_rounded(probes[role][measure])) for role, measure in columns])
+            for name, probes in states]
     if len(rows) > 1:
-        rows.append(("change", [f"{round(last[role][measure] - first[role][measure], 2) + 0.0:+.2f}"
+        rows.append(("change", [f"{_rounded(last[role][measure], first[role][measure]):+}"
                                 for role, measure in columns]))
     width = max(len(name) for name, _ in rows)
     lines = [*_headings(columns, width), *(_line(name.ljust(width), cells, columns) for name, cells in rows)]
@@ -56,6 +67,15 @@ def _states(states: list[tuple[str, dict]]) -> list[str]:
     if len(rows) == 1:
         return [*lines[:2], rule, *lines[2:]]
     return [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
+
+
+def _rounded(value: float, less: float = 0) -> Decimal:
+    """What a probe's figure is (above another) with two decimals, half up: table and sentences agree."""
+    return (Decimal(str(value)) - Decimal(str(less))).quantize(Decimal("0.01"), ROUND_HALF_UP) + 0
+
+
+def _percent(value: float) -> str:
+    return f"{int(_rounded(value) * 100)}%"
 
 
 CELL, GAP = 10, 4  # characters of a figure's column, and between two probes
@@ -98,15 +118,16 @@ def _reading(first: dict, last: dict) -> list[str]:
     lines = []
     for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
         if "accuracy" in last.get(role, {}):
-            lines.append(f"{words}: {first[role]['accuracy']:.0%} of the probe's questions answered exactly "
-                         f"as wanted before, {last[role]['accuracy']:.0%} after.")
+            lines.append(f"{words}: {_percent(first[role]['accuracy'])} of the probe's questions answered "
+                         f"exactly as wanted before, {_percent(last[role]['accuracy'])} after.")
     if "loss" in last.get("general_text", {}):
-        rise = last["general_text"]["loss"] - first["general_text"]["loss"]
-        word = f"rose by {rise:.2f}: so much was forgotten" if rise >= 0.005 else "did not rise"
-        lines.append(f"Loss on general text {first['general_text']['loss']:.2f} -> "
-                     f"{last['general_text']['loss']:.2f} nats per token; it {word}.")
+        before, after = (side["general_text"]["loss"] for side in (first, last))
+        rise = _rounded(after, before)
+        much = "little was forgotten" if after - before < LITTLE else "so much was forgotten"
+        lines.append(f"Loss on general text {_rounded(before)} -> {_rounded(after)} nats per token; it "
+                     + (f"rose by {rise}: {much}." if rise > 0 else "did not rise."))
     if "yardstick" in last:
-        english, chinese = (" -> ".join(f"{side['yardstick'][f'accuracy_{language}']:.0%}"
+        english, chinese = (" -> ".join(_percent(side["yardstick"][f"accuracy_{language}"])
                                         for side in (first, last)) for language in ("en", "zh"))
         lines.append(f"Yardstick (built-in general probe), questions right: English {english}, "
                      f"Chinese {chinese} (chance: 25%).")

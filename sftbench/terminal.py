@@ -17,10 +17,13 @@ def say(text: str = "") -> None:
 
 
 @contextlib.contextmanager
-def progress(folder: Path):
-    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a few in a log."""
+def progress(folder: Path, warn: bool = True):
+    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a few in a log.
+
+    With `warn` the recipe's warnings go to stderr, before the first step.
+    """
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder, done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(folder, done, warn), daemon=True)
     watcher.start()
     try:
         yield
@@ -29,13 +32,13 @@ def progress(folder: Path):
         watcher.join()
 
 
-def _watch(folder: Path, done: threading.Event) -> None:
+def _watch(folder: Path, done: threading.Event, warn: bool) -> None:
     began, last, terminal = time.time(), "", sys.stdout.isatty()
     shown_at, told, tail = 0.0, False, runs.Tail(folder)
     while not done.wait(0.5):
         tail.read()
         now = any("plan" in event and event["time"] >= began for event in tail.events)
-        told = told or now and _tell_forecast(tail.events, terminal)
+        told = told or now and _tell_forecast(tail.events, terminal, warn)
         if now and "state" in tail.events[-1]:
             continue
         line = _progress_line(tail.events if now else [], time.time() - began)
@@ -51,14 +54,16 @@ def _watch(folder: Path, done: threading.Event) -> None:
     if terminal:
         sys.stdout.write("\r\x1b[2K")
     if not told:
-        _tell_forecast(runs.read_events(folder), terminal)
+        _tell_forecast(runs.read_events(folder), terminal, warn)
 
 
-def _tell_forecast(events: list[dict], terminal: bool) -> bool:
-    """Show the run's forecast, once it is there."""
-    found = next((event["forecast"] for event in events if "forecast" in event), None)
+def _tell_forecast(events: list[dict], terminal: bool, warn: bool) -> bool:
+    """Show the run's forecast and what its recipe is warned of, once they are there."""
+    found = next((event for event in events if "forecast" in event), None)
     if found:
-        say(("\r\x1b[2K" if terminal else "") + forecast_text(found) + "\n")
+        say(("\r\x1b[2K" if terminal else "") + forecast_text(found["forecast"]) + "\n")
+        for warning in found.get("warnings", []) if warn else []:
+            sys.stderr.write(f"warning: {warning}\n")
     return found is not None
 
 

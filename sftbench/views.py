@@ -13,7 +13,10 @@ WIDTH = 100
 
 
 def recipe_text(ready: Prepared, everything: bool = False) -> str:
-    """The resolved recipe: what you set, each advised value with its reason; `everything`: defaults too."""
+    """The resolved recipe: what you set, each advised value with its reason; `everything`: defaults too.
+
+    Its warnings come last.
+    """
     defaults, values = to_dict(Recipe()), to_dict(ready.recipe)
     lines = [f"Mode {ready.recipe.mode}: {ready.mode['sentence']}", f"Start: {ready.start}", ""]
     for name, value in values.items():
@@ -31,6 +34,8 @@ def recipe_text(ready: Prepared, everything: bool = False) -> str:
     for name, reason in ready.reasons.items():
         if name not in values:  # no field of the recipe: what follows from the model and the machine
             lines += _reason(name, reason)
+    for number, warning in enumerate(ready.warnings):
+        lines += [""] * (number == 0) + textwrap.wrap(f"Warning: {warning}", WIDTH, subsequent_indent=" " * 9)
     return "\n".join(lines)
 
 

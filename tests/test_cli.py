@@ -28,8 +28,10 @@ def small(make_model, small_files):
 
 
 def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys, monkeypatch):
+    small |= {"learning_rate": 5}
     assert main(["run", "2", *arguments(small), "--out", str(tmp_path / "one")]) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "warning: learning_rate 5 is " in warned and "above" in warned
     assert "start (base)" in said and "domain_sft" in said and "loss.png" in said
     model = Path(said.split("model:")[1].strip().splitlines()[0])
     assert (model / "model.safetensors").exists()

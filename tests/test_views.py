@@ -6,7 +6,7 @@ import time
 import pytest
 from matplotlib.image import imread
 
-from sftbench import chain, live, plots, table, views
+from sftbench import chain, live, plots, runs, table, views
 from sftbench.ready import prepare
 from sftbench.recipe import Recipe, override
 
@@ -31,8 +31,27 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
     assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[10]
     assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
     kept = table.ledger_text(result(general_text={"loss": 1.01}))
-    assert "it rose by 0.01" in kept, "a small loss is told as well"
+    assert "it rose by 0.01: little was forgotten" in kept, "a small loss is told as well"
+    assert "it rose by 0.80: so much was forgotten" in lines[11]
     assert "it did not rise" in table.ledger_text(result(general_text={"loss": 1.0}))
+
+
+def test_table_and_sentence_round_the_same_number_alike():
+    text = table.ledger_text(result(domain_tasks={"loss": 0.125, "accuracy": 0.075, "f1": 0.285}))
+    assert text.splitlines()[4].split()[1:4] == ["0.13", "0.08", "0.29"]
+    assert text.splitlines()[6].split()[1:4] == ["-2.88", "-0.03", "+0.09"]
+    assert "8% after" in text
+
+
+def test_the_ledger_tells_the_rows_of_each_probe_and_which_are_few(tmp_path):
+    runs.write_json(tmp_path / "result.json", {"schema": 1, "complete": True, **result(), "recipe": {
+        "mode": "2", "probe_rows": 200}} | {"start": {**result()["start"], "model": "pocket"}})
+    assert "at most 200 rows a probe" in table.ledger(tmp_path), "a folder that does not tell"
+    runs.write_json(tmp_path / "recipe.json", {"schema": 1, "data": {
+        "domain_tasks": {"probe_rows": 200}, "general_text": {"probe_rows": 1}}})
+    said = table.ledger(tmp_path)
+    assert said.startswith("Mode 2 from pocket, rows scored: domain tasks 200, general text 1\n")
+    assert said.endswith("too few probe rows to tell a change from chance: general text (1).")
 
 
 def events(steps: int = 20) -> list[dict]:
@@ -121,6 +140,8 @@ def test_the_recipe_as_text_gives_each_value_its_reason(ready):
     assert "learning_rate                    0.001 as you set it" in text
     assert "(R8)" in text and "num_train_epochs" in text and "answers end with '<eos>'" in text
     assert all(len(line) <= 100 for line in text.splitlines())
+    asked = override(ready.recipe, learning_rate=5.0)
+    assert views.recipe_text(prepare(asked)).splitlines()[-1].startswith("Warning: learning_rate 5 is ")
     assert "probe_share" not in text and "probe_share" in views.recipe_text(ready, everything=True)
 
 
