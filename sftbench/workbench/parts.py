@@ -31,8 +31,8 @@ STYLE = """<style>
   overflow-x: auto; padding: 8px 10px; background: var(--jp-layout-color2); }
 .sftb .sftb-seen { padding: 0 10px; border-left: 3px solid var(--jp-border-color2); }
 .sftb .sftb-seen pre { font: 12px/1.5 var(--jp-code-font-family); background: none; color: inherit;
-  padding: 0; overflow-wrap: break-word; word-break: normal; }
-.sftb .sftb-seen div { overflow-wrap: anywhere; }
+  padding: 0; overflow-wrap: anywhere; word-break: normal; }
+.sftb .sftb-seen div { min-width: 0; overflow-wrap: anywhere; }
 .sftb textarea { font-family: var(--jp-code-font-family) !important; font-size: 12px !important; }
 .sftb .jupyter-button { border: 1px solid var(--jp-border-color1); border-radius: 4px; box-shadow: none;
   background: var(--jp-layout-color1); width: auto; height: 30px; line-height: 28px; }
