@@ -165,15 +165,16 @@ def _add_advise(command: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(options: argparse.Namespace, **more) -> Recipe:
-    """The recipe that the options describe."""
-    return override(Recipe(), **{name: parse(name, text) for name, text in options.parameter}, **more)
+    """The recipe that the options describe; a mode that is not there is refused before anything is loaded."""
+    recipe = override(Recipe(), **{name: parse(name, text) for name, text in options.parameter} | more)
+    modes.load(recipe.mode)
+    return recipe
 
 
 def _run(options) -> None:
     recipe = recipe_of(options, mode=options.mode)
     folder = (Path(options.out) if options.out
               else runs.folder_for(recipe.mode, recipe.method, recipe.output_dir))
-    modes.load(recipe.mode)
     _train(recipe, folder)
 
 
@@ -210,8 +211,9 @@ def _stop(options) -> None:
 
 
 def _forecast(options) -> None:
+    recipe = recipe_of(options, mode=options.mode)
     from . import chain, table
-    say(table.forecast_text(chain.expect(recipe_of(options, mode=options.mode), timed=not options.quick)))
+    say(table.forecast_text(chain.expect(recipe, timed=not options.quick)))
 
 
 def _notebook(options) -> None:
@@ -276,8 +278,9 @@ def _export(options) -> None:
 
 
 def _look(options) -> None:
+    recipe = recipe_of(options, mode=options.mode)
     from . import ready, views
-    prepared = ready.prepare(recipe_of(options, mode=options.mode))
+    prepared = ready.prepare(recipe)
     say(views.look(prepared, options.rows, options.role, options.row))
 
 
@@ -312,8 +315,8 @@ def _methods(options) -> None:
 
 
 def _advise(options) -> None:
-    from . import ready
     recipe = recipe_of(options, **({"mode": options.mode} if options.mode else {}))
+    from . import ready
     said = {"wants": options.wants, "resources": options.resources, "related": options.related}
     say(ready.advise(recipe, said, with_losses=not options.quick, settle_mode=options.mode is None))
 

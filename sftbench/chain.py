@@ -113,8 +113,7 @@ def _expected(ready: Prepared, datasets: dict, keys: list[str], shelf: Path, tim
     stored = {stage["name"] for stage, key in zip(ready.stages, keys, strict=True)
               if (shelf / key / store.MANIFEST).exists()}
     if ready.expected is None or ready.expected[0] != stored:
-        alone = ranks.count() == 1  # a trial is of one process
-        found = forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed and alone)
+        found = forecast.forecast(ready, datasets, plan(ready, datasets), stored, timed)
         if not timed:
             return found
         ready.expected = stored, found

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from . import blocks, evaluate, footprint, methods, models, train, yardstick
+from . import blocks, evaluate, footprint, methods, models, ranks, train, yardstick
 from .errors import RunFailed
 from .ready import LIVE_ROWS, Prepared
 from .recipe import stage_settings
@@ -22,6 +22,7 @@ from .recipe import stage_settings
 WARM = 1  # steps of a trial that only warm up
 TIMED = (3, 16)  # steps of a trial that are timed, at least and at most: else a tenth of the stage
 SHORT = 20  # a stage of fewer steps is not worth a trial: it would take a good part of the stage itself
+NO_ROOM = "memory does not suffice to try a step"
 SAMPLE = 64  # rows of a probe that are scored in a trial, one batch of answers
 TIGHT = 0.85  # of the room from which on another program or a longer row may be too much
 
@@ -32,8 +33,8 @@ def forecast(ready: Prepared, datasets: dict[str, tuple[Dataset, dict]], plan: d
 
     `steps` is the plan; `stages` has for each stage its `seconds` and `memory` in bytes by part; then
     `probe_seconds` of scoring all probes once, the run's `seconds`, its `peak_memory_bytes`, `room_bytes` on
-    this machine and `fits` ("fits", "tight", "does not fit"). What could not be told is None. `timed` False,
-    or memory that does not fit, leaves out the trial and so all seconds.
+    this machine and `fits` ("fits", "tight", "does not fit"). What could not be told is None; `untimed` says
+    why there are no seconds. `timed` False leaves out the trial that takes them.
     """
     room, base = _room()
     probes = {name: blocks.encode_rows(ready.tokenizer, role.probe[:LIVE_ROWS], ready.recipe.max_length)[0]
@@ -52,14 +53,25 @@ def forecast(ready: Prepared, datasets: dict[str, tuple[Dataset, dict]], plan: d
     todo = [stage for stage in ready.stages if stage["name"] not in stored]
     for name in stored:
         stages[name]["seconds"] = 0.0
-    if timed and fits != "does not fit" and todo and all(plan[stage["name"]] >= SHORT for stage in todo):
+    found["untimed"] = _untimed(timed, fits, {stage["name"]: plan[stage["name"]] for stage in todo})
+    if not found["untimed"]:
         try:
             _time(ready, datasets, plan, todo, probes, found)
         except torch.OutOfMemoryError:
-            found["fits"] = "does not fit"
+            found |= {"fits": "does not fit", "untimed": NO_ROOM}
         except RunFailed:  # of a loss that is no number: the run itself tells where
-            pass
+            found["untimed"] = "a tried step's loss was no number"
     return found
+
+
+def _untimed(timed: bool, fits: str | None, todo: dict[str, int]) -> str | None:
+    """Why no steps are tried for the stages and their steps `todo`, or None where they are."""
+    short = [name for name, steps in todo.items() if steps < SHORT]
+    cases = ((not timed, "it was not asked for"), (not todo, "every stage is in the store already"),
+             (ranks.count() > 1, "a trial is of one process, and here are several"),
+             (fits == "does not fit", NO_ROOM),
+             (short, f"a stage of fewer than {SHORT} steps is not worth a trial ({', '.join(short)})"))
+    return next((why for holds, why in cases if holds), None)
 
 
 def _room() -> tuple[int, int]:

@@ -56,7 +56,8 @@ def load(mode: str) -> dict:
     if mode.endswith(".toml"):
         return _from_toml(Path(mode))
     names = [*MODES, *(entry["name"] for entry in MODES.values())]
-    raise BadInput(f"unknown mode {mode!r}{nearest(mode, names)}; give 1 to 7, or the path of a .toml file")
+    near = "" if mode.isdigit() else nearest(mode, names)  # 12 is not a slip for 2
+    raise BadInput(f"unknown mode {mode!r}{near}; give 1 to 7, or the path of a .toml file")
 
 
 def stages(mode: dict, general_share: float | None = None, task_share: float | None = None) -> list[dict]:

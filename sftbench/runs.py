@@ -170,8 +170,11 @@ def read_json(folder: Path, name: str) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: not there; is {folder} a run's folder, and the run "
-                       "finished? The same command goes on with one that is not") from None
+        if not Path(folder).exists():
+            raise BadInput(f"{folder}: there is no run of that name, neither as a folder nor under "
+                           f"{root()}/") from None
+        raise BadInput(f"{path}: not there; either {folder} is no run's folder, or its run has not finished "
+                       f"and goes on with: sftbench resume {folder}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as JSON: {error}") from None
     if data.get("schema") != SCHEMA:
@@ -215,7 +218,7 @@ def progress(events: list[dict], now: float | None = None) -> dict:
     total = max(1, sum(planned.values()))
     left = max(0.0, spent) / timed_steps * (total - done) if timed_steps else None
     share = min(1.0, done / total)
-    text = f"{current}: {done} of {total} steps"
+    text = f"{current}: {done} of {total} steps of all stages"
     if "waiting" in events[-1]:
         text += ", waiting for another run that trains this stage"
     return {"text": text, "share": share, "seconds_left": left}

@@ -164,7 +164,8 @@ def forecast_text(found: dict) -> str:
             parts = " + ".join(f"{_gigabytes(size)} {part}" for part, size in stage["memory"].items())
             lines.append(f"    {_gigabytes(stage['peak_memory_bytes'])} of memory = {parts}")
     if found["seconds"] is None:
-        lines.append("Time: not measured.")
+        why = found.get("untimed")
+        lines.append(f"Time: not measured, since {why}." if why else "Time: not measured.")
     else:
         lines.append(f"Time: {duration(found['seconds'])}, of it {duration(found['probe_seconds'])} whenever "
                      "the probes are scored.")

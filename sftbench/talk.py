@@ -52,7 +52,13 @@ def find(checkpoint: str) -> tuple[str | None, int | str | None]:
     if _is_run(whole := str(runs.find(checkpoint))):
         run, stage = whole, ""
     elif not run or not _is_run(run := str(runs.find(run))):
-        return None, str(models.locate(checkpoint))
+        try:
+            return None, str(models.locate(checkpoint))
+        except BadInput as error:
+            if Path(checkpoint).exists():
+                raise
+            raise BadInput(f"{checkpoint}: there is no run of that name, neither as a folder nor under "
+                           f"{runs.root()}/, and no model: {error}") from None
     names = [entry["name"] for entry in runs.read_result(run)["stages"]]
     if stage.isdigit() and 1 <= int(stage) <= len(names):
         return run, int(stage) - 1

@@ -51,7 +51,7 @@ def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
     runs.write_json(tmp_path / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
     assert main(["show", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "stopped, cpt: 10 of 40 steps (25%)" in said and "2.50" in said
+    assert "stopped, cpt: 10 of 40 steps of all stages (25%)" in said and "2.50" in said
     assert f"sftbench resume {tmp_path}" in said
 
 
@@ -109,7 +109,10 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
     (["notebook", "nowhere.ipynb"], "no such notebook"),
     (["notebook", "2", "-p", "__import__('os').abort()", "1"], "unknown parameter"),
     (["notebook", "2", "--out", "{x.__class__}"], "braces"),
-    (["show", "nowhere"], "not there"),
+    (["show", "nowhere"], "no run of that name"),
+    (["export", "nowhere", "out"], "no run of that name"),
+    (["talk", "nowhere", "--prompt", "x"], "no run of that name, neither as a folder nor under runs/"),
+    (["talk", "nowhere:start", "--prompt", "x"], "no run of that name"),
 ])
 def test_bad_input_ends_with_code_2_and_the_remedy(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -134,6 +137,15 @@ def test_advice_measures_the_gap_by_itself(capsys, small):
     assert "Suggested mode:" in said and "R1" in said and "nats per token" in said and "R7" in said
     assert said.startswith(f"For {small['model']}, with domain_text") and "bnb_" not in said
     assert f"next: sftbench run 2 -p method full -p model {small['model']}" in said
+
+
+@pytest.mark.parametrize("command", ["run", "look", "forecast", "advise", "notebook"])
+def test_a_mode_that_is_not_there_is_refused_before_libraries_load(command, tmp_path):
+    code = ("import sys; from sftbench.__main__ import main; "
+            f"code = main([{command!r}, '12']); sys.exit(code if 'torch' not in sys.modules else 3)")
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert told.returncode == 2 and "1 to 7" in told.stderr and "did you mean" not in told.stderr
 
 
 def test_the_command_starts_fast_and_import_loads_no_torch():

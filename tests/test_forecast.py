@@ -133,9 +133,10 @@ def test_the_truth_stands_beside_the_forecast(recipe):
 
 def test_short_stages_are_not_tried_and_memory_is_told_all_the_same(recipe, monkeypatch):
     monkeypatch.setattr(forecast, "_trial", lambda *_: pytest.fail("a step was tried"))
-    for found in (chain.expect(recipe(max_steps=5)), chain.expect(recipe(), timed=False)):
+    for found, why in ((chain.expect(recipe(max_steps=5)), "a stage of fewer than 20 steps"),
+                       (chain.expect(recipe(), timed=False), "it was not asked for")):
         assert found["seconds"] is None and found["peak_memory_bytes"] > 1e8
-        assert "not measured" in table.forecast_text(found)
+        assert f"Time: not measured, since {why}" in table.forecast_text(found)
 
 
 @pytest.mark.parametrize(("room", "word", "remedy"), [

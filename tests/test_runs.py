@@ -51,7 +51,7 @@ def test_progress_tells_share_and_time_left():
     events = [event("start", 0, 0, plan=plan), event("cpt", 0, 100, steps=30), event("cpt", 20, 110, loss=1)]
     now = runs.progress(events, now=110)
     assert now["share"] == 0.5 and now["seconds_left"] == pytest.approx(10)
-    assert now["text"] == "cpt: 20 of 40 steps"
+    assert now["text"] == "cpt: 20 of 40 steps of all stages"
 
 
 def test_stages_from_the_store_cost_no_time():

@@ -115,7 +115,7 @@ def test_the_live_line_tells_state_and_time_left(monkeypatch):
     monkeypatch.setattr(live, "display", lambda *args, **more: handle())
     plot = live.LivePlot()
     plot.events = events()[:10]
-    assert "of 40 steps" in plot.status() and plot.status().endswith("left")
+    assert "of 40 steps of all stages" in plot.status() and plot.status().endswith("left")
     plot.events.append({"stage": "cpt", "step": 9, "time": 65.0, "state": "failed",
                         "message": "non-finite loss"})
     assert plot.status() == "failed after 1 min 5 s: non-finite loss"
