@@ -122,7 +122,8 @@ def _must_be_there(name: str, value: Any) -> None:
 
 def _options(name: str) -> list[tuple[str, Any]]:
     values = FIELDS[name].metadata.get("choices", (True, False))
-    empty = [("advised", ADVICE)] if FIELDS[name].default is None else []
+    word = "advised" if name in ADVISED else "none"
+    empty = [(word, ADVICE)] if FIELDS[name].default is None else []
     return empty + [(shown(value), value) for value in values]
 
 
