@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import BadInput
 from .models import decoder_layers, expert_names, final_norm
+from .recipe import nearest
 
 # The layers that write into the residual stream; zero weights there make a new block the identity.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
@@ -33,7 +34,7 @@ def lora(model, tokenizer, settings: dict, text: str):
     targets, fused = settings["lora_target_modules"], None
     if targets == "all-linear":  # peft 0.21 adds fused experts by itself for some families only
         fused = sorted({".".join(name.split(".")[-2:]) for name in expert_names(model)}) or None
-    targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    targets = targets if targets == "all-linear" else _named(model, targets)
     try:
         return get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM", r=settings["lora_r"], lora_alpha=settings["lora_alpha"],
@@ -41,6 +42,19 @@ def lora(model, tokenizer, settings: dict, text: str):
             use_rslora=settings["use_rslora"], use_dora=settings["use_dora"]))
     except ValueError as error:
         raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
+
+
+def _named(model, targets: str) -> list[str]:
+    """The modules that `lora_target_modules` names; raises BadInput for one that the model has not."""
+    fit = [name for name, module in model.named_modules()
+           if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
+    wanted = [target.strip() for target in targets.split(",") if target.strip()]
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in fit):
+            there = sorted({name.split(".")[-1] for name in fit})
+            raise BadInput(f"lora_target_modules: {type(model).__name__} has no module {target!r} that LoRA "
+                           f"fits{nearest(target, there)}; there is {', '.join(there)}, or all-linear")
+    return wanted
 
 
 def ptuning_v2(model, tokenizer, settings: dict, text: str):
@@ -77,6 +91,19 @@ def freeze(model, tokenizer, settings: dict, text: str):
         for module in PARTS[name](model, value):
             module.requires_grad_(True)
     return model
+
+
+def check(config, settings: dict) -> None:
+    """Raise BadInput where a stage's settings name parts that a model of this configuration has not."""
+    targets = settings.get("lora_target_modules", "all-linear")
+    if settings["method"] != "freeze" and targets == "all-linear":
+        return
+    with torch.device("meta"):  # a copy, since added blocks are written into the configuration
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        if settings["method"] == "freeze":
+            freeze(model, None, settings, "")
+        else:
+            _named(model, targets)
 
 
 METHODS = {"full": full, "lora": lora, "qlora": lora, "ptuning_v2": ptuning_v2, "freeze": freeze}

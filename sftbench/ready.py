@@ -17,6 +17,7 @@ from . import (
     encoded,
     evaluate,
     hyperparameters,
+    methods,
     models,
     modes,
     pocket,
@@ -25,7 +26,7 @@ from . import (
     template,
 )
 from .errors import BadInput
-from .recipe import Recipe, override
+from .recipe import Recipe, override, stage_settings
 
 EXTRAS = "where sftbench lies: pip install -c requirements.lock -e '.[eval,track]'"  # as README says it
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
@@ -66,6 +67,8 @@ def prepare(recipe: Recipe) -> Prepared:
     known = measure(start, recipe.model_revision, tokenizer, roles, tokens)
     resolved, reasons = advice.resolve(recipe, known)
     reasons |= hyperparameters.notes(resolved, known) | {"chat_template": template.describe(tokenizer)}
+    for kind in {stage["kind"] for stage in stages}:
+        methods.check(models.load_config(start, recipe.model_revision), stage_settings(resolved, kind))
     pieces = cut_roles(resolved, stages, roles, tokens)
     revision = models.revision_of(start, recipe.model_revision)
     if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it

@@ -121,6 +121,16 @@ def test_bad_input_ends_with_code_2_and_the_remedy(words, said, capsys, tmp_path
     assert not list(tmp_path.rglob("recipe.json"))
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["lora", "-p", "lora_target_modules", "q_proj,foo"], "no module 'foo' that LoRA fits; there is "),
+    (["qlora", "-p", "lora_target_modules", "k_prj"], "did you mean 'k_proj'?; there is "),
+    (["freeze", "-p", "trainable_parts", "last:9"], "needs a number from 1 to"),
+])
+def test_parts_that_the_model_has_not_are_refused_before_training(words, said, small, tmp_path, capsys):
+    assert main(["run", "1", *arguments(small), "--out", str(tmp_path / "a"), "-p", "method", *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
 def test_lists_and_advice(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
     for command, words in (("modes", "base_mixed_cpt_mixed_sft"), ("methods", "num_virtual_tokens"),
