@@ -36,6 +36,7 @@ def export(run: str | Path, folder: str | Path, stage: str | None = None, form: 
     run, folder = str(run), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder")
+    runs.read_result(runs.find(run))  # else `find` would look for a model of that name
     number = find(f"{run}:{stage}" if stage else run)[1]
     if number is None:
         raise BadInput(f"{run}: the start is no stage of this run; it lies where it came from")

@@ -106,7 +106,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(run, tmp_path):
             ("there is no adapter", (run("freeze"), tmp_path / "out", None, "adapter")),
             ("it has start, cpt, domain_sft", (run("lora"), tmp_path / "out", "sft")),
             ("the start is no stage", (run("lora"), tmp_path / "out", "start")),
-            ("no such folder", (tmp_path / "nowhere", tmp_path / "out"))):
+            ("no run of that name", (tmp_path / "nowhere", tmp_path / "out"))):
         with pytest.raises(BadInput, match=words):
             export.export(*arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
