@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # a cache of their own, so that the tests read everything anew
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sftbench-test-cache-")
+os.environ["TRACKIO_DIR"] = os.path.join(os.environ["HF_DATASETS_CACHE"], "trackio")  # read once, at import
 
 import pytest
 

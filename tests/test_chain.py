@@ -28,6 +28,7 @@ def result_of(folder):
     return runs.read_result(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_every_mode_trains_by_every_method(recipe, mode, method):
@@ -46,6 +47,7 @@ def test_every_mode_trains_by_every_method(recipe, mode, method):
             assert entry["data"][role]["share"] == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.slow
 def test_stages_of_equal_key_are_trained_once(recipe):
     results = {mode: result_of(chain.run(recipe(f"once-{mode}", mode=mode, seed=7))) for mode in "243"}
     assert len({result["stages"][0]["key"] for result in results.values()}) == 1
@@ -59,6 +61,7 @@ def test_stages_of_equal_key_are_trained_once(recipe):
     assert [event["step"] for event in events if "loss" in event and event["stage"] == "cpt"] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 9}, {"cpt_learning_rate": 1e-3}, {"max_steps": 1},
                                     {"max_length": 64}, {"cpt_method": "freeze"}])
 def test_another_recipe_has_another_key(recipe, change):

@@ -18,6 +18,7 @@ from sftbench.recipe import Recipe, override
 
 STEPS = 5
 NUMBERS = itertools.count()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftbench import spell
+from sftbench import modes, spell
 from sftbench.__main__ import _parser, recipe_of
 from sftbench.errors import BadInput
 from sftbench.recipe import FIELDS, Recipe, field_type, help_of, override, to_dict
@@ -25,9 +25,9 @@ def values_of(name: str):
 
 @st.composite
 def recipes(draw):
-    """Random recipes through the one door: values it refuses are left out."""
-    recipe = Recipe()
-    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), unique=True)):
+    """Random recipes of modes that are there, through the one door: values it refuses are left out."""
+    recipe = override(Recipe(), mode=draw(st.sampled_from(sorted(modes.MODES))))
+    for name in draw(st.lists(st.sampled_from(sorted(set(FIELDS) - {"mode"})), unique=True)):
         try:
             recipe = override(recipe, **{name: draw(values_of(name))})
         except BadInput:

@@ -1,5 +1,8 @@
 """report_to: off by default, passed on to a tracker on this machine, refused where it is not installed."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from sftbench import chain, ready, runs
@@ -32,11 +35,10 @@ def test_tensorboard_gets_the_losses(recipe):
 
 
 @pytest.mark.slow
-def test_trackio_gets_the_losses_locally(recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+def test_trackio_gets_the_losses_locally(recipe):
     from trackio.sqlite_storage import SQLiteStorage
     folder = chain.run(override(recipe, report_to="trackio"))
     told = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
     seen = SQLiteStorage.get_logs("sftbench", "run-domain_sft")
     assert [log["train/loss"] for log in seen if "train/loss" in log] == pytest.approx(told, rel=1e-5)
-    assert list((tmp_path / "trackio").iterdir())
+    assert list(Path(os.environ["TRACKIO_DIR"]).iterdir())

@@ -116,6 +116,7 @@ def test_it_is_on_where_nothing_else_measures_forgetting(known, on, words):
     assert hyperparameters.resolve(asked, known)[0].yardstick is not on
 
 
+@pytest.mark.slow
 def test_it_has_its_own_column_and_is_absent_when_off(make_model, small_files, tmp_path):
     mine = {"mode": "1", "model": make_model(), "max_steps": 2, "probe_rows": 4,
             "domain_tasks": small_files["domain_tasks"]}
