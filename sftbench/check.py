@@ -235,11 +235,11 @@ def _token_lines(report: dict) -> list[str]:
         lines += _line("tokens of a row", ", ".join(f"{name} {int(np.quantile(lengths, share)):,}"
                                                     for name, share in QUANTILES.items()))
         lines += _bars(lengths)
-    text = report["role"].endswith("_text")
+    is_text = report["role"].endswith("_text")
     lines += _line("max_length", f"{most:,}: {int((lengths > most).sum()):,} rows are longer "
-                   + ("and cut into pieces" if text else "and dropped") + (
+                   + ("and cut into pieces" if is_text else "and dropped") + (
         f"; a run takes its length from the task rows ({most:,} here, since none are known)"
-        if text and not report["max_length_given"] else ""))
+        if is_text and not report["max_length_given"] else ""))
     return lines
 
 

@@ -50,7 +50,7 @@ def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Orig
     if place.is_file():
         return [_file(place, shape, weight)]
     if any((place / name).exists() for name in ("state.json", "dataset_dict.json")):
-        split = path.partition("#")[2] if str(place) != str(Path(path).expanduser()) else ""
+        split = "" if Path(path).expanduser().exists() else path.partition("#")[2]
         return [_dataset(path, hubdata.saved(place, split), shape, weight)]
     return [_file(file, shape, weight) for file in _files(place)]
 

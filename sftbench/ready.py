@@ -67,8 +67,9 @@ def prepare(recipe: Recipe) -> Prepared:
     known = measure(start, recipe.model_revision, tokenizer, roles, tokens)
     resolved, reasons = advice.resolve(recipe, known)
     reasons |= hyperparameters.notes(resolved, known) | {"chat_template": template.describe(tokenizer)}
-    for kind in {stage["kind"] for stage in stages}:
-        methods.check(models.load_config(start, recipe.model_revision), stage_settings(resolved, kind))
+    settings = [stage_settings(resolved, stage["kind"]) for stage in stages]
+    for once in {one["method"]: one for one in settings}.values():  # kinds of stages share a method's options
+        methods.check(models.load_config(start, recipe.model_revision), once)
     pieces = cut_roles(resolved, stages, roles, tokens)
     revision = models.revision_of(start, recipe.model_revision)
     if not Path(models.locate(start)).is_dir():  # a hub name: from here on, this commit of it
