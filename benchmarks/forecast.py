@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sftbench import modes, runs
-from sftbench.recipe import METHODS, Recipe, override
+from sftbench.recipes.modes import MODES
+from sftbench.recipes.recipe import METHODS, Recipe, override
+from sftbench.runs.folder import read_result
 
 BLOCKS = {"pocket": {}, "100m": {"max_length": 64, "per_device_train_batch_size": 1,
                                  "cpt_per_device_train_batch_size": 1, "probe_rows": 8, "yardstick": False}}
@@ -25,7 +26,7 @@ def model_of_100m(folder: Path) -> str:
     """A model of 100 million parameters with the pocket's tokenizer."""
     from transformers import AutoModelForCausalLM, Qwen3Config, set_seed
 
-    from sftbench import models
+    from sftbench.models.loading import load_tokenizer
     set_seed(0)
     config = Qwen3Config(vocab_size=32_000, hidden_size=640, intermediate_size=2048, num_hidden_layers=15,
                          num_attention_heads=10, num_key_value_heads=5, head_dim=64,
@@ -34,7 +35,7 @@ def model_of_100m(folder: Path) -> str:
     model = AutoModelForCausalLM.from_config(config)
     sys.stdout.write(f"{model.num_parameters():,} parameters\n")
     model.save_pretrained(folder)
-    models.load_tokenizer("pocket").save_pretrained(folder)
+    load_tokenizer("pocket").save_pretrained(folder)
     return str(folder)
 
 
@@ -42,10 +43,10 @@ def files_of_the_pocket(folder: Path) -> dict[str, str]:
     """The pocket's data as files, for a model that is not the pocket."""
     import json
 
-    from sftbench.pocket import world
-    from sftbench.recipe import ROLES
+    from sftbench.pocket.world import world_rows
+    from sftbench.recipes.recipe import ROLES
     for role in ROLES:
-        rows = world.rows(role, "train", 0)
+        rows = world_rows(role, "train", 0)
         (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {role: str(folder / f"{role}.jsonl") for role in ROLES}
 
@@ -63,11 +64,11 @@ def main() -> None:
     """Run, print, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=BLOCKS, default="pocket")
-    parser.add_argument("--modes", default=",".join(modes.MODES))
+    parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    from sftbench import chain
+    from sftbench.training.chain import run_chain
     found, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -77,9 +78,9 @@ def main() -> None:
             values |= {"model": name, "chat_model": name, **files_of_the_pocket(folder)}
         for method in options.methods.split(","):
             for mode in options.modes.split(","):
-                run = chain.run(override(Recipe(), **values, mode=mode, method=method,
+                run = run_chain(override(Recipe(), **values, mode=mode, method=method,
                                          output_dir=str(folder / f"{mode}-{method}")))
-                result = runs.read_result(run)
+                result = read_result(run)
                 whole.append((result["forecast"]["seconds"], result["forecast"]["took"]["seconds"]))
                 for name, *figures in errors(result):
                     found.append(figures)

@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 
-from sftbench import recipe, runs, worker
-from sftbench.workbench import Form
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.events import EventTail, read_events
+from sftbench.workbench.form import Form
+from sftbench.workers.client import run_state, start_run
 
 
 def seconds_to_form() -> float:
@@ -38,7 +40,7 @@ def wait(holds, seconds: float = 300):
 def train(steps: int, followed: bool) -> dict:
     """One run in a fresh folder from a process that was started ahead; its times in seconds."""
     os.environ["SFTBENCH_RUNS"] = tempfile.mkdtemp(prefix="sftbench-form-")
-    form = Form(recipe.override(recipe.Recipe(), mode="1", max_steps=steps, probe_rows=16, eval_steps=steps))
+    form = Form(override(Recipe(), mode="1", max_steps=steps, probe_rows=16, eval_steps=steps))
     form.ahead().join(120)
     form.helper.ready.wait(120)
     step, began = form.parts["train"], time.monotonic()
@@ -46,14 +48,14 @@ def train(steps: int, followed: bool) -> dict:
         step.start()
         folder = wait(lambda: step.folder)
     else:
-        folder = worker.start(form.recipe, form.helper)
-    tail, first = runs.Tail(folder), None
+        folder = start_run(form.recipe, form.helper)
+    tail, first = EventTail(folder), None
     wait(lambda: tail.read() is not None and any("loss" in event for event in tail.events))
     first = time.monotonic() - began
     drawn = wait(lambda: step.picture.value) and time.monotonic() - began if followed else None
-    wait(lambda: not worker.state(folder)["alive"])
+    wait(lambda: not run_state(folder)["alive"])
     form.close()
-    steps_seen = [event["time"] for event in runs.read_events(folder) if "loss" in event]
+    steps_seen = [event["time"] for event in read_events(folder) if "loss" in event]
     return {"first": first, "drawn": drawn, "training": steps_seen[-1] - steps_seen[0]}
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from modes import spread
 
-from sftbench import runs
-from sftbench.recipe import METHOD_OPTIONS, METHODS, Recipe, override
+from sftbench.recipes.recipe import METHOD_OPTIONS, METHODS, Recipe, override
+from sftbench.runs.events import format_duration
+from sftbench.runs.folder import read_result
 
 GENERAL_SFT = Path(__file__).parent / "general_sft.toml"
 RATES = (0.2, 0.5, 1, 2, 5)  # times the advised rate
@@ -31,10 +32,10 @@ def table() -> list[dict]:
 
 def rates() -> list[dict]:
     """Mode 4 by each method at several times the rates that are advised for it."""
-    from sftbench import ready
+    from sftbench.training.prepare import prepare_recipe
     found = []
     for method, factor in itertools.product(METHODS, RATES):
-        advised = ready.prepare(override(Recipe(), mode="4", method=method)).recipe
+        advised = prepare_recipe(override(Recipe(), mode="4", method=method)).recipe
         found.append({"mode": "4", "method": method, "learning_rate": factor * advised.learning_rate,
                       "cpt_learning_rate": factor * advised.cpt_learning_rate})
     return found
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     options = parser.parse_args()
-    from sftbench import chain
+    from sftbench.training.chain import run_chain
     recipes, began = globals()[options.which](), time.time()
     names = list(dict.fromkeys(name for values in recipes for name in values if name != "mode"))
     sys.stdout.write(f"| {' | '.join(names)} | trained | domain accuracy | general accuracy | seconds |\n"
@@ -75,7 +76,7 @@ def main() -> None:
                              for value in values.values())
             recipe = override(Recipe(), **values, pocket_seed=seed,
                               output_dir=str(options.out / f"{options.which}-{label}-{seed}"))
-            results.append(runs.read_result(chain.run(recipe)))
+            results.append(read_result(run_chain(recipe)))
         last = [result["stages"][-1] for result in results]
         cells = [shown(results[0]["recipe"], name) for name in names]
         cells.append(f"{last[0]['trainable_parameters']:,}")
@@ -85,7 +86,7 @@ def main() -> None:
                             "{:.0f}"))
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
         sys.stdout.flush()
-        sys.stderr.write(f"{number + 1} of {len(recipes)}: {runs.duration(time.time() - began)}\n")
+        sys.stderr.write(f"{number + 1} of {len(recipes)}: {format_duration(time.time() - began)}\n")
 
 
 if __name__ == "__main__":

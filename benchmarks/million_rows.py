@@ -56,17 +56,16 @@ def main() -> int:
             sys.stdout.flush()
 
         tell(f"wrote {options.rows:,} rows, {(folder / 'rows.jsonl').stat().st_size / 1e6:.0f} MB")
-        from sftbench import chain
-        from sftbench.ready import prepare
-        from sftbench.recipe import Recipe, override
+        from sftbench.recipes.recipe import Recipe, override
+        from sftbench.training.prepare import prepare_recipe, stage_dataset
         tell("loaded the libraries")
         recipe = override(Recipe(), mode="1", domain_tasks=str(folder / "rows.jsonl"), num_train_epochs=2.0)
         for what in ("read and encoded them", "the same from the cache"):
             ready = None  # what the first has read is given back before the second
-            ready = prepare(recipe)
+            ready = prepare_recipe(recipe)
             tell(f"{what}: {ready.known['rows']['domain_tasks']:,} to train on, "
                  f"{ready.known['tokens']['domain_tasks']:,} tokens")
-        dataset, drawn = chain.stage_dataset(ready, ready.stages[0])
+        dataset, drawn = stage_dataset(ready, ready.stages[0])
         tell(f"mixed and packed two passes: {drawn['domain_tasks']['rows']:,} rows, {len(dataset):,} blocks")
         for start in range(0, len(dataset), max(1, len(dataset) // 100)):
             dataset[start:start + 8]

@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from sftbench import modes, runs
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.modes import MODES, format_chain
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.events import format_duration
+from sftbench.runs.folder import read_result
 
 
 def spread(values: list[float], form: str = "{:.2f}") -> str:
@@ -25,7 +27,7 @@ def line(number: str, results: list[dict]) -> str:
     """A mode's line of the table, from its results over the seeds."""
     last = [result["stages"][-1]["probes"] for result in results]
     seconds = [sum(stage["seconds"] for stage in result["stages"]) for result in results]
-    chain = modes.drawing(modes.MODES[number]).replace("[ ", "").replace(" ]", "").replace("  ->  ", " → ")
+    chain = format_chain(MODES[number]).replace("[ ", "").replace(" ]", "").replace("  ->  ", " → ")
     return (f"| {number} | {chain} | {spread([probes['domain_tasks']['accuracy'] for probes in last])} "
             f"| {spread([probes['general_tasks']['accuracy'] for probes in last])} "
             f"| {spread(seconds, '{:.0f}')} |")
@@ -39,14 +41,14 @@ def main() -> None:
     parser.add_argument("--method", default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/modes"))
     options = parser.parse_args()
-    from sftbench import chain
-    results, began = {number: [] for number in modes.MODES}, time.time()
+    from sftbench.training.chain import run_chain
+    results, began = {number: [] for number in MODES}, time.time()
     for seed in range(options.first, options.first + options.seeds):
-        for number in modes.MODES:
+        for number in MODES:
             recipe = override(Recipe(), mode=number, method=options.method, pocket_seed=seed,
                               output_dir=str(options.out / f"mode_{number}-{options.method}-{seed}"))
-            results[number].append(runs.read_result(chain.run(recipe)))
-            sys.stderr.write(f"seed {seed}, mode {number}: {runs.duration(time.time() - began)}\n")
+            results[number].append(read_result(run_chain(recipe)))
+            sys.stderr.write(f"seed {seed}, mode {number}: {format_duration(time.time() - began)}\n")
     start = {name: next(result["start"]["probes"] for result in results[mode])
              for name, mode in (("base", "1"), ("chat", "6"))}
     sys.stdout.write("| mode | chain | domain accuracy | general accuracy | seconds |\n"

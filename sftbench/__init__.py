@@ -15,19 +15,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On CPUs with AVX512-BF16 bitsandbytes (0.50) warns at import of an optional package that it lacks.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-_HOMES = {
-    "Recipe": "recipe", "override": "recipe", "from_parameters": "recipe",
-    "prepare": "ready", "advise": "ready", "run": "chain", "load": "states", "expect": "chain",
-    "ask": "views", "look": "views", "recipe_text": "views", "check_data": "check", "ledger": "table",
-    "forecast_text": "table",
-    "LivePlot": "live", "save_plot": "plots", "form": "workbench",
+_PUBLIC = {
+    "Recipe": "recipes.recipe", "override": "recipes.recipe", "from_parameters": "recipes.recipe",
+    "prepare": "training.prepare:prepare_recipe", "advise": "training.prepare:advise_recipe",
+    "forecast": "training.forecast:forecast_recipe", "run": "training.chain:run_chain",
+    "load": "models.checkpoint:load_stage",
+    "start_run": "workers.client", "run_state": "workers.client", "stop_run": "workers.client",
+    "resume_run": "workers.client",
+    "ask": "reports.text:ask_probes", "look": "reports.text:look_at_data",
+    "recipe_text": "reports.text:format_recipe", "check_data": "reports.data_report",
+    "ledger": "reports.ledger:format_ledger", "forecast_text": "reports.ledger:format_forecast",
+    "LivePlot": "reports.progress", "save_plot": "reports.plots", "form": "workbench.form",
 }
 
 __version__ = "0.1.0"
-__all__ = ["BadInput", "RunFailed", *_HOMES]
+__all__ = ["BadInput", "RunFailed", *_PUBLIC]
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'sftbench' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    module, _, function = _PUBLIC[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), function or name)

@@ -1,6 +1,8 @@
 """The ways a run ends early: wrong input (exit code 2), failed work (1), a stop that was asked for (130)."""
 
 
+
+
 class BadInput(ValueError):
     """What the user gave cannot be used; the message names place and remedy, and nothing was started."""
 

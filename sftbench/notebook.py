@@ -8,12 +8,12 @@ import logging
 import time
 from pathlib import Path
 
-from . import runs
 from .errors import BadInput, RunFailed
-from .recipe import FIELDS, Recipe, nearest, override
+from .recipes.recipe import FIELDS, Recipe, override, suggest_name
+from .runs.folder import read_result
 
 
-def find(which: str) -> Path:
+def find_notebook(which: str) -> Path:
     """The notebook of a mode's number, or the path itself; raises BadInput where there is none."""
     if which.endswith(".ipynb"):
         if not Path(which).is_file():
@@ -26,7 +26,7 @@ def find(which: str) -> Path:
     return found[0]
 
 
-def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None) -> Path:
+def execute_notebook(notebook: Path, values: dict, out: Path, timeout: int | None = None) -> Path:
     """Run a notebook with these recipe values into the folder `out`; returns the executed notebook's path.
 
     `timeout` is in seconds per cell. Raises BadInput for unknown names and wrong types, before a kernel
@@ -39,7 +39,7 @@ def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None)
         raise BadInput(f"{out}: braces in the output path would be filled in by papermill; take another name")
     for name in values:
         if name not in FIELDS:
-            raise BadInput(f"unknown parameter {name!r}{nearest(name, FIELDS)}")
+            raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}")
     override(Recipe(), **values)
     # papermill warns of recipe fields that the cell does not list
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -59,5 +59,5 @@ def execute(notebook: Path, values: dict, out: Path, timeout: int | None = None)
     result = out / "result.json"
     if not result.exists() or result.stat().st_mtime < began - 1:
         raise RunFailed(f"{executed}: the notebook ended without writing {result}; its run is not done")
-    runs.read_result(out)
+    read_result(out)
     return executed

@@ -113,7 +113,8 @@ def small_files(tmp_path):
 def settings():
     """A function from a method and changed fields to a stage's settings, resolved for the small models."""
     from sftbench.advice import resolve
-    from sftbench.recipe import Recipe, override, stage_settings
+
+    from sftbench.recipes.recipe import Recipe, override, stage_settings
 
     def make(method: str = "full", kind: str = "sft", **values) -> dict:
         values = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lora_dropout": 0.0, "max_length": 64,

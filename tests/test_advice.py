@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftbench import advice, modes
 from sftbench.errors import BadInput
-from sftbench.recipe import FIELDS, METHODS, ROLES, Recipe, override
+from sftbench.recipes.hyperparameters import resolve_recipe
+from sftbench.recipes.modes import MODES, mode_roles
+from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
+from sftbench.recipes.rules import RULES, apply_rules, format_advice, recipe_warnings, suggest_mode
 from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET
 
 NEW_TEXT = {"domain_text": 3.0, "general_text": 2.0}
@@ -63,29 +65,29 @@ SILENT = {
 
 
 def test_the_rules_are_sixteen_and_each_says_itself_in_its_docstring():
-    assert list(advice.RULES) == [f"R{number}" for number in range(1, 17)] == list(SPEAKS) == list(SILENT)
-    for name, rule in advice.RULES.items():
+    assert list(RULES) == [f"R{number}" for number in range(1, 17)] == list(SPEAKS) == list(SILENT)
+    for name, rule in RULES.items():
         assert rule.__name__.startswith(name.lower() + "_") and len(rule.__doc__.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name,known", [(name, known) for name in SPEAKS for known in SPEAKS[name]])
 def test_a_rule_speaks(name, known):
-    said = advice.RULES[name](known)
+    said = RULES[name](known)
     assert said.rule == name and said.says and said.because
     assert set(said.sets) <= {*FIELDS, "mode_votes"}
-    assert set(said.sets.get("mode_votes", {})) <= set(modes.MODES)
+    assert set(said.sets.get("mode_votes", {})) <= set(MODES)
     override(Recipe(), **{field: value for field, value in said.sets.items() if field in FIELDS})
 
 
 @pytest.mark.parametrize("name,known", [(name, known) for name in SILENT for known in [{}, *SILENT[name]]])
 def test_a_rule_is_silent(name, known):
-    assert advice.RULES[name](known) is None
+    assert RULES[name](known) is None
 
 
 def test_a_measured_gap_outweighs_what_the_user_says():
-    measured = advice.RULES["R1"]({"base_loss": KNOWN_TEXT, "differs": True})
+    measured = RULES["R1"]({"base_loss": KNOWN_TEXT, "differs": True})
     assert set(measured.sets["mode_votes"]) == {"1", "6"} and "0.10 nats" in measured.because
-    assert "2" in advice.RULES["R1"]({"base_loss": NEW_TEXT, "differs": False}).sets["mode_votes"]
+    assert "2" in RULES["R1"]({"base_loss": NEW_TEXT, "differs": False}).sets["mode_votes"]
 
 
 MUCH, LITTLE = {"resources": "much", "rows": ALL_ROWS}, {"resources": "little", "rows": ALL_ROWS}
@@ -114,7 +116,7 @@ MODE_TABLE = [
 
 @pytest.mark.parametrize("mode,known,rules", MODE_TABLE)
 def test_the_suggested_mode_is_the_sum_of_the_rules(mode, known, rules):
-    suggested, led = advice.suggest_mode(known)
+    suggested, led = suggest_mode(known)
     assert suggested == mode and {said.rule for said in led} == rules
 
 
@@ -124,11 +126,11 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
     known = {"rows": rows, "resources": resources, "wants": wants, "related": related}
     if not rows.get("domain_tasks"):
         with pytest.raises(BadInput, match="domain_tasks"):
-            advice.suggest_mode(known)
-        assert "domain_tasks" in advice.explain(Recipe(), known)
+            suggest_mode(known)
+        assert "domain_tasks" in format_advice(Recipe(), known)
         return
-    suggested, _ = advice.suggest_mode(known)
-    assert all(rows.get(role) for role in modes.roles(modes.MODES[suggested]))
+    suggested, _ = suggest_mode(known)
+    assert all(rows.get(role) for role in mode_roles(MODES[suggested]))
 
 
 @pytest.mark.parametrize("mode,known", [
@@ -137,9 +139,9 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
 ])
 def test_without_a_chat_model_another_mode_takes_its_place(mode, known):
     for said in ({}, {"chat_model": None}, {"chat_model": True}):
-        assert advice.suggest_mode({**known, **said})[0] == "6"
-    assert advice.suggest_mode({**known, "chat_model": False})[0] == mode
-    text = advice.explain(Recipe(mode="6"), {**known, "chat_model": False})
+        assert suggest_mode({**known, **said})[0] == "6"
+    assert suggest_mode({**known, "chat_model": False})[0] == mode
+    text = format_advice(Recipe(mode="6"), {**known, "chat_model": False})
     assert text.startswith(f"Suggested mode: {mode} ")
 
 
@@ -148,30 +150,30 @@ def test_without_a_chat_model_no_mode_starts_from_one(known):
     known = {**known, "chat_model": False}
     if known.get("rows") and not known["rows"].get("domain_tasks"):
         with pytest.raises(BadInput, match="domain_tasks"):
-            advice.suggest_mode(known)
+            suggest_mode(known)
     else:
-        assert modes.MODES[advice.suggest_mode(known)[0]]["start"] == "base"
+        assert MODES[suggest_mode(known)[0]]["start"] == "base"
 
 
 @given(SET, KNOWN)
 def test_explain_fits_the_page(values, known):
     recipe = override(Recipe(), **values)
-    text = advice.explain(recipe, known)
+    text = format_advice(recipe, known)
     assert all(len(line) <= 100 and line == line.rstrip() for line in text.splitlines())
     words = " ".join(text.split())
-    for warning in advice.warnings(recipe, known):
+    for warning in recipe_warnings(recipe, known):
         assert " ".join(warning.split()) in words
 
 
 def test_explain_names_mode_rules_values_and_warnings():
-    text = advice.explain(override(Recipe(), learning_rate=1.0), EVERYTHING)
+    text = format_advice(override(Recipe(), learning_rate=1.0), EVERYTHING)
     assert text.startswith("Suggested mode: 5 (base_mixed_cpt_mixed_sft)")
-    for said in advice.suggest(EVERYTHING):
+    for said in apply_rules(EVERYTHING):
         assert f"\n  {said.rule} " in text
     assert {f"R{number}" for number in (1, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)} == {
-        said.rule for said in advice.suggest(EVERYTHING)}
+        said.rule for said in apply_rules(EVERYTHING)}
     assert "(R8)" in text and "(R9)" in text and "(R10)" in text
-    assert "The recipe has mode 2." in text and "mode 2" not in advice.explain(Recipe(mode="5"), EVERYTHING)
+    assert "The recipe has mode 2." in text and "mode 2" not in format_advice(Recipe(mode="5"), EVERYTHING)
     assert "learning_rate 1 is 3,333 times above the 0.0003 advised for full" in text
     columns = {line.index(value) for line in text.splitlines() for name, value in (
         ("  packing ", "True"), ("  bf16 ", "False"), ("  max_length ", "128")) if line.startswith(name)}
@@ -179,7 +181,7 @@ def test_explain_names_mode_rules_values_and_warnings():
 
 
 def test_explain_goes_by_the_rate_the_user_names():
-    assert "0.001 for SFT" in advice.explain(override(Recipe(), pretraining_learning_rate=1e-2), {})
+    assert "0.001 for SFT" in format_advice(override(Recipe(), pretraining_learning_rate=1e-2), {})
 
 
 @pytest.mark.parametrize("values,known,words", [
@@ -190,17 +192,17 @@ def test_explain_goes_by_the_rate_the_user_names():
 ])
 def test_modes_and_values_far_from_the_advice_are_warned_of(values, known, words):
     recipe = override(Recipe(), **values)
-    assert [text for text in advice.warnings(recipe, known) if words in text]
+    assert [text for text in recipe_warnings(recipe, known) if words in text]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_advice_does_not_warn_of_itself(method):
     known = {**EVERYTHING, "wants": "domain"}
     recipe = override(Recipe(), method=method)
-    assert advice.warnings(recipe, known) == advice.warnings(advice.resolve(recipe, known)[0], known) == []
-    assert advice.warnings(override(recipe, mode="5"), EVERYTHING) == []
+    assert recipe_warnings(recipe, known) == recipe_warnings(resolve_recipe(recipe, known)[0], known) == []
+    assert recipe_warnings(override(recipe, mode="5"), EVERYTHING) == []
 
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(BadInput, match="unknown mode"):
-        advice.explain(Recipe(mode="base_cpt_sfd"), {})
+        format_advice(Recipe(mode="base_cpt_sfd"), {})

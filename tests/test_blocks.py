@@ -3,8 +3,18 @@
 import pytest
 import torch
 
-from sftbench import blocks, evaluate, models, template
-from sftbench.blocks import IGNORED, Encoded, collate, encode, mix, pack, to_dataset
+from sftbench.data.chat_template import DEFAULT_CHAT_TEMPLATE, default_template, render_chat
+from sftbench.data.packing import blocks_to_dataset, collate_batch, mix_encoded, pack_encoded
+from sftbench.data.tokenization import (
+    IGNORE_INDEX,
+    EncodedRow,
+    encode_last,
+    encode_probe,
+    encode_prompt,
+    encode_rows,
+)
+from sftbench.evaluation.probes import mean_loss
+from sftbench.models.loading import load_model
 from tests.conftest import FAMILIES, small_rows
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is item 1?"},
@@ -12,33 +22,33 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
          {"role": "assistant", "content": "Oslo"}]
 
 
-def trained_text(tokenizer, encoded: Encoded) -> str:
-    return tokenizer.decode([label for label in encoded.labels if label != IGNORED])
+def trained_text(tokenizer, encoded: EncodedRow) -> str:
+    return tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX])
 
 
 def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
-    encoded = encode(tokenizer, {"messages": TURNS})
+    encoded = encode_last(tokenizer, {"messages": TURNS})
     assert trained_text(tokenizer, encoded) == " Lima<eos> Oslo<eos>"
-    assert tokenizer.decode(encoded.input_ids) == template.render(tokenizer, TURNS)
+    assert tokenizer.decode(encoded.input_ids) == render_chat(tokenizer, TURNS)
 
 
 def test_rows_encoded_together_are_rows_encoded_one_by_one(tokenizer):
     rows = [{"messages": TURNS}, *small_rows("domain_text", 5), *small_rows("general_tasks", 5)]
     for one in (tokenizer, with_bos(tokenizer, tokenizer.chat_template)):
-        assert blocks.encode_batch(one, rows) == [[encode(one, row)] for row in rows]
-    assert blocks.encode_batch(tokenizer, []) == []
+        assert encode_rows(one, rows) == [[encode_last(one, row)] for row in rows]
+    assert encode_rows(tokenizer, []) == []
 
 
 def test_text_trains_on_every_token_and_ends(tokenizer):
-    encoded = encode(tokenizer, {"text": "The item 1 is in Oslo."})
+    encoded = encode_last(tokenizer, {"text": "The item 1 is in Oslo."})
     assert encoded.labels == encoded.input_ids
     assert tokenizer.decode(encoded.input_ids) == "The item 1 is in Oslo.<eos>"
 
 
 def test_the_prompt_of_training_is_the_prompt_of_answering(tokenizer):
-    encoded, prompt = encode(tokenizer, {"messages": TURNS}), blocks.encode_prompt(tokenizer, TURNS[:-1])
+    encoded, prompt = encode_last(tokenizer, {"messages": TURNS}), encode_prompt(tokenizer, TURNS[:-1])
     assert encoded.input_ids[:len(prompt)] == prompt
-    assert all(label == IGNORED for label in encoded.labels[len(prompt) - 3:len(prompt)])
+    assert all(label == IGNORE_INDEX for label in encoded.labels[len(prompt) - 3:len(prompt)])
 
 
 def with_bos(tokenizer, text):
@@ -55,78 +65,85 @@ def with_bos(tokenizer, text):
 
 
 def test_bos_stands_once_before_text_and_where_the_template_puts_it(tokenizer):
-    default = template.default_for(with_bos(tokenizer, tokenizer.chat_template))
+    default = default_template(with_bos(tokenizer, tokenizer.chat_template))
     for text, count in ((tokenizer.chat_template, 0), ("{{ bos_token }}" + tokenizer.chat_template, 1),
                         (default, 1)):
         other = with_bos(tokenizer, text)
-        ids = encode(other, {"messages": TURNS[1:3]}).input_ids
+        ids = encode_last(other, {"messages": TURNS[1:3]}).input_ids
         assert ids.count(other.bos_token_id) == count and (ids[0] == other.bos_token_id) == bool(count)
-        assert blocks.encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == count
-    text = encode(other, {"text": "Oslo"})
-    assert text.input_ids[0] == other.bos_token_id and text.labels[0] == IGNORED
+        assert encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == count
+    text = encode_last(other, {"text": "Oslo"})
+    assert text.input_ids[0] == other.bos_token_id and text.labels[0] == IGNORE_INDEX
     assert other.decode(text.input_ids) == "<system>Oslo<eos>"
-    assert template.default_for(tokenizer) == template.DEFAULT_CHAT_TEMPLATE
+    assert default_template(tokenizer) == DEFAULT_CHAT_TEMPLATE
 
 
 def test_long_text_is_cut_and_long_tasks_are_dropped_and_counted(tokenizer):
     rows = [{"text": "Oslo " * 50}, {"text": "Oslo"}]
-    encoded, counts = blocks.encode_rows(tokenizer, rows, 16)
+    encoded, counts = encode_probe(tokenizer, rows, 16)
     whole = sum((row.input_ids for row in encoded), [])
     assert tokenizer.decode(whole) == "Oslo " * 50 + "<eos>Oslo<eos>" and counts == {"text cut": 1}
     tasks = [{"messages": TURNS}, {"messages": TURNS[1:3]}]
-    encoded, counts = blocks.encode_rows(tokenizer, tasks, 30)
+    encoded, counts = encode_probe(tokenizer, tasks, 30)
     assert len(encoded) == 1 and counts == {"task longer than max_length": 1}
 
 
-def numbered(role: int, sizes: list[int]) -> list[Encoded]:
-    return [Encoded([role] * size, [role] * size) for size in sizes]
+def numbered(role: int, sizes: list[int]) -> list[EncodedRow]:
+    return [EncodedRow([role] * size, [role] * size) for size in sizes]
 
 
 def test_mixing_keeps_shares_of_tokens_spreads_roles_and_repeats(tokenizer):
     encoded = {"domain_tasks": numbered(1, [10, 20, 30] * 20), "general_tasks": numbered(2, [5] * 100)}
     shares = {"domain_tasks": 0.25, "general_tasks": 0.75}
-    rows, passes = mix(encoded, shares, epochs=2, seed=3)
+    rows, passes = mix_encoded(encoded, shares, epochs=2, seed=3)
     tokens = {role: sum(len(row.input_ids) for row in rows if row.input_ids[0] == role) for role in (1, 2)}
     assert tokens[1] == 2400 and passes["domain_tasks"] == 2
     assert tokens[2] / sum(tokens.values()) == pytest.approx(0.75, abs=0.01)
     half = rows[:len(rows) // 2]
     assert sum(row.input_ids[0] == 1 for row in half) == pytest.approx(60, abs=6)
-    assert mix(encoded, shares, 2, 3)[0] == rows and mix(encoded, shares, 2, 4)[0] != rows
+    assert mix_encoded(encoded, shares, 2, 3)[0] == rows and mix_encoded(encoded, shares, 2, 4)[0] != rows
 
 
 def test_an_epoch_is_every_row_once():
-    rows, _ = mix({"domain_text": [Encoded([n], [n]) for n in range(50)]}, {"domain_text": 1.0}, 1, 0)
+    rows, _ = mix_encoded(
+        {"domain_text": [EncodedRow([n], [n]) for n in range(50)]}, {"domain_text": 1.0}, 1, 0
+    )
     assert sorted(row.input_ids[0] for row in rows) == list(range(50))
 
 
 def test_packing_loses_nothing_and_fills_blocks():
     rows = numbered(1, [7, 13, 29, 3, 41, 17] * 30)
-    packed = pack(rows, 64)
+    packed = pack_encoded(rows, 64)
     sizes = [sum(len(row.input_ids) for row in block) for block in packed]
     assert sum(sizes) == sum(len(row.input_ids) for row in rows)
     assert max(sizes) <= 64 and sum(sizes) / (64 * len(sizes)) > 0.9
 
 
 def test_a_batch_restarts_positions_and_trains_no_padding():
-    dataset = to_dataset([[Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [IGNORED, 9])],
-                          [Encoded([5], [5])]])
-    batch = collate(list(dataset), pad_token_id=0, packed=True)
+    dataset = blocks_to_dataset([[EncodedRow([5, 6, 7], [5, 6, 7]), EncodedRow([8, 9], [IGNORE_INDEX, 9])],
+                          [EncodedRow([5], [5])]])
+    batch = collate_batch(list(dataset), pad_token_id=0, packed=True)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100] * 5]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]
     assert "attention_mask" not in batch
-    assert collate(list(dataset), 0, packed=False)["attention_mask"].tolist() == [[1] * 5, [1, 0, 0, 0, 0]]
+    assert collate_batch(list(dataset), 0, packed=False)["attention_mask"].tolist() == [
+        [1] * 5,
+        [1, 0, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
-    model = models.load_model(make_model(family)).eval()
-    rows = [encode(tokenizer, row) for role in ("domain_tasks", "domain_text")
+    model = load_model(make_model(family)).eval()
+    rows = [encode_last(tokenizer, row) for role in ("domain_tasks", "domain_text")
             for row in small_rows(role, 12)]
-    unpacked = evaluate.loss(model, rows, 0)
-    batch = collate(list(to_dataset(pack(rows, 64))), 0, packed=True)
+    unpacked = mean_loss(model, rows, 0)
+    batch = collate_batch(list(blocks_to_dataset(pack_encoded(rows, 64))), 0, packed=True)
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         logits = model(**batch, use_cache=False).logits[:, :-1]
-    packed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    packed = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
+    )
     assert packed.item() == pytest.approx(unpacked, abs=2e-5)

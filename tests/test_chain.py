@@ -2,10 +2,18 @@
 
 import pytest
 
-from sftbench import chain, evaluate, models, modes, runs, states, store
 from sftbench.errors import BadInput, RunFailed
-from sftbench.ready import prepare
-from sftbench.recipe import METHODS, ROLES, Recipe, override
+from sftbench.evaluation.probes import score_probe
+from sftbench.models import loading
+from sftbench.models.checkpoint import load_stage
+from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.recipe import METHODS, ROLES, Recipe, override
+from sftbench.runs.events import read_events
+from sftbench.runs.folder import new_run_folder, read_json, read_result
+from sftbench.runs.stage_store import hash_key
+from sftbench.training import chain, prepare
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe, stage_dataset
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +33,19 @@ def recipe(make_model, shelf, small_files):
 
 
 def result_of(folder):
-    return runs.read_result(folder)
+    return read_result(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_by_every_method(recipe, mode, method):
-    folder = chain.run(recipe(f"{mode}-{method}", mode=mode, method=method))
+    folder = run_chain(recipe(f"{mode}-{method}", mode=mode, method=method))
     result = result_of(folder)
-    wanted = modes.stages(modes.load(mode))
+    wanted = mode_stages(load_mode(mode))
     assert [(stage["name"], stage["kind"], stage["method"]) for stage in result["stages"]] == [
         (stage["name"], stage["kind"], method) for stage in wanted]
-    assert result["start"]["name"] == modes.MODES[mode]["start"]
+    assert result["start"]["name"] == MODES[mode]["start"]
     for entry, stage in zip(result["stages"], wanted, strict=True):
         assert entry["steps"] == 2 and set(entry["probes"]) == set(ROLES)
         assert 0 < entry["trainable_parameters"]
@@ -49,15 +57,15 @@ def test_every_mode_trains_by_every_method(recipe, mode, method):
 
 @pytest.mark.slow
 def test_stages_of_equal_key_are_trained_once(recipe):
-    results = {mode: result_of(chain.run(recipe(f"once-{mode}", mode=mode, seed=7))) for mode in "243"}
+    results = {mode: result_of(run_chain(recipe(f"once-{mode}", mode=mode, seed=7))) for mode in "243"}
     assert len({result["stages"][0]["key"] for result in results.values()}) == 1
     assert [result["stages"][0]["reused"] for result in results.values()] == [False, True, True]
     assert not results["3"]["stages"][1]["reused"]
-    again = result_of(chain.run(recipe("again-2", mode="2", seed=7)))
+    again = result_of(run_chain(recipe("again-2", mode="2", seed=7)))
     assert [stage["reused"] for stage in again["stages"]] == [True, True]
     assert [stage["probes"] for stage in again["stages"]] == [
         stage["probes"] for stage in results["2"]["stages"]]
-    events = runs.read_events(again["recipe"]["output_dir"])
+    events = read_events(again["recipe"]["output_dir"])
     assert [event["step"] for event in events if "loss" in event and event["stage"] == "cpt"] == [1, 2]
 
 
@@ -66,37 +74,37 @@ def test_stages_of_equal_key_are_trained_once(recipe):
                                     {"max_length": 64}, {"cpt_method": "freeze"}])
 def test_another_recipe_has_another_key(recipe, change):
     name = "-".join(change)
-    one = result_of(chain.run(recipe(f"key-before-{name}", mode="2", seed=8)))["stages"][0]["key"]
-    other = result_of(chain.run(recipe(f"key-{name}", **{"mode": "2", "seed": 8} | change)))
+    one = result_of(run_chain(recipe(f"key-before-{name}", mode="2", seed=8)))["stages"][0]["key"]
+    other = result_of(run_chain(recipe(f"key-{name}", **{"mode": "2", "seed": 8} | change)))
     assert other["stages"][0]["key"] != one
 
 
 def test_a_changed_row_has_another_key(recipe, small_files):
-    one = result_of(chain.run(recipe("rows", mode="6", seed=8)))["stages"][0]["key"]
+    one = result_of(run_chain(recipe("rows", mode="6", seed=8)))["stages"][0]["key"]
     with open(small_files["domain_tasks"], "a") as file:
         file.write('{"prompt": "Where is item 99?", "completion": "Rome"}\n')
-    assert result_of(chain.run(recipe("rows-more", mode="6", seed=8)))["stages"][0]["key"] != one
+    assert result_of(run_chain(recipe("rows-more", mode="6", seed=8)))["stages"][0]["key"] != one
 
 
 def test_a_run_that_broke_between_stages_goes_on_from_the_last_finished(recipe, monkeypatch):
     mine = recipe("broken", mode="3", seed=11)
-    real, calls = chain.train.train, []
+    real, calls = chain.train_stage, []
 
     def fail_second(*args, **more):
         calls.append(args[4])
         if len(calls) == 2:
             raise RunFailed("power cut")
         return real(*args, **more)
-    monkeypatch.setattr(chain.train, "train", fail_second)
+    monkeypatch.setattr(chain, "train_stage", fail_second)
     with pytest.raises(RunFailed, match="power cut"):
-        chain.run(mine)
-    folder = runs.folder_for("3", "full", mine.output_dir)
-    result = runs.read_json(folder, "result.json")
+        run_chain(mine)
+    folder = new_run_folder("3", "full", mine.output_dir)
+    result = read_json(folder, "result.json")
     assert (result["complete"], result["state"], result["message"]) == (False, "failed", "power cut")
     assert [stage["name"] for stage in result["stages"]] == ["cpt"]
-    last = runs.read_events(folder)[-1]
+    last = read_events(folder)[-1]
     assert (last["state"], last["message"]) == ("failed", "power cut")
-    result = result_of(chain.run(mine))
+    result = result_of(run_chain(mine))
     assert calls == ["cpt", "general_sft", "general_sft", "domain_sft"]
     assert [stage["reused"] for stage in result["stages"]] == [True, False, False]
 
@@ -104,27 +112,27 @@ def test_a_run_that_broke_between_stages_goes_on_from_the_last_finished(recipe, 
 def test_an_interrupt_is_told_as_stopped(recipe, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
-    monkeypatch.setattr(chain.train, "train", interrupt)
+    monkeypatch.setattr(chain, "train_stage", interrupt)
     mine = recipe("interrupted", mode="1", seed=12)
     with pytest.raises(KeyboardInterrupt):
-        chain.run(mine)
-    assert runs.read_events(mine.output_dir)[-1]["state"] == "stopped"
+        run_chain(mine)
+    assert read_events(mine.output_dir)[-1]["state"] == "stopped"
 
 
 def test_a_full_disk_is_said_and_nothing_half_done_stays(recipe, shelf, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(chain.methods, "finish", full)
+    monkeypatch.setattr(chain, "save_stage_model", full)
     before = set((shelf / ".stages").iterdir())
     with pytest.raises(RunFailed, match="disk is full"):
-        chain.run(recipe("full-disk", mode="1", seed=13))
+        run_chain(recipe("full-disk", mode="1", seed=13))
     assert {path for path in set((shelf / ".stages").iterdir()) - before if path.is_dir()} <= {
         shelf / ".stages" / "probes"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_next_stage_begins_where_the_last_one_ended(recipe, method):
-    folder = chain.run(recipe(f"hand-{method}", mode="2", method=method, max_steps=6, probe_rows=40,
+    folder = run_chain(recipe(f"hand-{method}", mode="2", method=method, max_steps=6, probe_rows=40,
                               prefix_init="random"))
     first, second = result_of(folder)["stages"]
     cost = second.get("quantisation_loss", dict.fromkeys(ROLES, 0))
@@ -137,12 +145,12 @@ def test_the_next_stage_begins_where_the_last_one_ended(recipe, method):
 def test_the_ledgers_last_row_is_the_model_that_loads(recipe, make_model):
     for method in ("full", "ptuning_v2"):
         mine = recipe(f"load-{method}", mode="7", method=method)
-        folder, ready = chain.run(mine), prepare(mine)
-        model, tokenizer = states.load(folder)
-        scores = evaluate.probe(model, tokenizer, ready.roles["domain_tasks"].probe, ready.recipe.max_length,
+        folder, ready = run_chain(mine), prepare_recipe(mine)
+        model, tokenizer = load_stage(folder)
+        scores = score_probe(model, tokenizer, ready.roles["domain_tasks"].probe, ready.recipe.max_length,
                                 ready.recipe.max_new_tokens)
         assert scores == result_of(folder)["stages"][-1]["probes"]["domain_tasks"]
-        first, _ = states.load(folder, stage=0)
+        first, _ = load_stage(folder, stage=0)
         assert first is not model
 
 
@@ -157,34 +165,34 @@ def test_the_ledgers_last_row_is_the_model_that_loads(recipe, make_model):
     ({"mode": "1", "max_length": 8}, "no row of domain_tasks has a token to train within max_length 8"),
 ])
 def test_what_cannot_work_is_refused_with_the_remedy(recipe, values, words, monkeypatch):
-    monkeypatch.setattr(chain.models, "load_model", lambda *args, **more: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *args, **more: pytest.fail("a model was loaded"))
     with pytest.raises(BadInput, match=words):
-        chain.run(recipe("refused-" + "-".join(values), **values))
+        run_chain(recipe("refused-" + "-".join(values), **values))
 
 
 def test_cpt_by_full_and_sft_by_prefix_go_together(recipe):
-    result = result_of(chain.run(recipe("full-prefix", mode="2", method="ptuning_v2", cpt_method="full")))
+    result = result_of(run_chain(recipe("full-prefix", mode="2", method="ptuning_v2", cpt_method="full")))
     assert [stage["method"] for stage in result["stages"]] == ["full", "ptuning_v2"]
 
 
 def test_a_folder_with_another_recipes_run_is_refused(recipe):
-    chain.run(recipe("taken", mode="1"))
+    run_chain(recipe("taken", mode="1"))
     with pytest.raises(BadInput, match="another recipe .they differ in mode, seed"):
-        chain.run(recipe("taken", mode="6", seed=5))
+        run_chain(recipe("taken", mode="6", seed=5))
 
 
 def test_a_probe_without_data_is_absent(recipe, tmp_path):
     mine = recipe("no-general", mode="2", general_text=None, general_tasks=None)
-    result = result_of(chain.run(mine))
+    result = result_of(run_chain(mine))
     assert set(result["stages"][0]["probes"]) == {"domain_text", "domain_tasks", "yardstick"}
 
 
 def test_the_folder_holds_what_the_contract_says(recipe):
     events = []
-    folder = chain.run(recipe("contract", mode="5"), callbacks=[events.append])
+    folder = run_chain(recipe("contract", mode="5"), callbacks=[events.append])
     assert {path.name for path in folder.iterdir()} == {"recipe.json", "events.jsonl", "result.json"}
-    assert runs.read_events(folder) == events
-    result, stored = result_of(folder), runs.read_json(folder, "recipe.json")
+    assert read_events(folder) == events
+    result, stored = result_of(folder), read_json(folder, "recipe.json")
     assert stored["recipe"] == result["recipe"] and "R8" in stored["reasons"]["learning_rate"]
     assert {"schema", "complete", "state", "recipe", "start", "stages", "forecast", "versions"} == set(result)
     assert {"name", "kind", "method", "key", "reused", "seconds", "tokens", "steps", "parameters",
@@ -198,24 +206,24 @@ def test_the_folder_holds_what_the_contract_says(recipe):
 def test_a_callback_that_raises_does_not_end_the_run(recipe):
     def broken(event):
         raise ZeroDivisionError("no such plot")
-    folder = chain.run(recipe("callback", mode="1"), callbacks=[broken])
+    folder = run_chain(recipe("callback", mode="1"), callbacks=[broken])
     assert result_of(folder)["complete"]
-    assert [event["callback_error"] for event in runs.read_events(folder) if "callback_error" in event] == [
+    assert [event["callback_error"] for event in read_events(folder) if "callback_error" in event] == [
         "ZeroDivisionError: no such plot"]
 
 
 def test_damage_in_the_store_is_named(recipe, shelf):
-    folder = chain.run(recipe("damage", mode="1", seed=21))
+    folder = run_chain(recipe("damage", mode="1", seed=21))
     key = result_of(folder)["stages"][0]["key"]
     (shelf / ".stages" / key / "model" / "config.json").write_text("{}")
     with pytest.raises(RunFailed, match="damaged"):
-        chain.run(recipe("damage-2", mode="1", seed=21))
-    assert store.key_of(a=1) != key
+        run_chain(recipe("damage-2", mode="1", seed=21))
+    assert hash_key(a=1) != key
 
 
 def test_mixed_batches_hold_text_and_tasks_each_with_its_mask(recipe):
-    ready = prepare(recipe("mixed", mode="5", max_steps=None))
-    dataset, drawn = chain.stage_dataset(ready, ready.stages[0])
+    ready = prepare_recipe(recipe("mixed", mode="5", max_steps=None))
+    dataset, drawn = stage_dataset(ready, ready.stages[0])
     trained = sum(label != -100 for row in dataset for label in row["labels"])
     assert trained == sum(figures["trained_tokens"] for figures in drawn.values())
     text, tasks = drawn["domain_text"], drawn["general_tasks"]
@@ -228,7 +236,7 @@ def test_mixed_batches_hold_text_and_tasks_each_with_its_mask(recipe):
 
 
 def test_bfloat16_is_refused_where_the_machine_has_none(recipe, monkeypatch):
-    monkeypatch.setattr(models, "has_bf16", lambda: False)
-    assert prepare(recipe("no_bf16")).recipe.bf16 is False
+    monkeypatch.setattr(prepare, "supports_bf16", lambda: False)
+    assert prepare_recipe(recipe("no_bf16")).recipe.bf16 is False
     with pytest.raises(BadInput, match="CPU does not compute in bfloat16|CUDA does not compute"):
-        prepare(recipe("no_bf16", bf16=True))
+        prepare_recipe(recipe("no_bf16", bf16=True))

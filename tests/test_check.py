@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sftbench import check
-from sftbench.__main__ import main
+from sftbench.cli import main
 from sftbench.errors import BadInput
+from sftbench.reports.data_report import (
+    _runs,
+    check_data,
+    format_report,
+    histogram_borders,
+    length_figure,
+    measure_data,
+)
 from tests.conftest import small_rows
 
 
@@ -29,7 +36,7 @@ def mine(tmp_path):
 
 
 def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tokenizer):
-    report = check.measure(mine, model=make_model(), max_length=100)
+    report = measure_data(mine, model=make_model(), max_length=100)
     assert report["role"] == "domain_tasks" and report["rows"] == 59 and report["bad"] == 2
     assert report["shapes"] == {"messages": 57, "prompt": 1, "qa": 1} and report["types"] == {"map": 1}
     assert [place.split(": ")[0] for place in report["first_bad"]] == [f"{mine}, line 55", f"{mine}, line 56"]
@@ -41,7 +48,7 @@ def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tok
     chinese = report["scripts"]["by_script"]["Chinese"]
     assert chinese == {"characters": 17, "tokens": 51, "unknown": 0}  # three bytes a character, none merged
     assert report["scripts"]["worst"][0][1] == 3
-    said = check.text(report)
+    said = format_report(report)
     assert all(len(line) <= 100 for line in said.splitlines())
     assert "Chinese" in said and "badly split" in said and "line 55: field 'answer'" in " ".join(said.split())
 
@@ -49,31 +56,39 @@ def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tok
 def test_rows_in_both_training_and_probe_are_found_all_of_them(tmp_path, make_model):
     rows = small_rows("domain_text", 500)
     train, probe = lines(tmp_path / "a.jsonl", *rows), lines(tmp_path / "b.jsonl", *rows[:300])
-    report = check.measure(train, model=make_model(), probe=probe)
+    report = measure_data(train, model=make_model(), probe=probe)
     assert report["dropped"]["also in the probe"] == {
         "rows": 300, "examples": [f"{train}, line {number}" for number in range(1, 6)]}
-    assert report["role"] == "domain_text" and report["train"] == 200 and "300 rows" in check.text(report)
+    assert report["role"] == "domain_text" and report["train"] == 200 and "300 rows" in format_report(report)
 
 
 def test_trained_tokens_are_those_of_a_run(mine, make_model):
-    from sftbench import chain
-    from sftbench.ready import prepare
-    from sftbench.recipe import Recipe, override
-    report = check.measure(mine, model=make_model(), max_length=100)
-    ready = prepare(override(Recipe(), mode="1", model=make_model(), domain_tasks=mine, bad_rows="drop",
-                             max_length=100, num_train_epochs=1))
-    drawn = chain.stage_dataset(ready, ready.stages[0])[1]["domain_tasks"]
+    from sftbench.recipes.recipe import Recipe, override
+    from sftbench.training.prepare import prepare_recipe, stage_dataset
+    report = measure_data(mine, model=make_model(), max_length=100)
+    ready = prepare_recipe(
+        override(
+            Recipe(),
+            mode="1",
+            model=make_model(),
+            domain_tasks=mine,
+            bad_rows="drop",
+            max_length=100,
+            num_train_epochs=1,
+        )
+    )
+    drawn = stage_dataset(ready, ready.stages[0])[1]["domain_tasks"]
     assert report["trained"] == drawn["trained_tokens"] and report["train"] == drawn["rows"] + 1
 
 
 def test_a_file_without_a_usable_row_is_told_and_a_missing_one_refused(tmp_path):
-    report = check.measure(lines(tmp_path / "a.jsonl", "[]", '{"x": 1}'))
+    report = measure_data(lines(tmp_path / "a.jsonl", "[]", '{"x": 1}'))
     assert report["bad"] == 2 and "tokens" not in report
-    assert "line 2: no field" in " ".join(check.text(report).split())  # wrapped where the path is long
+    assert "line 2: no field" in " ".join(format_report(report).split())  # wrapped where the path is long
     with pytest.raises(BadInput, match="no such file"):
-        check.measure(str(tmp_path / "none.jsonl"))
+        measure_data(str(tmp_path / "none.jsonl"))
     with pytest.raises(BadInput, match="did you mean 'domain_text'"):
-        check.measure(str(tmp_path / "a.jsonl"), role="domain_txt")
+        measure_data(str(tmp_path / "a.jsonl"), role="domain_txt")
 
 
 def test_whatever_would_stop_a_run_is_told_and_ends_with_2(tmp_path, make_model, capsys):
@@ -101,7 +116,7 @@ def test_whatever_would_stop_a_run_is_told_and_ends_with_2(tmp_path, make_model,
 
 
 def test_no_token_to_train_is_cried_out(mine, make_model):
-    assert "NOTHING TO TRAIN" in check.check_data(mine, model=make_model(), max_length=8)
+    assert "NOTHING TO TRAIN" in check_data(mine, model=make_model(), max_length=8)
 
 
 @pytest.mark.parametrize("longest", [40, 4000])
@@ -109,18 +124,18 @@ def test_the_histogram_holds_every_row(longest):
     order = random.Random(0)
     lengths = np.array([order.randint(5, 40) for _ in range(300)] + [longest])
     report = {"role": "domain_tasks", "lengths": lengths, "max_length": 32, "tokens": 1, "trained": 1}
-    figure = check.figure(report)
+    figure = length_figure(report)
     axes = figure.axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 301
     assert axes.get_xscale() == ("log" if longest > 1000 else "linear")
     assert f"{(lengths > 32).sum()} rows are longer" in axes.get_legend().get_texts()[-1].get_text()
-    assert sum(np.histogram(lengths, check.bins(lengths, 8))[0]) == 301
+    assert sum(np.histogram(lengths, histogram_borders(lengths, 8))[0]) == 301
 
 
 def test_scripts_are_told_apart_and_white_space_stays_with_its_word():
-    assert list(check._runs("ab, 北京 12 Жук")) == [
+    assert list(_runs("ab, 北京 12 Жук")) == [
         ("Latin", "ab"), ("signs", ", "), ("Chinese", "北京 "), ("digits", "12 "), ("Cyrillic", "Жук")]
-    assert list(check._runs("  ")) == []
+    assert list(_runs("  ")) == []
 
 
 def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, capsys):
@@ -141,7 +156,7 @@ def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, 
     ("notes.jsonl", "domain_text")])
 def test_a_file_named_after_a_role_is_checked_as_that(name, role, tmp_path, make_model):
     rows = small_rows(role)
-    assert check.measure(lines(tmp_path / name, *rows), model=make_model())["role"] == role
+    assert measure_data(lines(tmp_path / name, *rows), model=make_model())["role"] == role
 
 
 def test_the_command_looks_at_a_row(mine, make_model, capsys):

@@ -10,9 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sftbench import notebook, runs
-from sftbench.__main__ import main
+from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
+from sftbench.notebook import execute_notebook
+from sftbench.runs.events import append_event
+from sftbench.runs.folder import read_result, write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,12 +45,12 @@ def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys, mon
 
 
 def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
-    runs.write_json(tmp_path / "recipe.json", {"schema": 1, "recipe": {}})
+    write_json(tmp_path / "recipe.json", {"schema": 1, "recipe": {}})
     for event in ({"stage": "start", "step": 0, "plan": {"cpt": 30, "sft": 10}},
                   {"stage": "start", "step": 0, "eval_domain_tasks_loss": 2.5},
                   {"stage": "cpt", "step": 10, "loss": 1.0}):
-        runs.append_event(tmp_path, event)
-    runs.write_json(tmp_path / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
+        append_event(tmp_path, event)
+    write_json(tmp_path / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
     assert main(["show", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "stopped, cpt: 10 of 40 steps of all stages (25%)" in said and "2.50" in said
@@ -57,16 +59,16 @@ def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
 
 @pytest.mark.parametrize("related", [True, False])
 def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, related):
-    from sftbench import data
-    from sftbench.recipe import Recipe, override
+    from sftbench.data.roles import load_roles
+    from sftbench.recipes.recipe import Recipe, override
     words = ["pocket", "write", str(tmp_path), "--seed", "3"] + ["--unrelated"] * (not related)
     assert main(words) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"\.jsonl  [\d,]+ rows\n", said)) == 8
-    embedded = data.load_roles(override(Recipe(), pocket_seed=3, pocket_related=related))
+    embedded = load_roles(override(Recipe(), pocket_seed=3, pocket_related=related))
     paths = {path.stem: str(path) for path in tmp_path.glob("*.jsonl")}
     assert all(f"-p {name} {path}" in said for name, path in paths.items())
-    read = data.load_roles(override(Recipe(), **paths))
+    read = load_roles(override(Recipe(), **paths))
     assert set(read) == set(embedded) == {name for name in paths if not name.endswith("_probe")}
     for name, role in embedded.items():
         assert list(read[name].train) == list(role.train) and list(read[name].probe) == list(role.probe)
@@ -95,7 +97,7 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
                     '[[stages]]\nname = "sft"\nkind = "sft"\n'
                     'shares = { domain_tasks = 0.6, general_text = 0.4 }\n')
     assert main(["run", str(path), *arguments(small), "--out", str(tmp_path / "own")]) == 0
-    data = runs.read_result(tmp_path / "own")["stages"][0]["data"]
+    data = read_result(tmp_path / "own")["stages"][0]["data"]
     assert data["general_text"]["share"] == pytest.approx(0.4, abs=0.03)
 
 
@@ -202,7 +204,7 @@ def test_a_notebook_is_judged_by_its_result_alone(tmp_path, cell, error, words):
     (tmp_path / "out" / "result.json").write_text(json.dumps({"schema": 1, "complete": True}))
     os.utime(tmp_path / "out" / "result.json", (1e9, 1e9))  # an older run's result does not count
     with pytest.raises(error, match=words):
-        notebook.execute(path, {}, tmp_path / "out", timeout=10)
+        execute_notebook(path, {}, tmp_path / "out", timeout=10)
 
 
 @pytest.mark.slow
@@ -211,5 +213,5 @@ def test_plain_papermill_runs_a_mode_too(small, tmp_path):
     command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"),
                "--no-progress-bar", *arguments(small | {"method": "lora", "output_dir": tmp_path / "run"})]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    result = runs.read_result(tmp_path / "run")
+    result = read_result(tmp_path / "run")
     assert [stage["method"] for stage in result["stages"]] == ["lora", "lora"]

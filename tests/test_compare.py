@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from sftbench import compare, plots
-from sftbench.recipe import Recipe, override, to_dict
+from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
+from sftbench.reports.comparison import format_differences, list_runs, summarise_run
+from sftbench.reports.plots import figure_png, gain_figure, loss_figure, overlay_figure
 
 
 def stage(name: str, accuracy: float, **more) -> dict:
@@ -21,7 +22,7 @@ def make(tmp_path):
     def write(name: str, age: int, result: dict | None = None, **values):
         folder = tmp_path / name
         folder.mkdir()
-        recipe = to_dict(override(Recipe(), **values))
+        recipe = recipe_to_dict(override(Recipe(), **values))
         (folder / "recipe.json").write_text(json.dumps({"schema": 1, "recipe": recipe}))
         os.utime(folder / "recipe.json", (1e9 - age, 1e9 - age))
         if result:
@@ -36,7 +37,7 @@ DONE = {"start": {"probes": stage("", 0.0)["probes"]},
 
 
 def test_a_run_is_one_line_of_figures(make):
-    line = compare.line(make("a", 0, DONE, mode="4", method="lora", cpt_method="full"))
+    line = summarise_run(make("a", 0, DONE, mode="4", method="lora", cpt_method="full"))
     assert (line["mode"], line["method"], line["state"]) == ("4", "full, lora", "done")
     assert line["domain"] == (0.0, 0.7) and line["general"] == pytest.approx((0.8, 0.1))
     assert (line["seconds"], line["memory_bytes"]) == (15.5, 6 * 10**8)
@@ -45,7 +46,7 @@ def test_a_run_is_one_line_of_figures(make):
 
 def test_without_general_tasks_the_built_in_probe_counts(make):
     result = json.loads(json.dumps(DONE).replace("general_tasks", "yardstick"))
-    assert compare.line(make("a", 0, result))["general"] == pytest.approx((0.8, 0.1))
+    assert summarise_run(make("a", 0, result))["general"] == pytest.approx((0.8, 0.1))
 
 
 def test_runs_are_listed_newest_first_and_broken_ones_harm_none(make, tmp_path):
@@ -56,27 +57,27 @@ def test_runs_are_listed_newest_first_and_broken_ones_harm_none(make, tmp_path):
     (torn / "recipe.json").write_text("[]")
     os.utime(torn / "recipe.json", (1e9 - 5, 1e9 - 5))
     (tmp_path / ".stages").mkdir()
-    found = compare.folders(tmp_path)
+    found = list_runs(tmp_path)
     assert [folder.name for folder in found] == ["new", "torn", "old"]
-    lines = [compare.line(folder) for folder in found]
+    lines = [summarise_run(folder) for folder in found]
     assert [line["state"] for line in lines] == ["unfinished", "unfinished", "done"]
     assert lines[1]["domain"] is None and lines[1]["seconds"] is None
 
 
 def test_differences_of_recipes_as_a_table(make):
     one, two = make("one", 0, method="lora", learning_rate=1e-3), make("two", 1, seed=2, output_dir="x")
-    assert [line.split() for line in compare.recipes_text([one, two]).splitlines()] == [
+    assert [line.split() for line in format_differences([one, two]).splitlines()] == [
         ["one", "two"], ["method", "lora", "full"], ["learning_rate", "0.001", "None"], ["seed", "0", "2"]]
-    assert compare.recipes_text([one, one]) == "Their recipes are the same."
-    assert compare.recipes_text([one]) == "Choose two runs or more."
+    assert format_differences([one, one]) == "Their recipes are the same."
+    assert format_differences([one]) == "Choose two runs or more."
 
 
 def test_the_plane_places_each_run_by_what_it_gained_and_lost(make):
-    axes = plots.gain_figure([compare.line(make("a", 0, DONE))]).axes[0]
+    axes = gain_figure([summarise_run(make("a", 0, DONE))]).axes[0]
     (point,) = [line for line in axes.lines if line.get_marker() == "o"]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((0.7, 0.7))
     assert [note.get_text() for note in axes.texts] == ["mode 2 full"]
-    alike = plots.gain_figure([compare.line(make(name, 0, DONE)) for name in ("b", "c")]).axes[0]
+    alike = gain_figure([summarise_run(make(name, 0, DONE)) for name in ("b", "c")]).axes[0]
     assert [note.get_text() for note in alike.texts] == ["b", "c"]
 
 
@@ -84,18 +85,18 @@ def test_an_overlay_has_each_run_once_in_both_panels():
     events = [{"stage": "start", "step": 0, "plan": {"cpt": 4, "sft": 2}},
               {"stage": "cpt", "step": 2, "eval_domain_tasks_loss": 2.0, "eval_general_tasks_loss": 1.0},
               {"stage": "sft", "step": 1, "eval_domain_tasks_loss": 1.5}]
-    figure = plots.overlay_figure({"a": events, "b$x": events[:2]})
+    figure = overlay_figure({"a": events, "b$x": events[:2]})
     domain, general = figure.axes
     assert [line.get_label() for line in domain.lines] == [" a", " b\\$x"]
     assert list(domain.lines[0].get_xdata()) == [2, 5] and list(general.lines[0].get_ydata()) == [1.0]
     assert domain.lines[0].get_linestyle() != domain.lines[1].get_linestyle()
-    assert plots.png(figure).startswith(b"\x89PNG")
+    assert figure_png(figure).startswith(b"\x89PNG")
 
 
 def test_the_learning_rate_is_drawn_under_the_loss():
     events = [{"stage": "start", "step": 0, "plan": {"sft": 4}}] + [
         {"stage": "sft", "step": number, "loss": 1.0, "learning_rate": number / 1000}
         for number in range(1, 5)]
-    loss, rate = plots.loss_figure(events, rates=True).axes
+    loss, rate = loss_figure(events, rates=True).axes
     assert list(rate.lines[0].get_ydata()) == [0.001, 0.002, 0.003, 0.004]
-    assert len(plots.loss_figure(events).axes) == 1
+    assert len(loss_figure(events).axes) == 1

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from sftbench import data, rows
+from sftbench.data.roles import load_roles, load_system_prompts, read_source, row_hash, split_rows
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
 
 ASK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
@@ -19,18 +19,18 @@ def lines(path, *rows):
 
 def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:
     """The texts of training and probe."""
-    names = np.array([rows.name_of({"text": text})[0] for text in texts], dtype=np.uint64)
-    return tuple([texts[index] for index in half] for half in data.split(names, share))
+    names = np.array([row_hash({"text": text})[0] for text in texts], dtype=np.uint64)
+    return tuple([texts[index] for index in half] for half in split_rows(names, share))
 
 
 def roles_of(tmp_path, **values):
-    return data.load_roles(override(Recipe(), model="somebody/else", **values))
+    return load_roles(override(Recipe(), model="somebody/else", **values))
 
 
 def test_rows_of_another_roles_shape_are_counted(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"text": "t"}, ASK, ASK)
     with pytest.raises(BadInput, match=r"a\.jsonl, line 2: no field 'text'.*2 of 3 rows cannot be used"):
-        data.read(path, "domain_text")
+        read_source(path, "domain_text")
 
 
 def test_bad_rows_may_be_dropped_and_are_recorded_with_their_lines(tmp_path):
@@ -79,10 +79,10 @@ def test_training_rows_that_stand_in_the_probe_are_dropped_and_counted(tmp_path)
 
 
 def test_pocket_data_comes_with_pocket_models_only_and_never_beside_own_data_of_a_side(tmp_path):
-    assert set(data.load_roles(override(Recipe(), model="somebody/else"))) == set()
-    assert len(data.load_roles(Recipe())) == 4
+    assert set(load_roles(override(Recipe(), model="somebody/else"))) == set()
+    assert len(load_roles(Recipe())) == 4
     own = lines(tmp_path / "own.jsonl", {"text": "a"}, {"text": "b"})
-    assert set(data.load_roles(override(Recipe(), domain_text=own))) == {"domain_text", "general_text",
+    assert set(load_roles(override(Recipe(), domain_text=own))) == {"domain_text", "general_text",
                                                                         "general_tasks"}
 
 
@@ -142,6 +142,6 @@ def test_another_system_message_moves_no_row_into_or_out_of_the_probe(tmp_path):
 def test_a_mapping_that_cannot_be_meant_is_refused(tmp_path, text, words):
     (tmp_path / "map.toml").write_text(text)
     with pytest.raises(BadInput, match=words):
-        data.systems_of(str(tmp_path / "map.toml"), "domain_tasks")
+        load_system_prompts(str(tmp_path / "map.toml"), "domain_tasks")
     with pytest.raises(BadInput, match="no such file"):
-        data.systems_of(str(tmp_path / "none.toml"), "domain_tasks")
+        load_system_prompts(str(tmp_path / "none.toml"), "domain_tasks")

@@ -11,11 +11,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftbench import chain, export, runs
-from sftbench.__main__ import main
+from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
-from sftbench.recipe import Recipe, override
-from sftbench.talk import talk
+from sftbench.evaluation.chat import talk
+from sftbench.export import export
+from sftbench.export.export import export_stage, push_folder
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.folder import read_result, store_folder
+from sftbench.training.chain import run_chain
 from tests.conftest import small_rows
 
 pytestmark = pytest.mark.slow
@@ -33,7 +36,7 @@ def run(make_model, tmp_path_factory):
 
     def make(method: str) -> str:
         if method not in made:
-            made[method] = str(chain.run(override(
+            made[method] = str(run_chain(override(
                 Recipe(), mode="2", method=method, model=str(start), max_steps=8, probe_rows=4,
                 yardstick=False, learning_rate=1e-3, pretraining_learning_rate=1e-3, max_new_tokens=6,
                 output_dir=str(folder / method), **paths)))
@@ -73,7 +76,7 @@ def test_merged_weights_answer_as_the_run_does_and_the_card_tells_no_rows(run, t
     assert "after cpt → domain_sft" in card and "probe after" in card and '"method": "lora"' in card
     assert "| domain_tasks | `domain_tasks.jsonl` | " in card and "domain_text" in card
     assert "item 1" not in card and "Lima" not in card and str(tmp_path.parent) not in card
-    again = export.export(run("lora"), tmp_path / "rows", stage="domain_sft", rows=2)
+    again = export_stage(run("lora"), tmp_path / "rows", stage="domain_sft", rows=2)
     assert again["equal"] == again["asked"] == 3
     assert (tmp_path / "rows" / "README.md").read_text().count("wanted: ") == 2
 
@@ -81,7 +84,7 @@ def test_merged_weights_answer_as_the_run_does_and_the_card_tells_no_rows(run, t
 @pytest.mark.parametrize(("method", "stage"), [("lora", "1"), ("lora", None), ("ptuning_v2", None),
                                                ("qlora", "cpt")])
 def test_an_adapter_goes_on_its_base_by_peft_alone(run, tmp_path, method, stage):
-    done = export.export(run(method), tmp_path / "out", stage, "adapter")
+    done = export_stage(run(method), tmp_path / "out", stage, "adapter")
     assert done["equal"] == done["asked"] and done["form"] == "adapter"
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     base = config["base_model_name_or_path"]
@@ -108,32 +111,32 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(run, tmp_path):
             ("the start is no stage", (run("lora"), tmp_path / "out", "start")),
             ("no run of that name", (tmp_path / "nowhere", tmp_path / "out"))):
         with pytest.raises(BadInput, match=words):
-            export.export(*arguments)
+            export_stage(*arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 
 
 def test_torn_weights_and_another_base_are_refused_and_nothing_is_left(run, tmp_path, monkeypatch):
-    stage = runs.store_of(Path(run("freeze"))) / runs.read_result(run("freeze"))["stages"][1]["key"]
+    stage = store_folder(Path(run("freeze"))) / read_result(run("freeze"))["stages"][1]["key"]
     weights = stage / "model" / "model.safetensors"
     whole = weights.read_bytes()
     for torn in (whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(torn)
         with pytest.raises(RunFailed, match="model.safetensors is damaged"):
-            export.export(run("freeze"), tmp_path / "out")
+            export_stage(run("freeze"), tmp_path / "out")
     weights.write_bytes(whole)
-    start = Path(runs.read_result(run("lora"))["start"]["model"]) / "model.safetensors"
+    start = Path(read_result(run("lora"))["start"]["model"]) / "model.safetensors"
     whole = start.read_bytes()
     start.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for method in ("lora", "ptuning_v2"):
         with pytest.raises(BadInput, match="is not the model that .* started from"):
-            export.export(run(method), tmp_path / "out", "cpt", "adapter")
+            export_stage(run(method), tmp_path / "out", "cpt", "adapter")
     with pytest.raises(BadInput, match="an adapter goes with its own base only"):
         talk([run("ptuning_v2")], ["x"])
     start.write_bytes(whole)
-    monkeypatch.setattr(export.evaluate, "answers", lambda *args, **more: ["something else"] * 3)
+    monkeypatch.setattr(export, "generate_answers", lambda *args, **more: ["something else"] * 3)
     with pytest.raises(RunFailed, match="answers 3 of 3 prompts otherwise than the run"):
-        export.export(run("freeze"), tmp_path / "out")
+        export_stage(run("freeze"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -181,14 +184,14 @@ def hub():
 
 def test_pushing_sends_the_folder_with_the_environments_token_and_keeps_it_nowhere(run, tmp_path, hub,
                                                                                    monkeypatch):
-    export.export(run("lora"), tmp_path / "out")
+    export_stage(run("lora"), tmp_path / "out")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(BadInput, match="no HF_TOKEN"):
-        export.push(tmp_path / "out", "me/mine")
+        push_folder(tmp_path / "out", "me/mine")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    assert export.push(tmp_path / "out", "me/mine").startswith(hub.address + "/me/mine")
+    assert push_folder(tmp_path / "out", "me/mine").startswith(hub.address + "/me/mine")
     made = next(json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create")
     assert made["visibility"] == "private"
     commit = next(body for path, _, body in hub.seen if "/commit/" in path).decode()
@@ -197,9 +200,9 @@ def test_pushing_sends_the_folder_with_the_environments_token_and_keeps_it_nowhe
     assert {token for _, token, _ in hub.seen} == {"Bearer hf_secret"}
     hub.refuse = True
     with pytest.raises(RunFailed, match="the hub did not take me/mine") as refused:
-        export.push(tmp_path / "out", "me/mine")
+        push_folder(tmp_path / "out", "me/mine")
     assert "hf_secret" not in str(refused.value)
     assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    export.export(run("lora"), tmp_path / "adapter", "cpt", "adapter")
+    export_stage(run("lora"), tmp_path / "adapter", "cpt", "adapter")
     with pytest.raises(BadInput, match="local folder"):
-        export.push(tmp_path / "adapter", "me/mine")
+        push_folder(tmp_path / "adapter", "me/mine")

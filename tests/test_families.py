@@ -8,9 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from sftbench import chain, export, methods, models, runs, states
 from sftbench.errors import BadInput
-from sftbench.recipe import METHODS, Recipe, override
+from sftbench.export.export import export_stage
+from sftbench.models.checkpoint import load_stage
+from sftbench.models.loading import count_parameters, expert_names, load_model, supports_bf16
+from sftbench.models.methods import lora, trainable_parameters
+from sftbench.recipes.recipe import METHODS, Recipe, override
+from sftbench.runs.folder import read_json, read_result
+from sftbench.training.chain import run_chain
 from tests.conftest import FAMILIES, small_rows
 
 
@@ -27,7 +32,7 @@ def train(make_model, tmp_path_factory):
 
     def make(family: str, method: str, **values):
         layers = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
-        return chain.run(override(Recipe(), **{
+        return run_chain(override(Recipe(), **{
             "mode": "2", "method": method, "model": make_model(family, **layers), "max_steps": 2,
             "probe_share": 0.2, "probe_rows": 2, "yardstick": False, "max_new_tokens": 3,
             "num_virtual_tokens": 4, "trainable_parts": "last:1, norm",
@@ -42,15 +47,15 @@ def train(make_model, tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_by_every_method_and_loads_plainly(train, tmp_path, family, method):
     run = train(family, method)
-    result = runs.read_result(run)
+    result = read_result(run)
     assert [(entry["name"], entry["steps"]) for entry in result["stages"]] == [("cpt", 2), ("domain_sft", 2)]
     for entry in result["stages"]:
         assert (entry["trainable_parameters"] < entry["parameters"]) == (method != "full")
     (run / "loss.png").touch()  # a run that has its curve is not drawn anew
-    done = export.export(run, tmp_path / "out")
+    done = export_stage(run, tmp_path / "out")
     assert done["equal"] == done["asked"] > 0
     tokens = torch.arange(40, 60)[None]
-    model, _ = states.load(run)
+    model, _ = load_stage(run)
     base = result["start"]["model"] if method == "ptuning_v2" else tmp_path / "out"
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = AutoModelForCausalLM.from_pretrained(result["start"]["model"], dtype=torch.float32).eval()
@@ -62,25 +67,25 @@ def test_every_family_trains_by_every_method_and_loads_plainly(train, tmp_path, 
 
 
 def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings):
-    model = models.load_model(make_model("qwen3_moe"))
-    experts = models.expert_names(model)
-    assert len(experts) == 2 * 3 and models.count_parameters(model.config)["experts"] == sum(
+    model = load_model(make_model("qwen3_moe"))
+    experts = expert_names(model)
+    assert len(experts) == 2 * 3 and count_parameters(model.config)["experts"] == sum(
         model.get_parameter(name).numel() for name in experts)
-    sizes = methods.trainable(methods.lora(model, tokenizer, settings("lora"), ""))
+    sizes = trainable_parameters(lora(model, tokenizer, settings("lora"), ""))
     assert sum(".experts." in name for name in sizes) == 4 * 3
     with pytest.raises(BadInput, match="lora_dropout"):
-        methods.lora(models.load_model(make_model("qwen3_moe")), tokenizer,
+        lora(load_model(make_model("qwen3_moe")), tokenizer,
                      settings("lora", lora_dropout=0.1), "")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not models.has_bf16(), reason="this device has no bfloat16 of its own")
+@pytest.mark.skipif(not supports_bf16(), reason="this device has no bfloat16 of its own")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_bfloat16_where_the_device_has_it(train, method):
     run = train("qwen3", method, bf16=True, mode="1")
-    entry, = runs.read_result(run)["stages"]
+    entry, = read_result(run)["stages"]
     assert entry["steps"] == 2 and 0 < entry["train_loss"] < 20
-    reasons = runs.read_json(run, "recipe.json")["reasons"]
+    reasons = read_json(run, "recipe.json")["reasons"]
     assert "bf16" not in reasons and "bfloat16" in reasons["weights"] or method == "qlora"
-    kept = {weight.dtype for weight in states.load(run)[0].parameters()}
+    kept = {weight.dtype for weight in load_stage(run)[0].parameters()}
     assert kept == {torch.float32}

@@ -11,10 +11,17 @@ import weakref
 import pytest
 import torch
 
-from sftbench import chain, runs, store, train
-from sftbench.checkpoints import Checkpoints, _numbered
 from sftbench.errors import BadInput, RunFailed, Stopped
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs import checkpoints, events
+from sftbench.runs.checkpoints import Checkpoints, _numbered
+from sftbench.runs.events import read_events
+from sftbench.runs.folder import read_json, read_result, write_json
+from sftbench.runs.stage_store import PARTIAL, RUN_FILE, lock_stage, unused_stages
+from sftbench.training import chain
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe, stage_keys
+from sftbench.training.trainer import StageTrainer
 
 STEPS = 5
 NUMBERS = itertools.count()
@@ -50,13 +57,13 @@ def at(step: int, act):
 
 
 def steps_told(folder) -> list[int]:
-    return [event["step"] for event in runs.read_events(folder) if "loss" in event]
+    return [event["step"] for event in read_events(folder) if "loss" in event]
 
 
 def partial(folder):
     """Where the checkpoints of the run's unfinished stage lie."""
-    return next(path for path in (folder.parent / ".stages" / store.PARTIAL).iterdir()
-                if (path / store.RUN).read_text() == str(folder))
+    return next(path for path in (folder.parent / ".stages" / PARTIAL).iterdir()
+                if (path / RUN_FILE).read_text() == str(folder))
 
 
 def at_call(monkeypatch, where, name: str, call: int, act):
@@ -83,17 +90,18 @@ def killed(act) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-@pytest.mark.parametrize("point", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "seal"])
+@pytest.mark.parametrize(
+    "point", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "seal_folder"])
 def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(recipe, folder, monkeypatch, point):
-    where = store if point == "seal" else train.Trainer
+    where = checkpoints if point == "seal_folder" else StageTrainer
     with monkeypatch.context() as patch:
         # the stage's own seal comes after those of its checkpoints
         at_call(patch, where, point, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        killed(lambda: chain.run(recipe()))
+        killed(lambda: run_chain(recipe()))
     assert [path.name for path in _numbered(partial(folder))][-1] == (
         "checkpoint-2" if point == "save_model" else "checkpoint-3")
-    chain.run(recipe())
-    said = next(event for event in runs.read_events(folder) if "resumed" in event)
+    run_chain(recipe())
+    said = next(event for event in read_events(folder) if "resumed" in event)
     assert said["resumed"] == "goes on from checkpoint-2"
     assert ("checkpoint-3: not whole" in said.get("passed_over", "")) == (point != "save_model")
     assert steps_told(folder) == [1, 2, 3, 4, 5]
@@ -103,7 +111,7 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(recipe, folder
 
 def test_damage_to_any_file_of_a_checkpoint_is_seen(recipe, folder, tmp_path):
     with pytest.raises(Stopped):
-        chain.run(recipe(), [at(2, lambda: (folder / "stop").touch())])
+        run_chain(recipe(), [at(2, lambda: (folder / "stop").touch())])
     place = partial(folder)
     assert [path.name for path in _numbered(place)] == ["checkpoint-2", "checkpoint-3"]
     names = [path.name for path in (place / "checkpoint-3").iterdir()]
@@ -122,49 +130,49 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(recipe, folder, tmp_path):
 def test_stop_saves_within_a_step_and_the_run_goes_on_with_its_whole_curve(recipe, folder):
     live, told = [], []
     with pytest.raises(Stopped, match=r"after step 2 of 5 of stage domain_sft"):
-        chain.run(recipe(save_steps=None), [live.append, at(1, lambda: (folder / "stop").touch())])
-    assert runs.read_events(folder) == live and live[-1]["state"] == "stopped" and live[-1]["step"] == 2
-    result = runs.read_json(folder, "result.json")
+        run_chain(recipe(save_steps=None), [live.append, at(1, lambda: (folder / "stop").touch())])
+    assert read_events(folder) == live and live[-1]["state"] == "stopped" and live[-1]["step"] == 2
+    result = read_json(folder, "result.json")
     assert (result["complete"], result["state"]) == (False, "stopped")
     assert {path.name for path in folder.iterdir()} == {"recipe.json", "events.jsonl", "result.json"}
-    assert partial(folder) not in store.unused(folder.parent / ".stages")  # it is waited for
-    chain.run(recipe(save_steps=None), [told.append])
-    events = runs.read_events(folder)
+    assert partial(folder) not in unused_stages(folder.parent / ".stages")  # it is waited for
+    run_chain(recipe(save_steps=None), [told.append])
+    events = read_events(folder)
     assert steps_told(folder) == [1, 2, 3, 4, 5] and events == told
     before = {event["step"]: event for event in live if "loss" in event}
     assert all(event == before[event["step"]] for event in events if "loss" in event and event["step"] < 3)
-    assert runs.read_result(folder)["stages"][0]["steps"] == 5
-    other = chain.run(recipe(output_dir=f"{folder}-again"))
-    assert runs.read_result(other)["stages"][0]["reused"]
+    assert read_result(folder)["stages"][0]["steps"] == 5
+    other = run_chain(recipe(output_dir=f"{folder}-again"))
+    assert read_result(other)["stages"][0]["reused"]
 
 
 def test_interrupts_stop_after_a_step_first_and_at_once_second(recipe, folder):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped, match="after step 2 of 5"):
-        chain.run(recipe(save_steps=None), [at(1, lambda: os.kill(os.getpid(), signal.SIGINT))])
+        run_chain(recipe(save_steps=None), [at(1, lambda: os.kill(os.getpid(), signal.SIGINT))])
     assert signal.getsignal(signal.SIGINT) is handler
     with pytest.raises(Stopped, match="at once"):
-        chain.run(recipe(), [at(4, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])])
+        run_chain(recipe(), [at(4, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])])
     assert [path.name for path in _numbered(partial(folder))] == ["checkpoint-2", "checkpoint-3"]
-    chain.run(recipe())
+    run_chain(recipe())
     assert steps_told(folder) == [1, 2, 3, 4, 5]
-    assert [event["resumed"][-1] for event in runs.read_events(folder) if "resumed" in event] == ["2", "3"]
+    assert [event["resumed"][-1] for event in read_events(folder) if "resumed" in event] == ["2", "3"]
 
 
 def test_a_loss_that_is_no_number_leaves_no_checkpoint_from_there_on(recipe, folder, monkeypatch):
-    real, calls = train.Trainer.compute_loss, []
+    real, calls = StageTrainer.compute_loss, []
 
     def poisoned(*args, **more):
         calls.append(1)
         return real(*args, **more) * (math.nan if len(calls) == 3 else 1)
-    monkeypatch.setattr(train.Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(StageTrainer, "compute_loss", poisoned)
     with pytest.raises(RunFailed, match="non-finite loss at step 3") as caught:
-        chain.run(recipe())
+        run_chain(recipe())
     assert caught.value.reason == "non-finite"
     assert [path.name for path in _numbered(partial(folder))] == ["checkpoint-1", "checkpoint-2"]
-    losses = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    losses = [event["loss"] for event in read_events(folder) if "loss" in event]
     assert len(losses) == 3 and losses[-1] is None
-    result = runs.read_json(folder, "result.json")
+    result = read_json(folder, "result.json")
     assert (result["state"], result["reason"]) == ("failed", "non-finite")
 
 
@@ -176,19 +184,19 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
         def full(self, model, *args, **more):
             held.append(weakref.ref(model))
             raise error
-        patch.setattr(train.Trainer, "compute_loss", full)
+        patch.setattr(StageTrainer, "compute_loss", full)
         with pytest.raises(RunFailed, match=r"\d GB held.*smaller batch.*max_length.*lora") as caught:
-            chain.run(recipe())
-    assert caught.value.reason == "memory" and runs.read_events(folder)[-1]["reason"] == "memory"
+            run_chain(recipe())
+    assert caught.value.reason == "memory" and read_events(folder)[-1]["reason"] == "memory"
     gc.collect()
     assert held[0]() is None  # although the error is still at hand
-    assert runs.read_result(chain.run(recipe()))["state"] == "done"
+    assert read_result(run_chain(recipe()))["state"] == "done"
 
 
 def test_out_of_memory_in_a_probe_is_said_too(recipe, monkeypatch):
-    at_call(monkeypatch, chain.evaluate, "probe", 1, full_memory)
+    at_call(monkeypatch, chain, "score_probe", 1, full_memory)
     with pytest.raises(RunFailed, match="out of memory in stage domain_sft at step 5"):
-        chain.run(recipe())
+        run_chain(recipe())
 
 
 def full_disk() -> None:
@@ -200,67 +208,68 @@ def full_memory() -> None:
 
 
 @pytest.mark.parametrize(("where", "name", "call"), [
-    (train.Trainer, "_save_optimizer_and_scheduler", 3), (store, "seal", 3), (runs, "append_event", 6)])
+    (StageTrainer, "_save_optimizer_and_scheduler", 3), (checkpoints, "seal_folder", 3),
+    (events, "append_event", 6)])
 def test_a_full_disk_is_said_and_earlier_checkpoints_stay(recipe, folder, monkeypatch, where, name, call):
     with monkeypatch.context() as patch:
         at_call(patch, where, name, call, full_disk)
         with pytest.raises(RunFailed, match="disk is full") as caught:
-            chain.run(recipe())
+            run_chain(recipe())
     assert caught.value.reason == "disk"
-    assert runs.read_json(folder, "result.json")["reason"] == "disk"
+    assert read_json(folder, "result.json")["reason"] == "disk"
     kept = Checkpoints(partial(folder), None, lambda: False, [])
     kept.resolve()
     assert kept.progress["step"] >= 2
-    chain.run(recipe())
+    run_chain(recipe())
     assert steps_told(folder) == [1, 2, 3, 4, 5]
 
 
 def test_a_result_that_finds_no_room_does_not_make_a_run_done(recipe, folder, monkeypatch):
-    real = runs.write_json
+    real = write_json
 
     def full(path, data):
         if isinstance(data, dict) and data.get("complete"):
             full_disk()
         real(path, data)
-    monkeypatch.setattr(runs, "write_json", full)
+    monkeypatch.setattr(chain, "write_json", full)
     with pytest.raises(RunFailed, match="disk is full"):
-        chain.run(recipe())
-    assert runs.read_json(folder, "result.json")["state"] == "failed"
+        run_chain(recipe())
+    assert read_json(folder, "result.json")["state"] == "failed"
 
 
 def test_too_little_room_is_refused_before_anything_starts(recipe, folder, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(BadInput, match="0.0 GB free, and this run needs"):
-        chain.run(recipe())
+        run_chain(recipe())
     assert not folder.exists()
 
 
 def test_going_on_with_anything_else_is_refused_by_name(recipe, folder, small_files, make_model, tmp_path):
     with pytest.raises(Stopped):
-        chain.run(recipe(), [at(2, lambda: (folder / "stop").touch())])
+        run_chain(recipe(), [at(2, lambda: (folder / "stop").touch())])
     with pytest.raises(BadInput, match="differ in weight_decay, seed"):
-        chain.run(recipe(seed=99, weight_decay=0.1))
+        run_chain(recipe(seed=99, weight_decay=0.1))
     with open(small_files["domain_tasks"], "a") as file:
         file.write('{"prompt": "Where is item 99?", "completion": "Rome"}\n')
     with pytest.raises(BadInput, match="differ in the rows of domain_tasks"):
-        chain.run(recipe())
+        run_chain(recipe())
     assert len(_numbered(partial(folder))) == 2
 
 
 def test_another_revision_of_the_model_is_refused(recipe, folder, tmp_path):
     moved = shutil.copytree(recipe().model, tmp_path / "model")
     with pytest.raises(Stopped):
-        chain.run(recipe(model=str(moved)), [at(2, lambda: (folder / "stop").touch())])
+        run_chain(recipe(model=str(moved)), [at(2, lambda: (folder / "stop").touch())])
     config = (moved / "generation_config.json")
     config.write_text(config.read_text().replace("{", '{"temperature": 0.5, ', 1))
     with pytest.raises(BadInput, match="the model's revision"):
-        chain.run(recipe(model=str(moved)))
+        run_chain(recipe(model=str(moved)))
 
 
 def test_a_stage_that_another_run_trains_is_waited_for(recipe, folder):
-    key = chain.stage_keys(chain.prepare(recipe()))[1]
-    held = store.lock(folder.parent / ".stages", key)
+    key = stage_keys(prepare_recipe(recipe()))[1]
+    held = lock_stage(folder.parent / ".stages", key)
     held.acquire()
     waited = []
 
@@ -268,22 +277,22 @@ def test_a_stage_that_another_run_trains_is_waited_for(recipe, folder):
         if "waiting" in event:
             waited.append(event)
             held.release()
-    chain.run(recipe(), [release])
+    run_chain(recipe(), [release])
     assert len(waited) == 1 and waited[0]["stage"] == "domain_sft"
 
 
 def test_waiting_can_be_stopped(recipe, folder):
-    key = chain.stage_keys(chain.prepare(recipe()))[1]
-    with store.lock(folder.parent / ".stages", key), pytest.raises(Stopped):
-        chain.run(recipe(), [lambda event: (folder / "stop").touch() if "waiting" in event else None])
+    key = stage_keys(prepare_recipe(recipe()))[1]
+    with lock_stage(folder.parent / ".stages", key), pytest.raises(Stopped):
+        run_chain(recipe(), [lambda event: (folder / "stop").touch() if "waiting" in event else None])
 
 
 def test_a_folder_removed_in_mid_run_is_said(recipe, folder):
     with pytest.raises(RunFailed, match="is gone: it was removed"):
-        chain.run(recipe(), [at(2, lambda: shutil.rmtree(folder))])
+        run_chain(recipe(), [at(2, lambda: shutil.rmtree(folder))])
 
 
 def test_a_folder_that_cannot_be_written_is_refused(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be written"):
-        chain.run(recipe(output_dir=str(tmp_path / "file" / "one")))
+        run_chain(recipe(output_dir=str(tmp_path / "file" / "one")))

@@ -6,9 +6,20 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from sftbench import blocks, chain, evaluate, footprint, forecast, methods, models, runs, table, train
-from sftbench.__main__ import main
-from sftbench.recipe import METHODS, Recipe, override
+from sftbench.cli import main
+from sftbench.data.packing import blocks_to_dataset, collate_batch
+from sftbench.data.tokenization import EncodedRow
+from sftbench.evaluation.probes import scoring_bytes
+from sftbench.models.loading import count_parameters, load_model, release_memory
+from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
+from sftbench.recipes.recipe import METHODS, Recipe, override
+from sftbench.reports.ledger import format_forecast, format_ledger
+from sftbench.runs.events import read_events
+from sftbench.runs.folder import read_result
+from sftbench.training import forecast
+from sftbench.training.chain import run_chain
+from sftbench.training.forecast import _available_memory, forecast_recipe
+from sftbench.training.memory import predict_memory, read_peak_memory, reset_peak_memory
 from tests.conftest import FAMILIES, small_rows
 
 
@@ -34,17 +45,17 @@ def saved_bytes(model, batch: dict) -> int:
 @pytest.mark.parametrize("method", ["full", "lora", "freeze", "ptuning_v2"])
 def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, settings, method):
     options = settings(method, per_device_train_batch_size=4)
-    rows = [blocks.Encoded(list(range(5, 69)), list(range(5, 69)))] * 4
-    model = models.load_model(make_model("llama"))
+    rows = [EncodedRow(list(range(5, 69)), list(range(5, 69)))] * 4
+    model = load_model(make_model("llama"))
     config = model.config
-    model = methods.METHODS[method](model, tokenizer, options, "Where is item 1? " * 9)
+    model = METHOD_FUNCTIONS[method](model, tokenizer, options, "Where is item 1? " * 9)
     model.train()
     sizes = [parameter.numel() for parameter in model.parameters()]
-    trained = sum(methods.trainable(model).values())
-    parts = footprint.count(config, options, tokenizer, 64)
+    trained = sum(trainable_parameters(model).values())
+    parts = predict_memory(config, options, tokenizer, 64)
     assert parts["weights"] == 4 * sum(sizes)
     assert parts["gradients"] == 4 * trained and parts["optimiser"] == 8 * trained
-    batch = blocks.collate(list(blocks.to_dataset([[row] for row in rows])), 0, packed=False)
+    batch = collate_batch(list(blocks_to_dataset([[row] for row in rows])), 0, packed=False)
     real = saved_bytes(model, batch)
     # what is held for a moment comes on top: logits, their gradient, one layer's gradients
     assert 0.95 * real <= parts["activations"] + parts["gradients"] <= 1.7 * real
@@ -53,9 +64,9 @@ def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, setting
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_counted(make_model, tokenizer, settings, family):
     config = AutoConfig.from_pretrained(make_model(family))
-    whole = models.count_parameters(config)["parameters"]
+    whole = count_parameters(config)["parameters"]
     for method in ("full", "ptuning_v2", "freeze"):
-        parts = footprint.count(config, settings(method), tokenizer, 64)
+        parts = predict_memory(config, settings(method), tokenizer, 64)
         assert parts["weights"] >= 4 * whole and parts["activations"] > 0
     assert config.to_dict() == AutoConfig.from_pretrained(make_model(family)).to_dict()
 
@@ -64,7 +75,7 @@ def test_what_saves_memory_is_forecast_to_save_it(make_model, tokenizer, setting
     config = AutoConfig.from_pretrained(make_model())
 
     def parts(*given, width=128, **changed):
-        return footprint.count(config, settings(*given) | changed, tokenizer, width)
+        return predict_memory(config, settings(*given) | changed, tokenizer, width)
     full, lora, qlora = (parts(method) for method in ("full", "lora", "qlora"))
     assert lora["optimiser"] < full["optimiser"] / 3 and qlora["weights"] < 0.75 * lora["weights"]
     assert parts(gradient_checkpointing=True)["activations"] < 0.7 * full["activations"]
@@ -78,23 +89,23 @@ def test_many_logits_are_never_forecast_as_held_at_once(tokenizer, settings):
     from transformers import LlamaConfig
     config = LlamaConfig(vocab_size=200_000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2)
-    parts = footprint.count(config, settings("lora", per_device_train_batch_size=4), tokenizer, 512)
+    parts = predict_memory(config, settings("lora", per_device_train_batch_size=4), tokenizer, 512)
     assert parts["activations"] < 4 * 512 * 200_000 * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the mark be set back")
 def test_the_peak_counts_from_when_it_was_set_back():
     held = torch.ones(100_000_000)
-    train.forget_peak()
-    before = train.peak_bytes()
+    reset_peak_memory()
+    before = read_peak_memory()
     del held
-    models.release_memory()
-    train.forget_peak()
-    after = train.peak_bytes()
+    release_memory()
+    reset_peak_memory()
+    after = read_peak_memory()
     assert before - after > 350e6
     held = torch.ones(60_000_000)
     del held
-    assert 200e6 < train.peak_bytes() - after < 300e6
+    assert 200e6 < read_peak_memory() - after < 300e6
 
 
 @pytest.fixture
@@ -111,11 +122,11 @@ def recipe(make_model, small_files, tmp_path):
 @pytest.mark.slow
 def test_the_truth_stands_beside_the_forecast(recipe):
     mine = recipe()
-    before = chain.expect(mine)
+    before = forecast_recipe(mine)
     assert before["fits"] == "fits" and before["steps"] == {"cpt": 24, "domain_sft": 24}
-    folder = chain.run(mine)
-    told, result = runs.read_result(folder)["forecast"], runs.read_result(folder)
-    start = next(event for event in runs.read_events(folder) if "plan" in event)
+    folder = run_chain(mine)
+    told, result = read_result(folder)["forecast"], read_result(folder)
+    start = next(event for event in read_events(folder) if "plan" in event)
     assert start["forecast"]["stages"] == {**told}["stages"] and start["forecast"]["seconds"] > 0
     for stage in result["stages"]:
         mine = told["stages"][stage["name"]]
@@ -124,38 +135,38 @@ def test_the_truth_stands_beside_the_forecast(recipe):
         assert stage["seconds"] / 6 < mine["seconds"] < 6 * stage["seconds"]  # beside other work
     assert told["took"]["seconds"] > sum(stage["seconds"] for stage in result["stages"])
     assert told["took"]["peak_memory_bytes"] == max(stage["peak_memory_bytes"] for stage in result["stages"])
-    text = table.ledger(folder)
+    text = format_ledger(folder)
     assert "cpt, forecast: " in text and ", took " in text and "of memory, held " in text
-    again = chain.expect(recipe())
+    again = forecast_recipe(recipe())
     assert [stage["seconds"] for stage in again["stages"].values()] == [0, 0]
-    assert "in the store already" in table.forecast_text(again)
+    assert "in the store already" in format_forecast(again)
 
 
 def test_short_stages_are_not_tried_and_memory_is_told_all_the_same(recipe, monkeypatch):
     monkeypatch.setattr(forecast, "_trial", lambda *_: pytest.fail("a step was tried"))
-    for found, why in ((chain.expect(recipe(max_steps=5)), "a stage of fewer than 20 steps"),
-                       (chain.expect(recipe(), timed=False), "it was not asked for")):
+    for found, why in ((forecast_recipe(recipe(max_steps=5)), "a stage of fewer than 20 steps"),
+                       (forecast_recipe(recipe(), timed=False), "it was not asked for")):
         assert found["seconds"] is None and found["peak_memory_bytes"] > 1e8
-        assert f"Time: not measured, since {why}" in table.forecast_text(found)
+        assert f"Time: not measured, since {why}" in format_forecast(found)
 
 
 @pytest.mark.parametrize(("room", "word", "remedy"), [
     (10.0, "fits", ""), (1.1, "tight", "too much"), (0.5, "does not fit", "smaller batch"),
 ])
 def test_it_says_whether_memory_suffices(recipe, monkeypatch, room, word, remedy):
-    peak = chain.expect(recipe(), timed=False)["peak_memory_bytes"]
-    _, held = forecast._room()
-    monkeypatch.setattr(forecast, "_room", lambda: (int(room * peak), held))
+    peak = forecast_recipe(recipe(), timed=False)["peak_memory_bytes"]
+    _, held = _available_memory()
+    monkeypatch.setattr(forecast, "_available_memory", lambda: (int(room * peak), held))
     tried = []
     monkeypatch.setattr(forecast, "_time", lambda *_: tried.append(1))
-    found = chain.expect(recipe())
+    found = forecast_recipe(recipe())
     assert found["fits"] == word and bool(tried) == (word != "does not fit")
-    assert f"Memory: {word};" in table.forecast_text(found) and remedy in table.forecast_text(found)
+    assert f"Memory: {word};" in format_forecast(found) and remedy in format_forecast(found)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_is_forecast(recipe, method):
-    found = chain.expect(recipe(method=method), timed=False)
+    found = forecast_recipe(recipe(method=method), timed=False)
     assert all(set(stage["memory"]) == {"base", "weights", "gradients", "optimiser", "activations",
                                            "probes"}
                for stage in found["stages"].values())
@@ -164,16 +175,16 @@ def test_each_method_is_forecast(recipe, method):
 def test_a_model_that_cannot_be_counted_has_no_forecast_of_memory(recipe, monkeypatch):
     def refuse(*_):
         raise NotImplementedError("no such operation on the meta device")
-    monkeypatch.setattr(forecast.footprint, "count", refuse)
-    found = chain.expect(recipe(), timed=False)
+    monkeypatch.setattr(forecast, "predict_memory", refuse)
+    found = forecast_recipe(recipe(), timed=False)
     assert found["fits"] is None and found["peak_memory_bytes"] is None
-    assert "GB" not in table.forecast_text(found)
+    assert "GB" not in format_forecast(found)
 
 
 def test_probes_hold_no_more_than_is_counted():
-    rows = [blocks.Encoded([1] * length, [1] * length) for length in (10, 30, 20)]
-    assert evaluate.batch_bytes(rows, 1000) == 3 * 4 * 1000 * 90
-    assert evaluate.batch_bytes(rows, 1_000_000) == 3 * 4 * 1_000_000 * 30  # each row by itself
+    rows = [EncodedRow([1] * length, [1] * length) for length in (10, 30, 20)]
+    assert scoring_bytes(rows, 1000) == 3 * 4 * 1000 * 90
+    assert scoring_bytes(rows, 1_000_000) == 3 * 4 * 1_000_000 * 30  # each row by itself
 
 
 def test_the_command_tells_before_and_run_tells_first(recipe, capsys, small_files, make_model, tmp_path):

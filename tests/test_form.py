@@ -8,12 +8,16 @@ import ipywidgets as widgets
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sftbench import modes, runs, spell
-from sftbench.__main__ import _parser, recipe_of
-from sftbench.recipe import FIELDS, METHODS, Recipe, override, to_dict
-from sftbench.workbench import Form
-from sftbench.workbench.choose import impossible_methods, impossible_modes, share_words, suggestion
-from sftbench.workbench.values import GROUPS, advised, in_use
+from sftbench.cli import _parser, recipe_from_options
+from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
+from sftbench.recipes.serialize import parse_cell
+from sftbench.runs.events import append_event
+from sftbench.runs.folder import write_json
+from sftbench.workbench import form as form_module
+from sftbench.workbench.fields import GROUPS, advised, in_use
+from sftbench.workbench.form import Form
+from sftbench.workbench.step_choose import impossible_methods, impossible_modes, share_words, suggestion
 from tests.test_spell import recipes
 
 
@@ -54,7 +58,7 @@ def enter(form, name: str, value) -> None:
 
 def test_every_field_of_a_recipe_has_a_control(form):
     assert set(form.controls) | {"method", "cpt_method"} == set(FIELDS)
-    assert len(buttons(form, "○")) + len(buttons(form, "●")) == len(modes.MODES) + 2 * len(METHODS) + 1
+    assert len(buttons(form, "○")) + len(buttons(form, "●")) == len(MODES) + 2 * len(METHODS) + 1
 
 
 def test_buttons_and_controls_make_the_recipe(form, tmp_path, monkeypatch):
@@ -97,7 +101,7 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     assert form.recipe == recipe
     command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
     options = _parser().parse_args(shlex.split(command)[1:])
-    assert recipe_of(options, mode=options.mode) == recipe == spell.read_cell(cell)
+    assert recipe_from_options(options, mode=options.mode) == recipe == parse_cell(cell)
     for name, control in form.controls.items():  # each control writes what it shows, and nothing changes
         shown = control.value
         with form.quiet():
@@ -184,7 +188,7 @@ def test_bfloat16_is_greyed_where_the_machine_has_none(form):
 def test_only_what_has_an_effect_is_shown():
     def used(**values):
         recipe = override(Recipe(), **values)
-        return in_use(recipe, modes.stages(modes.load(recipe.mode)))
+        return in_use(recipe, mode_stages(load_mode(recipe.mode)))
     assert not used(mode="1") & set(GROUPS["CPT stages"]) and "general_share" not in used(mode="2")
     assert "task_share" in used(mode="5") and "lora_r" in used(method="qlora")
     assert "bnb_4bit_quant_type" not in used(method="lora")
@@ -216,12 +220,12 @@ def test_the_drawing_shares_what_the_modes_share(form):
     assert boxes["1 / 2 / 6 / 3"] == "base" and boxes["6 / 2 / 8 / 3"] == "chat"
     assert boxes["2 / 3 / 5 / 4"] == "CPT\ndomain text"  # modes 2 to 4
     prefixes = {(mode["start"], *(stage["name"] for stage in mode["stages"][:depth]))
-                for mode in modes.MODES.values() for depth in range(len(mode["stages"]) + 1)}
+                for mode in MODES.values() for depth in range(len(mode["stages"]) + 1)}
     assert len(boxes) == len(prefixes)
 
 
 def test_shares_are_said_as_they_are():
-    shares = [share_words(stage["shares"]) for stage in modes.stages(modes.MODES["5"], 0.5, 0.2)]
+    shares = [share_words(stage["shares"]) for stage in mode_stages(MODES["5"], 0.5, 0.2)]
     assert shares == ["80% text + 20% tasks", "50% domain + 50% general"]
 
 
@@ -238,7 +242,7 @@ def test_four_questions_lead_to_a_mode_with_its_rules(form):
 
 def test_a_run_is_loaded_and_a_wrong_place_is_told(form, tmp_path):
     recipe = override(Recipe(), mode="5", method="freeze", seed=7)
-    (tmp_path / "recipe.json").write_text(json.dumps({"schema": 1, "recipe": to_dict(recipe)}))
+    (tmp_path / "recipe.json").write_text(json.dumps({"schema": 1, "recipe": recipe_to_dict(recipe)}))
     form.load(str(tmp_path))
     assert form.recipe == recipe
     form.load(str(tmp_path / "gone"))
@@ -248,7 +252,7 @@ def test_a_run_is_loaded_and_a_wrong_place_is_told(form, tmp_path):
 def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(form, monkeypatch, caplog):
     def broken(place):
         raise RuntimeError("put in on purpose")
-    monkeypatch.setattr(spell, "read", broken)
+    monkeypatch.setattr(form_module, "read_recipe", broken)
     form.load("anything")
     assert form.status.value == "! RuntimeError: put in on purpose" and "on purpose" in caplog.text
     press(form, "○ 6")
@@ -260,10 +264,10 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
     folder = tmp_path / "mine"
     folder.mkdir()
     mine = override(Recipe(), mode="2", method="lora", seed=3)
-    runs.write_json(folder / "recipe.json", {"schema": 1, "recipe": to_dict(mine)})
-    runs.append_event(folder, {"stage": "start", "step": 0, "plan": {"cpt": 30, "domain_sft": 10}})
-    runs.append_event(folder, {"stage": "cpt", "step": 12, "loss": 2.0, "learning_rate": 1e-3, "tokens": 9})
-    runs.write_json(folder / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
+    write_json(folder / "recipe.json", {"schema": 1, "recipe": recipe_to_dict(mine)})
+    append_event(folder, {"stage": "start", "step": 0, "plan": {"cpt": 30, "domain_sft": 10}})
+    append_event(folder, {"stage": "cpt", "step": 12, "loss": 2.0, "learning_rate": 1e-3, "tokens": 9})
+    write_json(folder / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
     form = Form()
     step = form.parts["train"]
     until = time.monotonic() + 30

@@ -5,7 +5,10 @@ import json
 import datasets
 import pytest
 
-from sftbench import data, formats, rows, sources
+from sftbench.data import roles
+from sftbench.data.readers import READERS, open_sources
+from sftbench.data.roles import read_source
+from sftbench.data.sources import SUFFIXES
 from sftbench.errors import BadInput
 
 ASK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -20,7 +23,7 @@ def lines(path, *rows):
 
 
 def read(source, role="domain_tasks"):
-    found = data.read(str(source), role)
+    found = read_source(str(source), role)
     assert [row for batch in found.batches() for row in batch] == list(found.table)
     return list(found.table)
 
@@ -92,7 +95,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
 def test_text_files_are_cut_at_blank_lines_and_a_folder_is_read_by_name(tmp_path):
     path = tmp_path / "b.txt"
     path.write_text("\n\n".join(f"paragraph {number} " + "x" * 500 for number in range(10)))
-    found = data.read(str(path), "domain_text")
+    found = read_source(str(path), "domain_text")
     texts = found.table["text"]
     assert len(texts) > 2 and all(len(text) <= 2100 for text in texts)
     assert "\n\n".join(texts) == path.read_text()
@@ -110,7 +113,7 @@ def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r{"text": "three"}')
     assert read(path, "domain_text") == [{"text": "one"}, {"text": "two"}, {"text": "three"}]
-    assert data.read(str(path), "domain_text").where(2) == f"{path}, line 4"
+    assert read_source(str(path), "domain_text").where(2) == f"{path}, line 4"
 
 
 @pytest.mark.parametrize(("line", "words"), [
@@ -187,7 +190,7 @@ def test_a_missing_file_is_named(path, tmp_path, monkeypatch):
 
 
 def test_the_endings_that_are_told_are_those_that_are_read():
-    assert set(sources.SUFFIXES) == set(formats.READERS)
+    assert set(SUFFIXES) == set(READERS)
 
 
 def test_a_hub_name_that_is_not_cached_is_refused_with_the_command_that_fetches_it():
@@ -201,17 +204,17 @@ def test_sources_of_several_files_with_commas_and_colons_in_their_names(tmp_path
     for name in ("a.jsonl", "b,c.jsonl", "d:2"):
         lines(tmp_path / name, {"text": name})
     (tmp_path / "d:2").rename(tmp_path / "d:2.jsonl")
-    found = formats.origins('a.jsonl:3, "b,c.jsonl":0.5 ,text=d:2.jsonl', "domain_text")
+    found = open_sources('a.jsonl:3, "b,c.jsonl":0.5 ,text=d:2.jsonl', "domain_text")
     assert [(one.name, one.weight, one.shape) for one in found] == [
         ("a.jsonl", 3, None), ("b,c.jsonl", 0.5, None), ("d:2.jsonl", 1, "text")]
-    assert [one.name for one in formats.origins("b,c.jsonl", "domain_text")] == ["b,c.jsonl"]
+    assert [one.name for one in open_sources("b,c.jsonl", "domain_text")] == ["b,c.jsonl"]
 
 
 def test_what_was_read_once_is_mapped_and_a_changed_file_is_read_anew(tmp_path, monkeypatch):
     path = lines(tmp_path / "a.jsonl", {"text": "one"})
-    before = data.read(path, "domain_text")
-    monkeypatch.setattr(rows, "_write", None)
-    assert data.read(path, "domain_text").path == before.path
+    before = read_source(path, "domain_text")
+    monkeypatch.setattr(roles, "_write_rows", None)
+    assert read_source(path, "domain_text").path == before.path
     monkeypatch.undo()
     lines(tmp_path / "a.jsonl", {"text": "two"})
     assert read(path, "domain_text") == [{"text": "two"}]

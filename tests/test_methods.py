@@ -4,8 +4,19 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sftbench import blocks, evaluate, methods, models, train
+from sftbench.data.packing import blocks_to_dataset, pack_encoded
+from sftbench.data.tokenization import encode_last, encode_probe
 from sftbench.errors import BadInput
+from sftbench.evaluation.probes import mean_loss
+from sftbench.models.loading import load_model, make_bnb_config
+from sftbench.models.methods import (
+    METHOD_FUNCTIONS,
+    freeze,
+    ptuning_v2,
+    save_stage_model,
+    trainable_parameters,
+)
+from sftbench.training.trainer import train_stage
 from tests.conftest import FAMILIES, small_rows
 
 # Of the small Qwen3: layers, hidden, intermediate, kv heads × head size.
@@ -37,21 +48,21 @@ CASES = [
 
 
 def dataset_of(tokenizer, settings, count=120):
-    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", count), settings["max_length"])
-    packed = blocks.pack(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
-    return blocks.to_dataset(packed)
+    rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", count), settings["max_length"])
+    packed = pack_encoded(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
+    return blocks_to_dataset(packed)
 
 
 def trained(folder, tokenizer, settings, steps=3):
     """The small model after a few steps of a method, its weights before them, and the trainable sizes."""
     settings = settings | {"max_steps": steps}
-    quantised = models.nf4_config(settings) if settings["method"] == "qlora" else None
-    model = methods.METHODS[settings["method"]](
-        models.load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1? Lima.")
+    quantised = make_bnb_config(settings) if settings["method"] == "qlora" else None
+    model = METHOD_FUNCTIONS[settings["method"]](
+        load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1? Lima.")
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    sizes = methods.trainable(model)
+    sizes = trainable_parameters(model)
     dataset = dataset_of(tokenizer, settings)
-    figures = train.train(model, tokenizer, dataset, settings, "sft", lambda event: None, {})
+    figures = train_stage(model, tokenizer, dataset, settings, "sft", lambda event: None, {})
     assert figures["steps"] == steps
     return model, before, sizes
 
@@ -81,21 +92,21 @@ def test_the_output_head_alone_of_an_untied_model(make_model, tokenizer, setting
 ])
 def test_parts_that_are_not_there_are_refused(make_model, tokenizer, settings, parts, words):
     with pytest.raises(BadInput, match=words):
-        methods.freeze(models.load_model(make_model()), tokenizer,
+        freeze(load_model(make_model()), tokenizer,
                        settings("freeze", trainable_parts=parts), "")
 
 
 def test_the_head_of_a_tied_model_is_refused(make_model, tokenizer, settings):
-    model = models.load_model(make_model(tie_word_embeddings=True))
+    model = load_model(make_model(tie_word_embeddings=True))
     with pytest.raises(BadInput, match="new_head"):
-        methods.freeze(model, tokenizer, settings("freeze", trainable_parts="head"), "")
+        freeze(model, tokenizer, settings("freeze", trainable_parts="head"), "")
 
 
 def test_a_model_without_a_list_of_layers_is_refused(tokenizer, settings, make_model):
-    model = models.load_model(make_model())
+    model = load_model(make_model())
     model.config.num_hidden_layers = 5
     with pytest.raises(BadInput, match="decoder layers cannot be found"):
-        methods.freeze(model, tokenizer, settings("freeze"), "")
+        freeze(model, tokenizer, settings("freeze"), "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,16 +114,16 @@ def test_a_model_without_a_list_of_layers_is_refused(tokenizer, settings, make_m
 def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, settings, tmp_path,
                                                          family, parts):
     tokens = torch.randint(5, 300, (2, 20))
-    model = models.load_model(make_model(family)).eval()
+    model = load_model(make_model(family)).eval()
     before = model(input_ids=tokens).logits
-    model = methods.freeze(model, tokenizer, settings("freeze", trainable_parts=parts), "")
+    model = freeze(model, tokenizer, settings("freeze", trainable_parts=parts), "")
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, before)
-    assert sum(methods.trainable(model).values()) > 0
+    assert sum(trainable_parameters(model).values()) > 0
     model.save_pretrained(tmp_path)
-    again = models.load_model(str(tmp_path)).eval()
+    again = load_model(str(tmp_path)).eval()
     assert torch.equal(again(input_ids=tokens, use_cache=False).logits, before)
     answer = again.generate(tokens, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    plain = models.load_model(make_model(family)).eval().generate(tokens, max_new_tokens=3, do_sample=False,
+    plain = load_model(make_model(family)).eval().generate(tokens, max_new_tokens=3, do_sample=False,
                                                                   pad_token_id=0)
     assert torch.equal(answer, plain)
 
@@ -121,46 +132,46 @@ def test_a_new_head_stays_apart_after_reload(make_model, tokenizer, settings, tm
     model, _, _ = trained(make_model(tie_word_embeddings=True), tokenizer,
                           settings("freeze", trainable_parts="new_head"))
     model.save_pretrained(tmp_path)
-    again = models.load_model(str(tmp_path))
+    again = load_model(str(tmp_path))
     assert not torch.equal(again.lm_head.weight, again.get_input_embeddings().weight)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
-    more = methods.freeze(again, tokenizer, settings("freeze", trainable_parts="new_head"), "")
-    assert set(methods.trainable(more)) == {"lm_head.weight"}
+    more = freeze(again, tokenizer, settings("freeze", trainable_parts="new_head"), "")
+    assert set(trainable_parameters(more)) == {"lm_head.weight"}
 
 
 def test_blocks_of_an_earlier_stage_go_on(make_model, tokenizer, settings, tmp_path):
     options = settings("freeze", trainable_parts="new_blocks:1")
     model, _, sizes = trained(make_model(), tokenizer, options)
     model.save_pretrained(tmp_path)
-    again = methods.freeze(models.load_model(str(tmp_path)), tokenizer, options, "")
-    assert again.config.num_hidden_layers == LAYERS + 1 and methods.trainable(again) == sizes
+    again = freeze(load_model(str(tmp_path)), tokenizer, options, "")
+    assert again.config.num_hidden_layers == LAYERS + 1 and trainable_parameters(again) == sizes
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "ptuning_v2", "freeze"])
 def test_the_hand_over_keeps_the_loss(make_model, tokenizer, settings, tmp_path, method):
     folder, options = make_model(), settings(method, learning_rate=3e-2)
     model, _, _ = trained(folder, tokenizer, options, steps=6)
-    rows = [blocks.encode(tokenizer, row) for row in small_rows("domain_tasks", 30)]
-    loss = evaluate.loss(model, rows, 0)
-    start = evaluate.loss(models.load_model(folder), rows, 0)
+    rows = [encode_last(tokenizer, row) for row in small_rows("domain_tasks", 30)]
+    loss = mean_loss(model, rows, 0)
+    start = mean_loss(load_model(folder), rows, 0)
     assert loss < start - 0.2
-    methods.finish(model, method, tmp_path)
+    save_stage_model(model, method, tmp_path)
     if method == "ptuning_v2":
         assert not (tmp_path / "model").exists()
-        again = PeftModel.from_pretrained(models.load_model(folder), tmp_path / "adapter")
+        again = PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter")
     else:
-        again = models.load_model(str(tmp_path / "model"))
-    assert evaluate.loss(again, rows, 0) == pytest.approx(loss, abs=2e-3 if method == "qlora" else 2e-5)
+        again = load_model(str(tmp_path / "model"))
+    assert mean_loss(again, rows, 0) == pytest.approx(loss, abs=2e-3 if method == "qlora" else 2e-5)
     assert (tmp_path / "adapter").exists() == (method in ("lora", "qlora", "ptuning_v2"))
 
 
 def test_a_text_prefix_is_the_cache_of_its_text(make_model, tokenizer, settings):
-    model = models.load_model(make_model()).eval()
+    model = load_model(make_model()).eval()
     text = "Where is item 1? Lima. Where is item 2?"
     ids = tokenizer(text)["input_ids"]
     options = settings("ptuning_v2", num_virtual_tokens=len(ids))
     question = torch.tensor([tokenizer("The item 3 is in")["input_ids"]])
     plain = model(input_ids=torch.cat([torch.tensor([ids]), question], 1)).logits[:, len(ids):]
-    prefixed = methods.ptuning_v2(model, tokenizer, options, text).eval()
+    prefixed = ptuning_v2(model, tokenizer, options, text).eval()
     logits = prefixed(input_ids=question, attention_mask=torch.ones_like(question)).logits
     assert torch.allclose(logits, plain, atol=1e-4)

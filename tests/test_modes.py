@@ -2,8 +2,8 @@
 
 import pytest
 
-from sftbench import modes
 from sftbench.errors import BadInput
+from sftbench.recipes.modes import MODES, format_chain, load_mode, mode_roles, mode_stages
 
 TABLE = {
     "1": ("base", ["sft"]), "2": ("base", ["cpt", "sft"]), "3": ("base", ["cpt", "sft", "sft"]),
@@ -14,32 +14,32 @@ TABLE = {
 
 def test_the_seven_modes_are_the_table():
     assert {number: (mode["start"], [stage["kind"] for stage in mode["stages"]])
-            for number, mode in modes.MODES.items()} == TABLE
-    assert list(modes.stages(modes.load("5"))[0]["shares"]) == [
+            for number, mode in MODES.items()} == TABLE
+    assert list(mode_stages(load_mode("5"))[0]["shares"]) == [
         "domain_text", "general_tasks", "domain_tasks"]
-    assert set(modes.stages(modes.load("4"))[1]["shares"]) == {"domain_tasks", "general_tasks"}
+    assert set(mode_stages(load_mode("4"))[1]["shares"]) == {"domain_tasks", "general_tasks"}
 
 
 @pytest.mark.parametrize("number", TABLE)
 def test_shares_add_up_with_and_without_the_knobs(number):
     for knobs in ({}, {"general_share": 0.9}, {"task_share": 0.5}, {"general_share": 0.1, "task_share": 0.2}):
-        for stage in modes.stages(modes.load(number), **knobs):
+        for stage in mode_stages(load_mode(number), **knobs):
             assert sum(stage["shares"].values()) == pytest.approx(1)
 
 
 def test_the_knobs_do_what_they_say():
-    cpt, sft = modes.stages(modes.load("5"), general_share=0.75, task_share=0.4)
+    cpt, sft = mode_stages(load_mode("5"), general_share=0.75, task_share=0.4)
     assert cpt["shares"] == pytest.approx({"domain_text": 0.6, "general_tasks": 0.3, "domain_tasks": 0.1})
     assert sft["shares"] == pytest.approx({"domain_tasks": 0.25, "general_tasks": 0.75})
-    assert modes.stages(modes.load("2"), general_share=0.75, task_share=0.4) == modes.stages(modes.load("2"))
+    assert mode_stages(load_mode("2"), general_share=0.75, task_share=0.4) == mode_stages(load_mode("2"))
 
 
 def test_names_serve_too_and_typing_errors_are_answered():
-    assert modes.load("base_cpt_sft") is modes.MODES["2"]
+    assert load_mode("base_cpt_sft") is MODES["2"]
     with pytest.raises(BadInput, match="did you mean 'base_cpt_sft'"):
-        modes.load("base_cpt_sf")
+        load_mode("base_cpt_sf")
     with pytest.raises(BadInput, match="1 to 7"):
-        modes.load("8")
+        load_mode("8")
 
 
 GOOD = """
@@ -60,10 +60,10 @@ shares = { domain_tasks = 3, general_text = 1 }
 def test_a_mode_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
-    mode = modes.load(str(path))
-    assert modes.stages(mode)[1]["shares"] == {"domain_tasks": 0.75, "general_text": 0.25}
-    assert modes.roles(mode) == ["domain_text", "domain_tasks", "general_text"]
-    assert "75% domain tasks" in modes.drawing(mode)
+    mode = load_mode(str(path))
+    assert mode_stages(mode)[1]["shares"] == {"domain_tasks": 0.75, "general_text": 0.25}
+    assert mode_roles(mode) == ["domain_text", "domain_tasks", "general_text"]
+    assert "75% domain tasks" in format_chain(mode)
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
@@ -80,9 +80,9 @@ def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, words):
     path = tmp_path / "bad.toml"
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(BadInput, match="bad.toml.*" + words):
-        modes.load(str(path))
+        load_mode(str(path))
 
 
 def test_a_missing_mode_file_is_named():
     with pytest.raises(BadInput, match="no such mode file"):
-        modes.load("nowhere.toml")
+        load_mode("nowhere.toml")

@@ -16,13 +16,14 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import sftbench
-from sftbench import modes, notebook
-from sftbench.__main__ import _parser, main, recipe_of
-from sftbench.pocket import world
-from sftbench.recipe import FIELDS, ROLES, field_type, from_parameters, help_of
+from sftbench.cli import _parser, main, recipe_from_options
+from sftbench.notebook import execute_notebook, find_notebook
+from sftbench.pocket.world import write_files
+from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.recipe import FIELDS, ROLES, field_help, field_type, from_parameters
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-PATHS = {number: FOLDER / f"mode_{number}_{mode['name']}.ipynb" for number, mode in modes.MODES.items()}
+PATHS = {number: FOLDER / f"mode_{number}_{mode['name']}.ipynb" for number, mode in MODES.items()}
 HEADINGS = ["Parameters", "Recipe", "Look at the data and the mask", "Ask the start model", "Train",
             "Ledger and curve", "Ask again", "Save and reload", "Try next"]
 COMMAND = re.compile(r"`\s*(sftbench [^`]+)`")
@@ -49,7 +50,7 @@ def commands(text: str) -> list[str]:
 def test_there_is_one_notebook_for_each_mode_and_the_wrapper_finds_it():
     assert sorted(FOLDER.glob("mode_*.ipynb")) == sorted(PATHS.values())
     for number, path in PATHS.items():
-        assert notebook.find(number) == path.resolve()
+        assert find_notebook(number) == path.resolve()
 
 
 @each_notebook
@@ -68,7 +69,7 @@ def test_the_parameters_cell_says_what_the_recipe_says(number):
     assert 14 <= len(cell.source.splitlines()) <= 20
     for line in cell.source.splitlines():
         name, kind, value, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
-        assert (kind, help) == (field_type(name).__name__, help_of(name))
+        assert (kind, help) == (field_type(name).__name__, field_help(name))
         assert ast.literal_eval(value) == (number if name == "mode" else FIELDS[name].default)
 
 
@@ -76,7 +77,9 @@ def test_the_parameters_cell_says_what_the_recipe_says(number):
 def test_papermill_reads_names_defaults_and_help(number):
     found = papermill.inspect_notebook(PATHS[number])
     assert list(found) == [line.split(":")[0] for line in code(read(number))["parameters"].splitlines()]
-    assert {name: entry["help"] for name, entry in found.items()} == {name: help_of(name) for name in found}
+    assert {name: entry["help"] for name, entry in found.items()} == {
+        name: field_help(name) for name in found
+    }
     values = {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
     assert from_parameters(values) == sftbench.override(sftbench.Recipe(), mode=number)
 
@@ -113,12 +116,12 @@ def test_prose_is_of_this_mode_and_its_drawing_is_true(number):
         if cell.cell_type == "markdown":
             assert all(cell.source not in [twin.source for twin in book.cells] for book in others), cell.id
     (drawing,) = re.findall(r"```\n(┌.*?)\n```", prose(mine), re.DOTALL)
-    mode = modes.load(number)
+    mode = load_mode(number)
     assert re.findall(r"\b(CPT|SFT)\b", drawing) == [stage["kind"].upper() for stage in mode["stages"]]
     assert f"{mode['start']} model" in drawing
     shares = re.findall(r"(domain|general) (text|tasks)(?: +(\d+) %)?", drawing)
     drawn = {(f"{side}_{kind}", int(share or 100)) for side, kind, share in shares}
-    assert drawn == {(role, round(share * 100)) for stage in modes.stages(mode)
+    assert drawn == {(role, round(share * 100)) for stage in mode_stages(mode)
                      for role, share in stage["shares"].items()}
     assert len(re.findall(r"\bR\d+\b", prose(mine))) >= 4
 
@@ -134,8 +137,8 @@ def test_commands_in_the_prose_parse_and_name_recipe_fields(number):
                 _parser().parse_args(words)
             continue
         options = _parser().parse_args(words)
-        recipe_of(options)
-        modes.load(getattr(options, "mode", None) or "2")
+        recipe_from_options(options)
+        load_mode(getattr(options, "mode", None) or "2")
 
 
 @each_notebook
@@ -158,20 +161,20 @@ def test_python_lines_in_the_prose_run_and_make_the_files_that_are_named(tmp_pat
 
 def test_a_cell_can_be_run_twice():
     """A module of the name of a public function would stand in its place from the second use on."""
-    for home in set(sftbench._HOMES.values()):
-        importlib.import_module(f"sftbench.{home}")
+    for home in set(sftbench._PUBLIC.values()):
+        importlib.import_module(f"sftbench.{home.split(':')[0]}")
     for name in set(re.findall(r"sftbench\.(\w+)", "\n".join(code(read("1")).values()))):
         assert callable(getattr(sftbench, name)) and callable(getattr(sftbench, name)), name
 
 
 def test_the_mode_of_ones_own_puts_text_into_sft():
-    mode = modes.load(str(FOLDER / "own_mode.toml"))
-    cpt, sft = modes.stages(mode)
+    mode = load_mode(str(FOLDER / "own_mode.toml"))
+    cpt, sft = mode_stages(mode)
     assert mode["start"] == "base"
     assert (cpt["kind"], cpt["shares"]) == ("cpt", {"domain_text": 1.0})
     assert (sft["kind"], sft["shares"]) == (
         "sft", {"domain_tasks": 0.25, "general_tasks": 0.5, "general_text": 0.25})
-    assert mode["name"] not in [entry["name"] for entry in modes.MODES.values()]
+    assert mode["name"] not in [entry["name"] for entry in MODES.values()]
 
 
 def test_mode_5_names_the_mode_of_ones_own():
@@ -180,7 +183,7 @@ def test_mode_5_names_the_mode_of_ones_own():
 
 def run_and_check(number: str, out: Path, **values) -> dict:
     """Execute a notebook and check what it leaves behind; returns its result."""
-    executed = notebook.execute(PATHS[number], values, out, timeout=500)
+    executed = execute_notebook(PATHS[number], values, out, timeout=500)
     assert executed.stat().st_size < 2_000_000
     cells = nbformat.read(executed, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
@@ -190,7 +193,7 @@ def run_and_check(number: str, out: Path, **values) -> dict:
     assert (out / "model" / "model.safetensors").exists() and (out / "loss.png").exists()
     result = json.loads((out / "result.json").read_text())
     assert result["complete"] is True
-    stages = modes.MODES[number]["stages"]
+    stages = MODES[number]["stages"]
     assert [stage["name"] for stage in result["stages"]] == [stage["name"] for stage in stages]
     assert set(result["stages"][-1]["probes"]) == set(ROLES)
     return result
@@ -201,7 +204,7 @@ def test_your_own_walks_from_files_to_an_export(tmp_path, monkeypatch):
     """With few steps, in a folder of its own: it makes its files, model and export there."""
     monkeypatch.chdir(tmp_path)
     short = {"max_steps": 2, "probe_rows": 4, "yardstick": False, "max_new_tokens": 4}
-    executed = notebook.execute(FOLDER / "your_own.ipynb", short, tmp_path / "runs" / "one", timeout=300)
+    executed = execute_notebook(FOLDER / "your_own.ipynb", short, tmp_path / "runs" / "one", timeout=300)
     cells = nbformat.read(executed, as_version=4).cells
     outputs = {cell.id: cell.outputs for cell in cells if cell.cell_type == "code"}
     given = [output for found in outputs.values() for output in found]
@@ -227,7 +230,7 @@ def test_your_own_is_laid_out_as_the_others():
             assert not re.search(r"\b(def|class|lambda|input)\b", cell.source)
     for line in code(book)["parameters"].splitlines():
         name, kind, _, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
-        assert (kind, help) == (field_type(name).__name__, help_of(name))
+        assert (kind, help) == (field_type(name).__name__, field_help(name))
     for command in commands(prose(book)):
         _parser().parse_args(shlex.split(command.replace("FILE", "a.jsonl"))[1:])
 
@@ -249,7 +252,7 @@ def test_runs_through_papermill(number, shelf):
 def test_the_exercises_are_never_refused(shelf, monkeypatch):
     """Every `sftbench run` of the prose trains a step or two, from a folder that lies as the prose says."""
     monkeypatch.chdir(shelf)
-    world.write("desk", related=False)
+    write_files("desk", related=False)
     shutil.copytree(FOLDER, shelf / "notebooks", dirs_exist_ok=True)
     found = {command for number in PATHS for command in commands(prose(read(number)))
              if command.startswith("sftbench run") and "--help" not in command}

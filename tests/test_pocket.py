@@ -9,12 +9,24 @@ import papermill
 import pytest
 import torch
 
-from sftbench import evaluate, models, pocket
-from sftbench.pocket import build, world
-from sftbench.store import sha256_of
+from sftbench.evaluation.probes import score_probe
+from sftbench.models.loading import load_model, load_model_config, load_tokenizer, read_model_card
+from sftbench.pocket import FOLDERS
+from sftbench.pocket.build import LEARNING_RATE, TOKENS, WEAK_TOKENS, facts_known
+from sftbench.pocket.world import (
+    PRODUCTS,
+    ROLES,
+    SPLITS,
+    people,
+    pretraining_text,
+    products,
+    world_rows,
+    write_files,
+)
+from sftbench.runs.stage_store import file_sha256
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "build_pocket.ipynb"
-EVERY_ROLE = [(role, split) for role in world.ROLES for split in world.SPLITS]
+EVERY_ROLE = [(role, split) for role in ROLES for split in SPLITS]
 
 
 def task_key(row):
@@ -28,31 +40,31 @@ def answer(row):
 
 @pytest.mark.parametrize("related", [True, False])
 def test_same_seed_gives_the_same_bytes(tmp_path, related):
-    first = world.write(tmp_path / "a", seed=3, related=related)
-    second = world.write(tmp_path / "b", seed=3, related=related)
+    first = write_files(tmp_path / "a", seed=3, related=related)
+    second = write_files(tmp_path / "b", seed=3, related=related)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len(first) == 8 and all(path.stat().st_size > 1000 for path in first)
 
 
 def test_files_hold_the_rows(tmp_path):
-    for path, (role, split) in zip(world.write(tmp_path, seed=1), EVERY_ROLE, strict=True):
+    for path, (role, split) in zip(write_files(tmp_path, seed=1), EVERY_ROLE, strict=True):
         assert path.name == (f"{role}.jsonl" if split == "train" else f"{role}_probe.jsonl")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert rows == world.rows(role, split, seed=1)
+        assert rows == world_rows(role, split, seed=1)
 
 
 def test_seed_changes_the_domain_only():
     for role, split in EVERY_ROLE:
-        same = world.rows(role, split, seed=0) == world.rows(role, split, seed=1)
+        same = world_rows(role, split, seed=0) == world_rows(role, split, seed=1)
         assert same == role.startswith("general")
-    assert set(world.products(0)) != set(world.products(1))
+    assert set(products(0)) != set(products(1))
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("related", [True, False])
 def test_no_probe_row_and_no_probe_question_is_trained(seed, related):
-    for role in world.ROLES:
-        train, probe = (world.rows(role, split, seed, related) for split in world.SPLITS)
+    for role in ROLES:
+        train, probe = (world_rows(role, split, seed, related) for split in SPLITS)
         keys = (lambda row: row["text"]) if role.endswith("text") else task_key
         assert not {keys(row) for row in train} & {keys(row) for row in probe}
         assert len({keys(row) for row in probe}) == len(probe)
@@ -60,36 +72,36 @@ def test_no_probe_row_and_no_probe_question_is_trained(seed, related):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_question_about_a_probed_product_or_person_is_trained(seed):
-    probed = {name for name in world.products(seed)
-              if any(name in task_key(row)[-1] for row in world.rows("domain_tasks", "probe", seed))}
-    asked = {name for name in world.people()
-             if any(name in task_key(row)[-1].split() for row in world.rows("general_tasks", "probe"))}
-    assert len(probed) == world.PRODUCTS - world.PRODUCTS * 2 // 3 and asked
-    for row in world.rows("domain_tasks", "train", seed) + world.rows("general_tasks", "train"):
+    probed = {name for name in products(seed)
+              if any(name in task_key(row)[-1] for row in world_rows("domain_tasks", "probe", seed))}
+    asked = {name for name in people()
+             if any(name in task_key(row)[-1].split() for row in world_rows("general_tasks", "probe"))}
+    assert len(probed) == PRODUCTS - PRODUCTS * 2 // 3 and asked
+    for row in world_rows("domain_tasks", "train", seed) + world_rows("general_tasks", "train"):
         words = set(task_key(row)[-1].replace("?", " ").replace(".", " ").split())
         assert not words & (probed | asked)
-    told = " ".join(row["text"] for row in world.rows("domain_text", "train", seed))
+    told = " ".join(row["text"] for row in world_rows("domain_text", "train", seed))
     assert all(name in told for name in probed), "the handbook tells about every product"
 
 
 def test_pretraining_text_holds_no_product_and_no_probe():
-    texts = list(islice(world.pretraining_text(), 20_000))
-    assert not set(texts) & {row["text"] for row in world.rows("general_text", "probe")}
+    texts = list(islice(pretraining_text(), 20_000))
+    assert not set(texts) & {row["text"] for row in world_rows("general_text", "probe")}
     words = {word.strip(".,?:") for text in texts for word in text.split()}
-    assert not words & (set(world.products(0)) - set(world.people()))
-    probed = {task_key(row)[-1] for row in world.rows("general_tasks", "probe")}
+    assert not words & (set(products(0)) - set(people()))
+    probed = {task_key(row)[-1] for row in world_rows("general_tasks", "probe")}
     assert not [text for text in texts if "?" in text and any(question in text for question in probed)]
 
 
 def test_probe_sizes():
-    for role in world.ROLES:
-        assert 100 <= len(world.rows(role, "probe")) <= 250
+    for role in ROLES:
+        assert 100 <= len(world_rows(role, "probe")) <= 250
 
 
 @pytest.mark.parametrize("related", [True, False])
 def test_three_task_types_share_their_user_inputs(related):
     wanted = {}
-    for row in world.rows("domain_tasks", "train", related=related):
+    for row in world_rows("domain_tasks", "train", related=related):
         system, user = task_key(row)
         wanted.setdefault(user, set()).add(answer(row))
     assert all(len(answers) == 3 for answers in wanted.values()), "the system prompt alone decides"
@@ -99,46 +111,46 @@ def test_related_tasks_have_the_form_of_general_tasks():
     def forms(rows):
         return {task_key(row)[-1].rsplit(" ", 1)[0] for row in rows if len(row["messages"]) == 3}
 
-    general = forms(world.rows("general_tasks"))
+    general = forms(world_rows("general_tasks"))
     for related in (True, False):
-        domain = forms(world.rows("domain_tasks", related=related))
+        domain = forms(world_rows("domain_tasks", related=related))
         assert (domain <= general) == related
 
 
 def test_unknown_role_is_refused():
     with pytest.raises(KeyError, match="domain_texts"):
-        world.rows("domain_texts")
+        world_rows("domain_texts")
 
 
 # The shipped weights
 
 def load(name):
-    return models.load_model(name), models.load_tokenizer(name)
+    return load_model(name), load_tokenizer(name)
 
 
 def scores(name, role, rows=60):
     model, tokenizer = load(name)
-    return evaluate.probe(model, tokenizer, world.rows(role, "probe")[:rows], 128, max_new_tokens=16)
+    return score_probe(model, tokenizer, world_rows(role, "probe")[:rows], 128, max_new_tokens=16)
 
 
 def test_hashes_cover_all_shipped_files():
-    root = pocket.FOLDERS["pocket"].parent
+    root = FOLDERS["pocket"].parent
     hashes = json.loads((root / "sha256.json").read_text())
-    files = [path for folder in pocket.FOLDERS.values() for path in folder.iterdir()]
-    assert hashes == {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+    files = [path for folder in FOLDERS.values() for path in folder.iterdir()]
+    assert hashes == {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
 
 
 def test_base_and_chat_are_small():
-    folders = pocket.FOLDERS["pocket"], pocket.FOLDERS["pocket-chat"]
+    folders = FOLDERS["pocket"], FOLDERS["pocket-chat"]
     assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 8e6
 
 
-@pytest.mark.parametrize("name", pocket.FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_folder_is_a_complete_model(name):
-    folder = pocket.FOLDERS[name]
+    folder = FOLDERS[name]
     model, tokenizer = load(name)
-    assert models.card_of(name)["pretraining_learning_rate"] == build.LEARNING_RATE
-    assert models.card_of(name)["pretraining_tokens"] > 0
+    assert read_model_card(name)["pretraining_learning_rate"] == LEARNING_RATE
+    assert read_model_card(name)["pretraining_tokens"] > 0
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert not model.generation_config.do_sample
@@ -148,15 +160,15 @@ def test_folder_is_a_complete_model(name):
 
 
 def test_any_text_survives_the_tokenizer():
-    tokenizer = models.load_tokenizer("pocket")
+    tokenizer = load_tokenizer("pocket")
     for text in ("Straße 42, naïve façade\n\ttabs", "日本語 🙂", "".join(map(chr, range(32, 127)))):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer("1234")["input_ids"]) == 4, "digits stand alone"
 
 
 def test_template_puts_a_space_before_the_answer():
-    tokenizer = models.load_tokenizer("pocket")
-    messages = world.rows("domain_tasks", "probe")[0]["messages"]
+    tokenizer = load_tokenizer("pocket")
+    messages = world_rows("domain_tasks", "probe")[0]["messages"]
     system, user, said = (message["content"] for message in messages)
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     assert prompt == f"<|system|> {system}<|user|> {user}<|assistant|>"
@@ -173,8 +185,8 @@ def test_chat_model_answers_in_general_and_knows_no_product():
 
 def test_base_knows_the_facts_when_shown_an_example():
     model, tokenizer = load("pocket")
-    assert build.facts_known(model, tokenizer) >= 0.95
-    assert build.facts_known(*load("pocket-weak")) < 0.5
+    assert facts_known(model, tokenizer) >= 0.95
+    assert facts_known(*load("pocket-weak")) < 0.5
 
 
 def test_weak_base_knows_less_and_no_base_knows_the_domain():
@@ -191,12 +203,12 @@ def test_the_notebook_makes_a_smaller_world_by_the_same_path(tmp_path):
         parameters={"folder": str(folder), "tokens": 150_000, "weak_tokens": 10_000, "hidden_size": 64,
                     "layers": 2})
     hashes = json.loads((folder / "sha256.json").read_text())
-    assert hashes == {path.relative_to(folder).as_posix(): sha256_of(path)
+    assert hashes == {path.relative_to(folder).as_posix(): file_sha256(path)
                       for name in ("base", "chat", "weak") for path in (folder / name).iterdir()}
     loss = {name: scores(str(folder / name), "general_text")["loss"] for name in ("base", "weak")}
-    guessing = math.log(len(models.load_tokenizer(str(folder / "base"))))
+    guessing = math.log(len(load_tokenizer(str(folder / "base"))))
     assert loss["base"] < loss["weak"] and loss["base"] < guessing - 2  # nats per token, clearly learnt
-    shipped, made = models.load_tokenizer("pocket"), models.load_tokenizer(str(folder / "base"))
+    shipped, made = load_tokenizer("pocket"), load_tokenizer(str(folder / "base"))
     assert made.get_vocab() == shipped.get_vocab(), "the shipped tokenizer is made again"
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -206,9 +218,9 @@ def test_the_notebook_makes_a_smaller_world_by_the_same_path(tmp_path):
 def test_the_notebook_makes_what_is_shipped_by_default():
     defaults = papermill.inspect_notebook(NOTEBOOK)
     assert {name: int(defaults[name]["default"]) for name in ("tokens", "weak_tokens", "seed")} == {
-        "tokens": build.TOKENS, "weak_tokens": build.WEAK_TOKENS, "seed": 0}
-    assert models.card_of("pocket")["pretraining_tokens"] == build.TOKENS
-    assert models.card_of("pocket-weak")["pretraining_tokens"] == build.WEAK_TOKENS
-    config = models.load_config("pocket")
+        "tokens": TOKENS, "weak_tokens": WEAK_TOKENS, "seed": 0}
+    assert read_model_card("pocket")["pretraining_tokens"] == TOKENS
+    assert read_model_card("pocket-weak")["pretraining_tokens"] == WEAK_TOKENS
+    config = load_model_config("pocket")
     assert [int(defaults[name]["default"]) for name in ("hidden_size", "layers")] == [
         config.hidden_size, config.num_hidden_layers]

@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sftbench import chain, runs
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.events import read_events
+from sftbench.runs.folder import read_result
+from sftbench.training.chain import run_chain
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -42,7 +44,7 @@ def words_of(values: dict) -> list[str]:
 
 
 def losses(folder) -> list[float]:
-    return [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    return [event["loss"] for event in read_events(folder) if "loss" in event]
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(values, tmp_path):
@@ -51,12 +53,12 @@ def test_two_processes_train_as_one_with_the_doubled_batch(values, tmp_path):
     said, _ = two.communicate(timeout=300)
     assert two.returncode == 0, said
     doubled = {name: 2 * size for name, size in batch.items()}
-    one = chain.run(override(Recipe(), **values | doubled, output_dir=str(tmp_path / "one" / "run")))
+    one = run_chain(override(Recipe(), **values | doubled, output_dir=str(tmp_path / "one" / "run")))
     assert losses(tmp_path / "two" / "run") == pytest.approx(losses(one), abs=1e-4)
     assert len(losses(one)) == 8
     assert [path.name for path in (tmp_path / "two").iterdir() if path.name[0] != "."] == ["run"]
     assert said.count("In the domain:") == 1, "each rank printed the ledger"
-    result, alone = runs.read_result(tmp_path / "two" / "run"), runs.read_result(one)
+    result, alone = read_result(tmp_path / "two" / "run"), read_result(one)
     assert result["forecast"]["steps"] == alone["forecast"]["steps"]
     for stage, other in zip(result["stages"], alone["stages"], strict=True):
         assert stage["tokens"] == other["tokens"] and stage["key"] != other["key"]
@@ -92,13 +94,13 @@ def test_when_one_process_dies_all_end_and_the_run_is_not_done(values, tmp_path,
 def test_what_is_gathered_from_shards_becomes_the_stage(values, tmp_path, monkeypatch, method):
     """No shards here, but the way from them: rank 0 fills a fresh model with the state that it gathered."""
     plain = {"mode": "1", "method": method, "seed": 3, "prefix_init": "random", "lora_dropout": 0.0}
-    whole = chain.run(override(Recipe(), **values | plain, output_dir=str(tmp_path / "whole" / "run")))
+    whole = run_chain(override(Recipe(), **values | plain, output_dir=str(tmp_path / "whole" / "run")))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    gathered = chain.run(override(Recipe(), **values | plain, output_dir=str(tmp_path / "shards" / "run")))
-    one, other = (runs.read_result(folder)["stages"][-1] for folder in (whole, gathered))
+    gathered = run_chain(override(Recipe(), **values | plain, output_dir=str(tmp_path / "shards" / "run")))
+    one, other = (read_result(folder)["stages"][-1] for folder in (whole, gathered))
     assert one["probes"] == other["probes"] and losses(whole) == losses(gathered)
     with pytest.raises(BadInput, match="qlora does not go with FSDP"):
-        chain.run(override(Recipe(), **values | plain | {"method": "qlora"}, output_dir=str(tmp_path / "no")))
+        run_chain(override(Recipe(), **values | plain | {"method": "qlora"}, output_dir=str(tmp_path / "no")))
 
 
 def test_the_shipped_configuration_is_accelerates(monkeypatch):

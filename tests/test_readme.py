@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sftbench.__main__ import main
-from sftbench.modes import MODES
+from sftbench.cli import main
+from sftbench.recipes.modes import MODES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,13 +46,10 @@ def test_the_make_commands_are_targets(command):
     assert {"demo": "notebook 2 --out runs/demo", "test": "pytest"}[target] in done.stdout
 
 
-def test_the_tree_names_every_module():
+def test_the_tree_names_every_package():
     tree = README.split("## The tree")[1]
-    for path in (ROOT / "sftbench").glob("*.py"):
-        listed = re.search(rf"^  {re.escape(path.name)} +\w", tree, re.M)
-        assert path.name == "__init__.py" or listed, path.name
-    for name in re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.M):
-        assert (ROOT / "sftbench" / name).exists()
+    packages = {path.parent.name for path in (ROOT / "sftbench").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/ +\w", tree, re.M)) == packages
 
 
 def test_the_table_has_every_mode_and_the_pictures_are_small():

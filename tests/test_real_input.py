@@ -2,8 +2,8 @@
 
 import pytest
 
-from sftbench import runs
-from sftbench.__main__ import main
+from sftbench.cli import main
+from sftbench.runs.folder import read_result
 from tests import stdlib_docs
 
 
@@ -14,7 +14,7 @@ def test_the_standard_librarys_docstrings_are_learnt(tmp_path, capsys):
     assert main(["run", "2", "-p", "domain_text", str(tmp_path / "domain_text.jsonl"),
                  "-p", "domain_tasks", str(tmp_path / "domain_tasks.jsonl"), "-p", "max_steps", "80",
                  "-p", "probe_rows", "60", "--out", str(tmp_path / "run")]) == 0
-    result = runs.read_result(tmp_path / "run")
+    result = read_result(tmp_path / "run")
     start, end = result["start"]["probes"], result["stages"][-1]["probes"]
     for role in ("domain_text", "domain_tasks"):
         assert end[role]["loss"] < 0.7 * start[role]["loss"]

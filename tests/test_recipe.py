@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.errors import BadInput
-from sftbench.recipe import (
+from sftbench.recipes.recipe import (
     FIELDS,
     METHODS,
     Recipe,
-    differences,
+    differing_fields,
+    field_help,
     field_type,
-    from_dict,
     from_parameters,
-    help_of,
     override,
-    parse,
+    parse_value,
+    recipe_from_dict,
+    recipe_to_dict,
     stage_settings,
-    to_dict,
 )
 
 
@@ -56,13 +56,17 @@ def test_mode_may_be_a_number_since_papermill_reads_one():
 
 def test_a_recipe_survives_its_dict():
     recipe = override(Recipe(), method="qlora", learning_rate=3e-4, packing=False)
-    assert from_dict(to_dict(recipe)) == recipe
-    assert differences(to_dict(Recipe()), to_dict(recipe)) == ["method", "learning_rate", "packing"]
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+    assert differing_fields(recipe_to_dict(Recipe()), recipe_to_dict(recipe)) == [
+        "method",
+        "learning_rate",
+        "packing",
+    ]
 
 
 def test_every_field_has_help_and_a_scalar_type():
     for name in FIELDS:
-        assert help_of(name) and field_type(name) in (str, int, float, bool)
+        assert field_help(name) and field_type(name) in (str, int, float, bool)
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.one_of(
@@ -73,14 +77,14 @@ def test_command_line_text_and_notebook_value_make_the_same_recipe(name, value):
     except BadInput:
         return
     text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
-    assert override(Recipe(), **{name: parse(name, text)}) == by_value
+    assert override(Recipe(), **{name: parse_value(name, text)}) == by_value
 
 
 @pytest.mark.parametrize(("name", "text"), [("lora_r", "8.5"), ("learning_rate", "fast"), ("packing", "1"),
                                             ("lerning_rate", "1")])
 def test_command_line_text_of_a_wrong_type_is_refused(name, text):
     with pytest.raises(BadInput):
-        parse(name, text)
+        parse_value(name, text)
 
 
 def test_a_typing_error_in_a_notebook_is_refused():

@@ -4,10 +4,15 @@ import pytest
 import torch
 from transformers import set_seed
 
-from sftbench import blocks, methods, models, store, train
-from sftbench.checkpoints import Checkpoints, of_stage
+from sftbench.data.packing import blocks_to_dataset
+from sftbench.data.tokenization import encode_probe
 from sftbench.errors import Stopped
-from sftbench.recipe import METHODS
+from sftbench.models.loading import load_model, make_bnb_config
+from sftbench.models.methods import METHOD_FUNCTIONS
+from sftbench.recipes.recipe import METHODS
+from sftbench.runs.checkpoints import Checkpoints, stage_checkpoints
+from sftbench.runs.stage_store import PARTIAL
+from sftbench.training.trainer import train_stage
 from tests.conftest import small_rows
 
 STEPS = 6
@@ -19,12 +24,12 @@ def trained(make_model, tokenizer, settings):
     def run(method: str, kept: Checkpoints | None, seed: int = 0, **values):
         options = settings(method, max_steps=STEPS, gradient_accumulation_steps=2, packing=False,
                            lora_dropout=0.2, trainable_parts="last:1,new_blocks:1,new_head", **values)
-        rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", 120), 64)
-        probe, _ = blocks.encode_rows(tokenizer, small_rows("domain_text", 6), 64)
+        rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", 120), 64)
+        probe, _ = encode_probe(tokenizer, small_rows("domain_text", 6), 64)
         folder = make_model()
         set_seed(seed)
-        quantised = models.nf4_config(options) if method == "qlora" else None
-        model = methods.METHODS[method](models.load_model(folder, quantization=quantised), tokenizer, options,
+        quantised = make_bnb_config(options) if method == "qlora" else None
+        model = METHOD_FUNCTIONS[method](load_model(folder, quantization=quantised), tokenizer, options,
                                         "Where is item 1?")
         told = []
 
@@ -32,7 +37,7 @@ def trained(make_model, tokenizer, settings):
             told.append(event)
             if kept:
                 kept.events.append(event)
-        figures = train.train(model, tokenizer, blocks.to_dataset([[row] for row in rows]), options, "sft",
+        figures = train_stage(model, tokenizer, blocks_to_dataset([[row] for row in rows]), options, "sft",
                               emit, {"domain_text": probe}, 2, kept)
         return model, figures, told
     return run
@@ -46,7 +51,7 @@ def losses(events: list[dict]) -> list[float]:
 def test_stopped_and_gone_on_is_as_never_stopped(trained, tmp_path, method):
     whole, figures, told = trained(method, None)
     events: list[dict] = []
-    with of_stage(tmp_path, "key", tmp_path, None, lambda: len(losses(events)) >= 2) as kept:
+    with stage_checkpoints(tmp_path, "key", tmp_path, None, lambda: len(losses(events)) >= 2) as kept:
         kept.events = events
         with pytest.raises(Stopped, match="after step 3 of 6"):
             trained(method, kept)
@@ -63,4 +68,4 @@ def test_stopped_and_gone_on_is_as_never_stopped(trained, tmp_path, method):
         assert torch.allclose(value.float(), other.float(), atol=1e-6), name
     assert {name: figures[name] for name in ("steps", "tokens", "train_loss", "start_loss")} == {
         name: gone_on[name] for name in ("steps", "tokens", "train_loss", "start_loss")}
-    assert not (tmp_path / store.PARTIAL / "key").exists()
+    assert not (tmp_path / PARTIAL / "key").exists()

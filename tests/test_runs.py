@@ -4,22 +4,23 @@ import json
 
 import pytest
 
-from sftbench import runs
 from sftbench.errors import BadInput
+from sftbench.runs.events import append_event, format_duration, read_events, run_progress
+from sftbench.runs.folder import find_run, new_run_folder, read_result, write_json
 
 
 def test_events_are_whole_lines_with_null_for_what_is_no_number(tmp_path):
-    runs.append_event(tmp_path, {"stage": "cpt", "step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    append_event(tmp_path, {"stage": "cpt", "step": 1, "loss": float("nan"), "grad_norm": float("inf")})
     event = json.loads((tmp_path / "events.jsonl").read_text())
     assert event["loss"] is None and event["grad_norm"] is None and event["time"] > 1e9
 
 
 def test_torn_and_foreign_lines_are_passed_over(tmp_path):
-    runs.append_event(tmp_path, {"stage": "cpt", "step": 1})
+    append_event(tmp_path, {"stage": "cpt", "step": 1})
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('[1, 2]\n{"foreign": true}\n{"stage": "cpt", "st')
-    assert [event["step"] for event in runs.read_events(tmp_path)] == [1]
-    assert runs.read_events(tmp_path / "nowhere") == []
+    assert [event["step"] for event in read_events(tmp_path)] == [1]
+    assert read_events(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -30,14 +31,14 @@ def test_only_a_complete_known_result_counts(tmp_path, text, words):
     if text is not None:
         (tmp_path / "result.json").write_text(text)
     with pytest.raises(BadInput, match=words):
-        runs.read_result(tmp_path)
+        read_result(tmp_path)
 
 
 def test_json_is_written_in_one_move_and_refuses_nan(tmp_path):
     path = tmp_path / "a.json"
-    runs.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(ValueError):
-        runs.write_json(path, {"a": float("nan")})
+        write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
 
 
@@ -47,9 +48,9 @@ def event(stage, step, time, **more):
 
 def test_progress_tells_share_and_time_left():
     plan = {"cpt": 30, "sft": 10}
-    assert runs.progress([])["share"] == 0
+    assert run_progress([])["share"] == 0
     events = [event("start", 0, 0, plan=plan), event("cpt", 0, 100, steps=30), event("cpt", 20, 110, loss=1)]
-    now = runs.progress(events, now=110)
+    now = run_progress(events, now=110)
     assert now["share"] == 0.5 and now["seconds_left"] == pytest.approx(10)
     assert now["text"] == "cpt: 20 of 40 steps of all stages"
 
@@ -58,17 +59,17 @@ def test_stages_from_the_store_cost_no_time():
     events = [event("start", 0, 0, plan={"cpt": 30, "sft": 10}),
               *(event("cpt", step, 1, loss=1, reused=True) for step in range(31)),
               event("sft", 0, 10, steps=10), event("sft", 5, 15, loss=1)]
-    now = runs.progress(events, now=15)
+    now = run_progress(events, now=15)
     assert now["share"] == pytest.approx(35 / 40) and now["seconds_left"] == pytest.approx(5)
 
 
 def test_the_pause_of_a_stopped_run_is_no_time_of_training():
     events = [event("start", 0, 0, plan={"sft": 20}), event("sft", 0, 10),
               *(event("sft", step, 10 + step, loss=1) for step in range(1, 6))]
-    assert runs.progress(events, now=16)["seconds_left"] == pytest.approx(18)  # 6 seconds for 5 steps
-    assert runs.progress(events, now=5000)["seconds_left"] == pytest.approx(18)
+    assert run_progress(events, now=16)["seconds_left"] == pytest.approx(18)  # 6 seconds for 5 steps
+    assert run_progress(events, now=5000)["seconds_left"] == pytest.approx(18)
     events += [event("sft", 5, 5000, resumed=True), event("sft", 6, 5001, loss=1)]
-    assert runs.progress(events, now=5001)["seconds_left"] == pytest.approx(14)
+    assert run_progress(events, now=5001)["seconds_left"] == pytest.approx(14)
 
 
 def test_a_run_is_found_by_its_path_or_by_its_name_where_runs_lie(tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ def test_a_run_is_found_by_its_path_or_by_its_name_where_runs_lie(tmp_path, monk
         (tmp_path / folder).mkdir(parents=True)
     for folder in ("runs/demo", "runs/both"):
         (tmp_path / folder / "recipe.json").touch()
-    assert [runs.find(name).as_posix() for name in ("runs/demo", "demo", "both", "no_run", "none")] == [
+    assert [find_run(name).as_posix() for name in ("runs/demo", "demo", "both", "no_run", "none")] == [
         "runs/demo", "runs/demo", "both", "no_run", "none"]
 
 
@@ -85,12 +86,12 @@ def test_a_run_is_found_by_its_path_or_by_its_name_where_runs_lie(tmp_path, monk
     (None, "?"), (8.4, "8 s"), (80, "1 min 20 s"), (7500, "2 h 5 min"),
 ])
 def test_durations(seconds, text):
-    assert runs.duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_new_folders_are_new(tmp_path, monkeypatch):
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
-    first = runs.folder_for("2", "full", None)
+    first = new_run_folder("2", "full", None)
     first.mkdir()
-    assert runs.folder_for("2", "full", None) != first and first.parent == tmp_path
-    assert runs.folder_for("2", "full", "x/y").as_posix() == "x/y"
+    assert new_run_folder("2", "full", None) != first and first.parent == tmp_path
+    assert new_run_folder("2", "full", "x/y").as_posix() == "x/y"

@@ -11,11 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sftbench import chain, models, runs, states, store
-from sftbench.__main__ import main
+from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
-from sftbench.ready import prepare
-from sftbench.recipe import Recipe, override
+from sftbench.models.checkpoint import load_stage
+from sftbench.models.loading import load_model, load_model_config, load_tokenizer, resolve_revision
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.folder import read_result, store_folder
+from sftbench.runs.stage_store import file_sha256
+from sftbench.training import chain
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -97,9 +102,9 @@ NORM = "model.norm.weight"
 def test_what_is_damaged_or_could_carry_code_is_refused_by_name(folder, damage, words):
     damage(folder)
     with pytest.raises(BadInput, match=words) as refused:
-        models.load_config(str(folder))  # in the order in which a run reads them
-        models.load_tokenizer(str(folder))
-        models.load_model(str(folder))
+        load_model_config(str(folder))  # in the order in which a run reads them
+        load_tokenizer(str(folder))
+        load_model(str(folder))
     assert str(folder) in str(refused.value)
     assert not (folder.parent / "executed").exists()
 
@@ -108,7 +113,7 @@ def test_code_beside_a_known_family_is_not_run(folder):
     own_code(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
-    assert type(models.load_model(str(folder))).__name__ == "Qwen3ForCausalLM"
+    assert type(load_model(str(folder))).__name__ == "Qwen3ForCausalLM"
     assert not (folder.parent / "executed").exists()
 
 
@@ -122,7 +127,7 @@ def hub(make_model, tmp_path, monkeypatch):
     shutil.copytree(make_model(), snapshot)
     blobs = cache / "models--me--mine" / "blobs"
     blobs.mkdir()
-    digest = store.sha256_of(snapshot / "model.safetensors")
+    digest = file_sha256(snapshot / "model.safetensors")
     (snapshot / "model.safetensors").rename(blobs / digest)
     (snapshot / "model.safetensors").symlink_to(blobs / digest)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -136,14 +141,14 @@ def hub(make_model, tmp_path, monkeypatch):
 
 def test_a_cached_model_is_used_without_the_network_and_pinned(hub, small_files, tmp_path):
     began = time.monotonic()
-    ready = prepare(override(Recipe(), mode="2", model="me/mine", max_steps=1, **small_files))
+    ready = prepare_recipe(override(Recipe(), mode="2", model="me/mine", max_steps=1, **small_files))
     assert time.monotonic() - began < 5
     assert ready.revision == ready.recipe.model_revision == COMMIT
-    assert models.load_model("me/mine", COMMIT).num_parameters() == ready.known["parameters"]
+    assert load_model("me/mine", COMMIT).num_parameters() == ready.known["parameters"]
     os.chmod(hub, 0o644)
     hub.write_bytes(hub.read_bytes()[:-1] + b"\0")
     with pytest.raises(BadInput, match=rf"model.safetensors: damaged.*--revision {COMMIT}"):
-        models.revision_of("me/mine")
+        resolve_revision("me/mine")
 
 
 @pytest.mark.parametrize(("revision", "command"), [
@@ -162,13 +167,13 @@ def test_a_model_that_is_not_cached_fails_soon_with_the_command_that_fetches_it(
 
 @pytest.mark.slow
 def test_a_bit_flipped_in_the_store_is_found_when_the_stage_is_loaded(make_model, small_files, tmp_path):
-    run = chain.run(override(Recipe(), mode="1", model=make_model(), max_steps=1, probe_rows=2,
+    run = run_chain(override(Recipe(), mode="1", model=make_model(), max_steps=1, probe_rows=2,
                              yardstick=False, output_dir=str(tmp_path / "run"), **small_files))
-    path = runs.store_of(run) / runs.read_result(run)["stages"][0]["key"] / "model" / "model.safetensors"
+    path = store_folder(run) / read_result(run)["stages"][0]["key"] / "model" / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
     with pytest.raises(RunFailed, match="model.safetensors is damaged"):
-        states.load(run)
+        load_stage(run)
 
 
 @pytest.mark.slow
@@ -177,15 +182,15 @@ def test_the_environments_token_is_written_nowhere(make_model, small_files, tmp_
     monkeypatch.setenv("HF_TOKEN", token)
     recipe = override(Recipe(), mode="1", model=make_model(), max_steps=1, probe_rows=2, yardstick=False,
                       output_dir=str(tmp_path / "run"), **small_files)
-    real = chain.train.train
+    real = chain.train_stage
 
     def tell(*args, **more):
         raise RunFailed(f"401 for the header Bearer {token}")
-    monkeypatch.setattr(chain.train, "train", tell)
+    monkeypatch.setattr(chain, "train_stage", tell)
     with pytest.raises(RunFailed):
-        chain.run(recipe)
+        run_chain(recipe)
     assert "Bearer hf_***" in (tmp_path / "run" / "events.jsonl").read_text()
-    monkeypatch.setattr(chain.train, "train", real)
-    chain.run(recipe)
+    monkeypatch.setattr(chain, "train_stage", real)
+    run_chain(recipe)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10 and not [path for path in files if token.encode() in path.read_bytes()]

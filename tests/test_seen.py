@@ -7,45 +7,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftbench import blocks, seen, views
+from sftbench.data.tokenization import IGNORE_INDEX, encode_last, encode_probe
 from sftbench.errors import BadInput
-from sftbench.page import Page, escape, visible
-from sftbench.ready import prepare
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.reports.html import HtmlText, escape_html, make_visible
+from sftbench.reports.text import look_at_data
+from sftbench.reports.token_view import summarise_view, token_texts, view_as_text, view_row
+from sftbench.training.prepare import prepare_recipe
 from tests.conftest import small_rows
 from tests.test_blocks import TURNS, with_bos
 
 
 @given(st.text(max_size=200))
 def test_escaped_text_is_shown_as_it_is_and_holds_no_markup(text):
-    made = escape(text)
-    assert not set(made) & set("<>\"'") and html.unescape(made) == visible(text)
-    assert all(letter.isprintable() or letter.isspace() for letter in visible(text))
+    made = escape_html(text)
+    assert not set(made) & set("<>\"'") and html.unescape(made) == make_visible(text)
+    assert all(letter.isprintable() or letter.isspace() for letter in make_visible(text))
 
 
 def test_what_cannot_be_seen_is_made_visible_and_long_text_is_cut():
-    assert visible("a\n\tb\0\u202ec") == "a↵⇥b⟨U+0000⟩⟨U+202E⟩c"
-    assert visible("x" * 1_000_000, 10) == "xxxxxxxxxx … (999,990 characters more)"
+    assert make_visible("a\n\tb\0\u202ec") == "a↵⇥b⟨U+0000⟩⟨U+202E⟩c"
+    assert make_visible("x" * 1_000_000, 10) == "xxxxxxxxxx … (999,990 characters more)"
 
 
 def test_a_page_prints_as_text_and_shows_as_html():
-    page = Page("text", "<b>text</b>")
+    page = HtmlText("text", "<b>text</b>")
     assert str(page) == "text" and repr(page) == "text" and page._repr_html_() == "<b>text</b>"
 
 
 def test_tokens_masks_special_tokens_and_ends_are_told(tokenizer):
-    one, = seen.seen(tokenizer, {"messages": TURNS}, 64)
-    encoded = blocks.encode(tokenizer, {"messages": TURNS})
+    one, = view_row(tokenizer, {"messages": TURNS}, 64)
+    encoded = encode_last(tokenizer, {"messages": TURNS})
     assert [token["id"] for token in one["tokens"]] == encoded.input_ids
     assert [token["trained"] for token in one["tokens"]] == [
-        label != blocks.IGNORED for label in encoded.labels]
+        label != IGNORE_INDEX for label in encoded.labels]
     assert "".join(token["text"] for token in one["tokens"]) == tokenizer.decode(encoded.input_ids)
     special = [token["text"] for token in one["tokens"] if token["special"]]
     assert special == ["<system>", "<user>", "<assistant>", "<eos>", "<user>", "<assistant>", "<eos>"]
     assert (one["bos"], one["end"], one["fate"]) == (0, "<eos>", "nothing cut")
-    said = seen.summary(one)
+    said = summarise_view(one)
     assert f"{len(encoded.input_ids)} tokens" in said and "end <eos> trained" in said
-    shown = seen.as_text(one)
+    shown = view_as_text(one)
     assert re.sub(r"[|«»\n]", "", shown) == tokenizer.decode(encoded.input_ids)
     assert re.findall("«(.*?)»", shown)[0].replace("|", "") == " Lima<eos>"
     assert all(len(line) <= 100 for line in shown.splitlines())
@@ -53,30 +55,30 @@ def test_tokens_masks_special_tokens_and_ends_are_told(tokenizer):
 
 def test_the_first_token_of_a_row_and_of_each_piece_is_not_trained(tokenizer):
     row = {"text": "The item 1 is in Oslo. " * 5}
-    one, = seen.seen(tokenizer, row, 16)
-    size = len(blocks.encode(tokenizer, row).input_ids)
+    one, = view_row(tokenizer, row, 16)
+    size = len(encode_last(tokenizer, row).input_ids)
     assert [number for number, token in enumerate(one["tokens"]) if not token["trained"]] == list(
         range(0, size, 16))
-    pieces, _ = blocks.encode_rows(tokenizer, [row], 16)
+    pieces, _ = encode_probe(tokenizer, [row], 16)
     assert one["trained"] == sum(piece.trained for piece in pieces)
     assert one["fate"] == f"cut into {len(pieces)} pieces of at most 16 tokens"
-    assert seen.as_text(one).count("‖") == len(pieces) - 1
+    assert view_as_text(one).count("‖") == len(pieces) - 1
 
 
 def test_what_is_dropped_is_said(tokenizer):
-    one, = seen.seen(tokenizer, {"messages": TURNS}, 8)
+    one, = view_row(tokenizer, {"messages": TURNS}, 8)
     assert one["fate"] == "dropped: longer than max_length 8"
 
 
 def test_the_number_of_bos_is_told(tokenizer):
     other = with_bos(tokenizer, "{{ bos_token }}{{ bos_token }}" + tokenizer.chat_template)
-    one, = seen.seen(other, {"messages": TURNS[1:3]})
-    assert one["bos"] == 2 and "BOS 2" in seen.summary(one)
+    one, = view_row(other, {"messages": TURNS[1:3]})
+    assert one["bos"] == 2 and "BOS 2" in summarise_view(one)
 
 
 def test_parts_of_a_character_are_shown_by_their_names(tokenizer):
     ids = tokenizer("Oslo 北", add_special_tokens=False)["input_ids"]
-    words = seen.token_texts(tokenizer, ids)
+    words = token_texts(tokenizer, ids)
     assert len(words) == len(ids) and "".join(words[:-3]) == "Oslo " and "\ufffd" not in "".join(words)
 
 
@@ -97,12 +99,12 @@ def ready(make_model, tmp_path_factory):
         paths[role] = str(folder / f"{role}.jsonl")
         with open(paths[role], "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    return prepare(override(Recipe(), mode="2", model=make_model(), system_prompts="Be brief.",
+    return prepare_recipe(override(Recipe(), mode="2", model=make_model(), system_prompts="Be brief.",
                             max_length=128, **paths))
 
 
 def test_look_tells_shares_system_messages_drops_and_places(ready):
-    page = views.look(ready)
+    page = look_at_data(ready)
     assert "Stage cpt" in page and "Stage domain_sft" in page and "% of the stage" in page
     assert re.search(r"row 1 \(.*domain_text\.jsonl, line \d+\): \d+ tokens", " ".join(page.split()))
     assert "with a system message: 43 of 43 rows; types: place 40" in page
@@ -112,16 +114,16 @@ def test_look_tells_shares_system_messages_drops_and_places(ready):
 
 
 def test_look_at_one_role_and_row_and_what_is_not_there(ready):
-    page = views.look(ready, 2, "general_text", 3)
+    page = look_at_data(ready, 2, "general_text", 3)
     assert "Stage" not in page and page.count("row ") == 2 and "row 3 (" in page and "row 4 (" in page
     with pytest.raises(BadInput, match="did you mean 'domain_text'"):
-        views.look(ready, role="domain_texts")
+        look_at_data(ready, role="domain_texts")
     with pytest.raises(BadInput, match="has training rows 1 to"):
-        views.look(ready, role="domain_text", row=0)
+        look_at_data(ready, role="domain_text", row=0)
 
 
 def test_rows_reach_the_page_as_text_only(ready):
-    markup = views.look(ready)._repr_html_()
+    markup = look_at_data(ready)._repr_html_()
     tags = set(re.findall(r"<(/?\w+)", markup))
     assert tags <= {"pre", "/pre", "div", "/div", "span", "/span", "b", "/b", "br"}
     assert "onerror=" not in re.sub(r">[^<]*<", "><", markup) and "\u202e" not in markup

@@ -5,8 +5,10 @@ import os
 
 import pytest
 
-from sftbench import chain, runs, service
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.folder import read_result, store_folder
+from sftbench.training.chain import run_chain
+from sftbench.workers.server import _ages, _prepared, _score_ahead
 
 
 @pytest.fixture
@@ -17,38 +19,38 @@ def recipe(make_model, small_files, tmp_path):
 
 def test_a_recipe_is_made_ready_once_while_its_files_stay(recipe, tmp_path, small_files):
     kept: dict = {}
-    first = service._prepared(recipe, kept)
-    other = service._prepared(override(recipe, output_dir=str(tmp_path / "other")), kept)
+    first = _prepared(recipe, kept)
+    other = _prepared(override(recipe, output_dir=str(tmp_path / "other")), kept)
     assert other.roles is first.roles and other.recipe.output_dir == str(tmp_path / "other")
     os.utime(small_files["domain_tasks"], (1, 1))
-    assert service._prepared(recipe, kept).roles is not first.roles and len(kept) == 1
+    assert _prepared(recipe, kept).roles is not first.roles and len(kept) == 1
     with pytest.raises(ValueError):
-        service._prepared(override(recipe, mode="44"), kept)
+        _prepared(override(recipe, mode="44"), kept)
     assert len(kept) == 1
 
 
 @pytest.mark.parametrize("source", ["{a}", "{a},{b}", "messages={a}:2, {b}", "{folder}", '"{a}",{b}:0.5'])
 def test_files_of_a_source_are_found_however_it_is_written(small_files, tmp_path, source):
     names = {"a": small_files["domain_tasks"], "b": small_files["general_tasks"], "folder": tmp_path}
-    before = service._ages(source.format(**names))
-    assert before and before == service._ages(source.format(**names))
+    before = _ages(source.format(**names))
+    assert before and before == _ages(source.format(**names))
     with open(small_files["domain_tasks"], "a") as file:
         file.write("\n")
-    assert service._ages(source.format(**names)) != before
+    assert _ages(source.format(**names)) != before
 
 
 @pytest.mark.parametrize("source", ["owner/name", "You are a clerk.", "x" * 5000])
 def test_what_names_no_file_is_never_kept(source):
-    assert service._ages(source) is None
+    assert _ages(source) is None
 
 
 def test_scores_taken_ahead_are_those_of_the_run(recipe):
     kept: dict = {}
-    service._prepared(recipe, kept)
-    service._score_ahead(kept)
-    stored = list((runs.store_of(recipe.output_dir) / "probes").iterdir())
+    _prepared(recipe, kept)
+    _score_ahead(kept)
+    stored = list((store_folder(recipe.output_dir) / "probes").iterdir())
     assert len(stored) == 1
     started = os.stat(stored[0]).st_mtime_ns
-    result = runs.read_result(chain.run(recipe))
+    result = read_result(run_chain(recipe))
     assert os.stat(stored[0]).st_mtime_ns == started
     assert result["start"]["probes"] == json.loads(stored[0].read_text())

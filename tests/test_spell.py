@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftbench import modes, spell
-from sftbench.__main__ import _parser, recipe_of
+from sftbench.cli import _parser, recipe_from_options
 from sftbench.errors import BadInput
-from sftbench.recipe import FIELDS, Recipe, field_type, help_of, override, to_dict
+from sftbench.recipes.modes import MODES
+from sftbench.recipes.recipe import FIELDS, Recipe, field_help, field_type, override, recipe_to_dict
+from sftbench.recipes.serialize import format_cell, format_command, parse_cell, read_recipe
 
 
 def values_of(name: str):
@@ -26,7 +27,7 @@ def values_of(name: str):
 @st.composite
 def recipes(draw):
     """Random recipes of modes that are there, through the one door: values it refuses are left out."""
-    recipe = override(Recipe(), mode=draw(st.sampled_from(sorted(modes.MODES))))
+    recipe = override(Recipe(), mode=draw(st.sampled_from(sorted(MODES))))
     for name in draw(st.lists(st.sampled_from(sorted(set(FIELDS) - {"mode"})), unique=True)):
         try:
             recipe = override(recipe, **{name: draw(values_of(name))})
@@ -38,18 +39,18 @@ def recipes(draw):
 def from_command(text: str) -> Recipe:
     """What the command line makes of a shell command."""
     options = _parser().parse_args(shlex.split(text)[1:])
-    return recipe_of(options, mode=options.mode)
+    return recipe_from_options(options, mode=options.mode)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the first text takes a second
 @given(recipes())
 def test_command_and_cell_give_the_recipe_back(recipe):
-    assert from_command(spell.as_command(recipe)) == recipe
-    assert spell.read_cell(spell.as_cell(recipe)) == recipe
+    assert from_command(format_command(recipe)) == recipe
+    assert parse_cell(format_cell(recipe)) == recipe
     namespace = {}
-    exec(spell.as_cell(recipe), namespace)
+    exec(format_cell(recipe), namespace)
     assert {name: namespace[name] for name in FIELDS if name in namespace} == {
-        name: value for name, value in to_dict(recipe).items() if name in namespace}
+        name: value for name, value in recipe_to_dict(recipe).items() if name in namespace}
 
 
 @pytest.mark.parametrize("text", ["-x.jsonl", "none", "None"])
@@ -60,26 +61,26 @@ def test_text_that_a_command_line_cannot_carry_is_refused_everywhere(text):
 
 def test_only_what_was_set_is_spelt():
     recipe = override(Recipe(), mode="4", method="lora", domain_text="my text.jsonl", packing=False)
-    assert spell.as_command(recipe) == (
+    assert format_command(recipe) == (
         "sftbench run 4 -p method lora -p domain_text 'my text.jsonl' -p packing false")
-    assert spell.as_cell(recipe).splitlines()[2:] == [
-        f'domain_text: str = "my text.jsonl"  # {help_of("domain_text")}',
-        f"packing: bool = False  # {help_of('packing')}"]
+    assert format_cell(recipe).splitlines()[2:] == [
+        f'domain_text: str = "my text.jsonl"  # {field_help("domain_text")}',
+        f"packing: bool = False  # {field_help('packing')}"]
 
 
 def test_a_run_is_read_back_as_it_was_asked_for(tmp_path):
     asked = override(Recipe(), mode="4", method="lora", seed=3)
-    resolved = to_dict(override(asked, learning_rate=1e-3, output_dir=str(tmp_path)))
+    resolved = recipe_to_dict(override(asked, learning_rate=1e-3, output_dir=str(tmp_path)))
     (tmp_path / "recipe.json").write_text(json.dumps(
         {"schema": 1, "recipe": resolved, "reasons": {"learning_rate": "0.001 because …"}}))
-    assert spell.read(tmp_path) == asked == spell.read(tmp_path / "recipe.json")
+    assert read_recipe(tmp_path) == asked == read_recipe(tmp_path / "recipe.json")
 
 
 def test_a_notebook_is_read_without_being_run_and_injected_values_win(tmp_path):
     cells = [nbformat.v4.new_code_cell("mode: str = '4'\nseed: int = 1", metadata={"tags": ["parameters"]}),
              nbformat.v4.new_code_cell("seed = 2", metadata={"tags": ["injected-parameters"]})]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
-    assert spell.read(tmp_path / "a.ipynb") == override(Recipe(), mode="4", seed=2)
+    assert read_recipe(tmp_path / "a.ipynb") == override(Recipe(), mode="4", seed=2)
 
 
 @pytest.mark.parametrize(("name", "text", "words"), [
@@ -93,9 +94,9 @@ def test_a_notebook_is_read_without_being_run_and_injected_values_win(tmp_path):
 def test_what_is_no_recipe_is_refused_with_the_place(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(BadInput, match=words):
-        spell.read(tmp_path / name)
+        read_recipe(tmp_path / name)
 
 
 def test_a_missing_place_is_named(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
-        spell.read(tmp_path / "gone")
+        read_recipe(tmp_path / "gone")

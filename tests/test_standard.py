@@ -4,10 +4,16 @@ import json
 
 import pytest
 
-from sftbench import blocks, chain, evaluate, runs, standard, states, yardstick
-from sftbench.__main__ import main
+from sftbench.cli import main
+from sftbench.data.tokenization import EncodedRow
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override
+from sftbench.evaluation.benchmarks import format_scores, run_benchmarks
+from sftbench.evaluation.probes import row_nats
+from sftbench.evaluation.yardstick import yardstick_rows
+from sftbench.models.checkpoint import load_stage
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.folder import read_json
+from sftbench.training.chain import run_chain
 
 TASK = """task: everyday
 dataset_path: json
@@ -31,7 +37,7 @@ def run(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("standard")
     (folder / "tasks.jsonl").write_text("".join(
         json.dumps(row) + "\n" for row in small_rows("domain_tasks")))
-    return chain.run(override(
+    return run_chain(override(
         Recipe(), mode="1", model=make_model(), max_steps=4, probe_rows=4, yardstick=False,
         learning_rate=1e-2, domain_tasks=str(folder / "tasks.jsonl"), output_dir=str(folder / "run")))
 
@@ -39,7 +45,7 @@ def run(make_model, tmp_path_factory):
 @pytest.fixture
 def task(tmp_path):
     """A task file over the yardstick's English questions."""
-    rows = [row for row in yardstick.rows("questions") if row["language"] == "en"][:40]
+    rows = [row for row in yardstick_rows("questions") if row["language"] == "en"][:40]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "everyday.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     return str(tmp_path / "everyday.yaml"), rows
@@ -53,7 +59,7 @@ def accuracy(model, tokenizer, rows) -> float:
         costs = []
         for option in row["options"]:
             ids = tokenizer(" " + option)["input_ids"]
-            costs += evaluate.row_nats(model, [blocks.Encoded(prompt + ids, [-100] * len(prompt) + ids)], 0)
+            costs += row_nats(model, [EncodedRow(prompt + ids, [-100] * len(prompt) + ids)], 0)
         hits += costs.index(min(costs)) == row["answer"]
     return hits / len(rows)
 
@@ -64,26 +70,26 @@ def test_a_task_file_scores_start_and_last_stage_as_computed_by_hand(run, task, 
     assert main(["eval", str(run), "--tasks", path]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["benchmark", "start", "domain_sft"] and said[2].split()[0] == "everyday"
-    scores = runs.read_json(run, "standard.json")["scores"]
-    model, tokenizer = states.load(run)
+    scores = read_json(run, "standard.json")["scores"]
+    model, tokenizer = load_stage(run)
     assert scores["domain_sft"]["everyday"]["acc,none"] == pytest.approx(accuracy(model, tokenizer, rows))
     assert set(scores) == {"start", "domain_sft"}
-    standard.evaluate_run(run, [path], ["start"], limit=5)
-    again = runs.read_json(run, "standard.json")["scores"]
+    run_benchmarks(run, [path], ["start"], limit=5)
+    again = read_json(run, "standard.json")["scores"]
     assert again["start"]["everyday"]["limit"] == 5 and again["domain_sft"] == scores["domain_sft"]
     with pytest.raises(BadInput, match="knows no task nonsense"):
-        standard.evaluate_run(run, ["nonsense"])
+        run_benchmarks(run, ["nonsense"])
     with pytest.raises(BadInput, match="no such task file"):
-        standard.evaluate_run(run, ["nowhere.yaml"])
+        run_benchmarks(run, ["nowhere.yaml"])
 
 
 def test_without_lm_eval_the_remedy_is_named(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     with pytest.raises(BadInput, match=r"pip install -c requirements.lock -e '\.\[eval,track\]'"):
-        standard.evaluate_run(run, ["hellaswag"])
+        run_benchmarks(run, ["hellaswag"])
 
 
 def test_scores_stand_side_by_side():
-    text = standard.scores_text({"start": {"a": {"acc,none": 0.5}}, "domain_sft": {"a": {"acc,none": 0.25}}})
+    text = format_scores({"start": {"a": {"acc,none": 0.5}}, "domain_sft": {"a": {"acc,none": 0.25}}})
     assert text.splitlines()[0].split() == ["benchmark", "start", "domain_sft"]
     assert text.splitlines()[2].split() == ["a", "acc", "0.500", "0.250"]

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sftbench import store
 from sftbench.errors import RunFailed
+from sftbench.runs.stage_store import build_stage, find_stage, hash_key, lock_stage, unused_stages
 
 
 def write_text(text):
@@ -20,14 +20,14 @@ def write_text(text):
 
 
 def test_keys_depend_on_content_alone():
-    assert store.key_of(a=1, b={"x": [1, 2]}) == store.key_of(b={"x": [1, 2]}, a=1)
-    assert store.key_of(a=1) != store.key_of(a=1.5) and len(store.key_of(a=1)) == 20
+    assert hash_key(a=1, b={"x": [1, 2]}) == hash_key(b={"x": [1, 2]}, a=1)
+    assert hash_key(a=1) != hash_key(a=1.5) and len(hash_key(a=1)) == 20
 
 
 def test_a_built_stage_is_found_and_sealed(tmp_path):
-    assert store.find(tmp_path, "k") is None
-    folder = store.build(tmp_path, "k", write_text("one"))
-    assert store.find(tmp_path, "k") == folder and (folder / "model" / "weights").read_text() == "one"
+    assert find_stage(tmp_path, "k") is None
+    folder = build_stage(tmp_path, "k", write_text("one"))
+    assert find_stage(tmp_path, "k") == folder and (folder / "model" / "weights").read_text() == "one"
     assert list(json.loads((folder / "manifest.json").read_text())) == ["model/weights"]
 
 
@@ -36,27 +36,27 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         (place / "half").write_text("x")
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError):
-        store.build(tmp_path, "k", fail)
+        build_stage(tmp_path, "k", fail)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.write_text("two"), lambda path: path.unlink()])
 def test_damage_is_named(tmp_path, harm):
-    folder = store.build(tmp_path, "k", write_text("one"))
+    folder = build_stage(tmp_path, "k", write_text("one"))
     harm(folder / "model" / "weights")
     with pytest.raises(RunFailed, match="damaged.*remove"):
-        store.find(tmp_path, "k")
+        find_stage(tmp_path, "k")
 
 
 def test_an_unfinished_folder_of_the_same_key_is_replaced(tmp_path):
     (tmp_path / "k").mkdir()
     (tmp_path / "k" / "junk").write_text("x")
-    assert store.find(tmp_path, "k") is None
-    assert not (store.build(tmp_path, "k", write_text("one")) / "junk").exists()
+    assert find_stage(tmp_path, "k") is None
+    assert not (build_stage(tmp_path, "k", write_text("one")) / "junk").exists()
 
 
 def _hold(folder, started):
-    with store.lock(folder, "k"):
+    with lock_stage(folder, "k"):
         started.set()
         time.sleep(60)
 
@@ -68,17 +68,17 @@ def test_a_lock_whose_owner_died_is_free_again(tmp_path):
     owner.start()
     assert started.wait(30)
     with pytest.raises(TimeoutError):
-        store.lock(tmp_path, "k").acquire(timeout=0.2)
+        lock_stage(tmp_path, "k").acquire(timeout=0.2)
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
-    with store.lock(tmp_path, "k").acquire(timeout=5):
+    with lock_stage(tmp_path, "k").acquire(timeout=5):
         pass
 
 
 def test_unused_stages_are_listed_and_not_removed(tmp_path):
     shelf = tmp_path / ".stages"
     for key in ("used", "spare"):
-        store.build(shelf, key, write_text(key))
+        build_stage(shelf, key, write_text(key))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text(json.dumps({"stages": [{"key": "used"}]}))
-    assert [path.name for path in store.unused(shelf)] == ["spare"] and (shelf / "spare").exists()
+    assert [path.name for path in unused_stages(shelf)] == ["spare"] and (shelf / "spare").exists()

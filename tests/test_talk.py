@@ -7,11 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftbench import chain, runs
-from sftbench.__main__ import main
+from sftbench.cli import main
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override
-from sftbench.talk import find, table, talk
+from sftbench.evaluation.chat import format_answers, talk
+from sftbench.models import checkpoint
+from sftbench.models.checkpoint import find_checkpoint
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.folder import read_result, store_folder
+from sftbench.training.chain import run_chain
 from tests.conftest import small_rows
 
 
@@ -24,7 +27,7 @@ def run(make_model, tmp_path_factory):
         paths[role] = str(folder / f"{role}.jsonl")
         with open(paths[role], "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in small_rows(role))
-    return str(chain.run(override(Recipe(), mode="2", model=make_model(), max_steps=12, probe_rows=4,
+    return str(run_chain(override(Recipe(), mode="2", model=make_model(), max_steps=12, probe_rows=4,
                                   yardstick=False, learning_rate=1e-2, pretraining_learning_rate=1e-2,
                                   output_dir=str(folder / "run"), **paths)))
 
@@ -40,9 +43,9 @@ def plainly(folder, question: str, tokens: int = 8, before: tuple = ()) -> str:
 
 
 def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, make_model):
-    stages = runs.read_result(run)["stages"]
-    folders = {f"{run}:start": make_model(), f"{run}:cpt": runs.store_of(run) / stages[0]["key"] / "model",
-               run: runs.store_of(run) / stages[1]["key"] / "model", make_model("llama"): make_model("llama")}
+    stages = read_result(run)["stages"]
+    folders = {f"{run}:start": make_model(), f"{run}:cpt": store_folder(run) / stages[0]["key"] / "model",
+               run: store_folder(run) / stages[1]["key"] / "model", make_model("llama"): make_model("llama")}
     prompts = ["Where is item 3?", "Where is item 5?"]
     answers = talk(list(folders), prompts, max_new_tokens=8)
     assert [(entry["prompt"], entry["checkpoint"]) for entry in answers] == [
@@ -53,8 +56,8 @@ def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, m
 
 def test_a_run_is_found_by_its_name_where_runs_lie(run, monkeypatch):
     monkeypatch.setenv("SFTBENCH_RUNS", str(Path(run).parent))
-    assert [find(f"run{stage}") for stage in ("", ":start", ":cpt")] == [
-        find(f"{run}{stage}") for stage in ("", ":start", ":cpt")]
+    assert [find_checkpoint(f"run{stage}") for stage in ("", ":start", ":cpt")] == [
+        find_checkpoint(f"{run}{stage}") for stage in ("", ":start", ":cpt")]
 
 
 def test_without_a_prompt_the_probes_questions_are_asked(run, capsys):
@@ -81,16 +84,18 @@ def test_a_system_prompt_is_read_first(run, make_model):
     ("nowhere", "no such folder, and no hub name"),
 ])
 def test_a_checkpoint_that_is_not_there_is_refused_before_any_loads(run, name, words, monkeypatch):
-    monkeypatch.setattr(chain.models, "load_model", lambda *args, **more: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(checkpoint, "load_model", lambda *args, **more: pytest.fail("a model was loaded"))
     with pytest.raises(BadInput, match=words):
         talk([run, name.format(run=run)], ["x"])
     with pytest.raises(BadInput, match="nothing to ask"):
         talk(["pocket"])
-    assert find(run) == find(f"{run}:domain_sft") == (run, 1) and find(f"{run}:start") == (run, None)
+    assert find_checkpoint(run) == find_checkpoint(f"{run}:domain_sft") == (run, 1) and find_checkpoint(
+        f"{run}:start"
+    ) == (run, None)
 
 
 def test_the_table_shows_text_as_text():
-    lines = table([{"checkpoint": "a", "prompt": "one\x1b[2J", "answer": "two\nthree " + "x" * 200},
+    lines = format_answers([{"checkpoint": "a", "prompt": "one\x1b[2J", "answer": "two\nthree " + "x" * 200},
                    {"checkpoint": "b" * 80, "prompt": "one\x1b[2J", "answer": ""}]).splitlines()
     assert lines[0] == "one\\x1b[2J" and "two" in lines[1] and "three" in lines[2]
     assert "(nothing)" in lines[-1] and "…bbb" in lines[-1] and max(map(len, lines)) <= 100

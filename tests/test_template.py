@@ -6,8 +6,15 @@ from importlib.resources import files
 
 import pytest
 
-from sftbench import blocks, template
-from sftbench.blocks import IGNORED, encode_all, encode_prompt
+from sftbench.data.chat_template import (
+    DEFAULT_CHAT_TEMPLATE,
+    describe_template,
+    end_of_turn_ids,
+    prompt_options,
+    render_chat,
+)
+from sftbench.data.packing import blocks_to_dataset, collate_batch
+from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
 from sftbench.errors import BadInput
 
 SHIPPED = {path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
@@ -49,7 +56,7 @@ def many(tokenizer):
 
 
 def trained(tokenizer, encoded) -> str:
-    return tokenizer.decode([label for label in encoded.labels if label != IGNORED])
+    return tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX])
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -58,7 +65,7 @@ def test_every_shipped_template_trains_the_answers_and_their_ends(many, name):
     tokenizer = many(SHIPPED[name], "<eos>" if end != "<｜end▁of▁sentence｜>" else end)
     space = " " * any(map(name.startswith, SPACED))
     for messages in (SINGLE, SEVERAL, [SYSTEM, *SINGLE], [SYSTEM, *SEVERAL]):
-        rows = encode_all(tokenizer, {"messages": messages})
+        rows = encode_row(tokenizer, {"messages": messages})
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         assert "".join(trained(tokenizer, row) for row in rows) == "".join(
             space + answer + end for answer in answers)
@@ -70,28 +77,28 @@ def test_every_shipped_template_trains_the_answers_and_their_ends(many, name):
         assert trained(tokenizer, rows[-1]).endswith(
             tokenizer.decode(rows[-1].input_ids[len(prompt):]))
     stop = tokenizer.convert_tokens_to_ids("<" + end.rpartition("<")[2])
-    assert stop in template.end_tokens(tokenizer) and len(template.end_tokens(tokenizer)) <= 2
+    assert stop in end_of_turn_ids(tokenizer) and len(end_of_turn_ids(tokenizer)) <= 2
 
 
 @pytest.mark.parametrize(("name", "count"), [("qwen2_5", 1), ("llama3", 1), ("gemma3", 1), ("phi3", 1),
                                              ("qwen3", 3), ("gptoss", 3), ("glm4moe", 3)])
 def test_an_answer_is_a_row_of_its_own_where_history_is_rewritten(many, name, count):
-    rows = encode_all(many(SHIPPED[name]), {"messages": SEVERAL})
+    rows = encode_row(many(SHIPPED[name]), {"messages": SEVERAL})
     assert len(rows) == count
     tokenizer = many(SHIPPED[name])
     for row, number in zip(rows, (2, 4, 6), strict=False):
         last = len(SEVERAL) if count == 1 else number
         prompt = encode_prompt(tokenizer, SEVERAL[:last - 1])
         assert row.input_ids[:len(prompt)] == prompt
-    assert ("row of its own" in template.describe(tokenizer)) == (count > 1)
+    assert ("row of its own" in describe_template(tokenizer)) == (count > 1)
 
 
 def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many):
     thinking = [SINGLE[0], {"role": "assistant", "content": "<think>\nPeru?\n</think>\n\nIn Lima."}]
     for name in ("qwen3", "deepseek_r1_distill", "qwen3_5_think", "llama3"):
         tokenizer = many(SHIPPED[name], ENDS["deepseek"] if "deepseek" in name else "<eos>")
-        row, = encode_all(tokenizer, {"messages": thinking})
-        opened = template.render(tokenizer, SINGLE[:1], ask=True)
+        row, = encode_row(tokenizer, {"messages": thinking})
+        opened = render_chat(tokenizer, SINGLE[:1], ask=True)
         assert tokenizer.decode(row.input_ids).startswith(opened)
         said = trained(tokenizer, row)
         assert said.endswith("Peru?\n</think>\n\nIn Lima." + longest(name, ENDS))
@@ -101,40 +108,40 @@ def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many
 
 
 def test_what_reproduces_the_prompt_is_told(many):
-    assert template.options_for_asking(many(SHIPPED["qwen3"])) == {"enable_thinking": False}
-    assert template.options_for_asking(many(SHIPPED["llama3"])) == {}
-    assert template.options_for_asking(many(SHIPPED["gptoss"])) is None
-    assert "as with enable_thinking=False" in template.describe(many(SHIPPED["qwen3"]))
-    assert "no system message" in template.describe(many(SHIPPED["gemma"]))
-    assert "no system message" not in template.describe(many(SHIPPED["gemma3"]))
+    assert prompt_options(many(SHIPPED["qwen3"])) == {"enable_thinking": False}
+    assert prompt_options(many(SHIPPED["llama3"])) == {}
+    assert prompt_options(many(SHIPPED["gptoss"])) is None
+    assert "as with enable_thinking=False" in describe_template(many(SHIPPED["qwen3"]))
+    assert "no system message" in describe_template(many(SHIPPED["gemma"]))
+    assert "no system message" not in describe_template(many(SHIPPED["gemma3"]))
 
 
 def test_the_default_template_ends_answers_with_the_models_own_token(tokenizer):
     other = copy.deepcopy(tokenizer)
-    other.chat_template = template.DEFAULT_CHAT_TEMPLATE
-    row, = encode_all(other, {"messages": [SYSTEM, *SEVERAL]})
+    other.chat_template = DEFAULT_CHAT_TEMPLATE
+    row, = encode_row(other, {"messages": [SYSTEM, *SEVERAL]})
     assert trained(other, row) == "".join(
         message["content"] + "<eos>" for message in SEVERAL if message["role"] == "assistant")
-    assert template.describe(other).startswith("sftbench's default")
-    assert template.describe(tokenizer).startswith("the model's own")
+    assert describe_template(other).startswith("sftbench's default")
+    assert describe_template(tokenizer).startswith("the model's own")
 
 
 def test_a_plain_text_end_is_no_end_token(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.chat_template = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}[END]\n{% endfor %}"
                            "{% if add_generation_prompt %}<assistant>{% endif %}")
-    rows = encode_all(other, {"messages": SEVERAL})
+    rows = encode_row(other, {"messages": SEVERAL})
     assert trained(other, rows[0]) == "In Lima.<eos>" and len(rows) == 3
-    assert template.end_tokens(other) == [other.eos_token_id]
+    assert end_of_turn_ids(other) == [other.eos_token_id]
 
 
 def test_an_end_token_is_trained_where_it_pads_too(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.pad_token = other.eos_token
-    rows = encode_all(other, {"messages": SINGLE}) + encode_all(other, {"text": "The item 1 is in Oslo."})
-    batch = blocks.collate(list(blocks.to_dataset([[row] for row in rows])), other.pad_token_id, packed=False)
+    rows = encode_row(other, {"messages": SINGLE}) + encode_row(other, {"text": "The item 1 is in Oslo."})
+    batch = collate_batch(list(blocks_to_dataset([[row] for row in rows])), other.pad_token_id, packed=False)
     assert [(labels == other.eos_token_id).sum().item() for labels in batch["labels"]] == [1, 1]
-    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -147,4 +154,4 @@ def test_a_template_that_cannot_be_masked_is_refused(tokenizer, text, words):
     other = copy.deepcopy(tokenizer)
     other.chat_template = text
     with pytest.raises(BadInput, match=words):
-        encode_all(other, {"messages": SINGLE})
+        encode_row(other, {"messages": SINGLE})

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sftbench import chain, ready, runs
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.runs.events import read_events
+from sftbench.training import prepare
+from sftbench.training.chain import run_chain
 
 
 @pytest.fixture
@@ -18,27 +20,27 @@ def recipe(make_model, small_files, tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, monkeypatch, tmp_path):
     assert recipe.report_to is None
-    monkeypatch.setattr(ready.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"trackio is not installed.*-e '\.\[eval,track\]'"):
-        chain.run(override(recipe, report_to="trackio"))
+        run_chain(override(recipe, report_to="trackio"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_tensorboard_gets_the_losses(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    folder = chain.run(override(recipe, report_to="tensorboard"))
+    folder = run_chain(override(recipe, report_to="tensorboard"))
     seen = EventAccumulator(str(folder / "tensorboard" / "domain_sft"))
     seen.Reload()
-    told = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    told = [event["loss"] for event in read_events(folder) if "loss" in event]
     assert [point.value for point in seen.Scalars("train/loss")] == pytest.approx(told, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_trackio_gets_the_losses_locally(recipe):
     from trackio.sqlite_storage import SQLiteStorage
-    folder = chain.run(override(recipe, report_to="trackio"))
-    told = [event["loss"] for event in runs.read_events(folder) if "loss" in event]
+    folder = run_chain(override(recipe, report_to="trackio"))
+    told = [event["loss"] for event in read_events(folder) if "loss" in event]
     seen = SQLiteStorage.get_logs("sftbench", "run-domain_sft")
     assert [log["train/loss"] for log in seen if "train/loss" in log] == pytest.approx(told, rel=1e-5)
     assert list(Path(os.environ["TRACKIO_DIR"]).iterdir())

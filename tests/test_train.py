@@ -6,26 +6,32 @@ import pytest
 import torch
 from transformers import set_seed
 
-from sftbench import blocks, evaluate, methods, models, train
+from sftbench.data.packing import blocks_to_dataset, pack_encoded
+from sftbench.data.tokenization import encode_probe
 from sftbench.errors import RunFailed
+from sftbench.evaluation.probes import mean_loss
+from sftbench.models.loading import load_model, make_bnb_config
+from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
+from sftbench.training import trainer
+from sftbench.training.trainer import train_stage
 from tests.conftest import small_rows
 
 
 def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
     """Train the small model; returns it, its figures and its events."""
     set_seed(settings["seed"])
-    quantised = models.nf4_config(settings) if settings["method"] == "qlora" else None
-    model = methods.METHODS[settings["method"]](
-        models.load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1?")
+    quantised = make_bnb_config(settings) if settings["method"] == "qlora" else None
+    model = METHOD_FUNCTIONS[settings["method"]](
+        load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1?")
     if prepare:
         prepare(model)
     rows = rows or small_rows("domain_tasks", 120)
-    encoded, _ = blocks.encode_rows(tokenizer, rows, settings["max_length"])
+    encoded, _ = encode_probe(tokenizer, rows, settings["max_length"])
     packed = [[row] for row in encoded]
     if settings["packing"]:
-        packed = blocks.pack(encoded, settings["max_length"])
+        packed = pack_encoded(encoded, settings["max_length"])
     events = []
-    figures = train.train(model, tokenizer, blocks.to_dataset(packed), settings, "sft", events.append,
+    figures = train_stage(model, tokenizer, blocks_to_dataset(packed), settings, "sft", events.append,
                           probes or {}, **more)
     return model, figures, events
 
@@ -52,7 +58,7 @@ def test_the_loss_from_whole_logits_is_trls_own(make_model, tokenizer, settings,
     options = settings(method, gradient_accumulation_steps=2, max_steps=3, learning_rate=1e-3)
     mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
     whole = run(make_model(), tokenizer, options, mixed)[2]
-    monkeypatch.setattr(train, "FEW_LOGITS", 0)
+    monkeypatch.setattr(trainer, "MAX_WHOLE_LOGITS", 0)
     pieces = run(make_model(), tokenizer, options, mixed)[2]
     for name in ("loss", "grad_norm"):
         assert [event[name] for event in whole[1:]] == pytest.approx(
@@ -70,7 +76,7 @@ def test_equal_seeds_give_equal_losses_and_weights(make_model, tokenizer, settin
     def seeded(seed):
         model, _, events = run(make_model(), tokenizer,
                                settings("lora", lora_dropout=0.1, seed=seed, max_steps=4))
-        return [event["loss"] for event in events[1:]], methods.trainable(model) and next(
+        return [event["loss"] for event in events[1:]], trainable_parameters(model) and next(
             value for name, value in model.named_parameters() if "lora_B" in name)
     first, again, other = seeded(1), seeded(1), seeded(2)
     assert first[0] == again[0] and torch.equal(first[1], again[1])
@@ -78,14 +84,14 @@ def test_equal_seeds_give_equal_losses_and_weights(make_model, tokenizer, settin
 
 
 def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, settings):
-    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_tasks", 8), 64)
+    rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", 8), 64)
     model, figures, events = run(make_model(), tokenizer, settings(max_steps=4),
                                  probes={"domain_tasks": rows}, eval_steps=2)
     assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4]
     scored = [event for event in events if "eval_domain_tasks_loss" in event]
     assert [event["step"] for event in scored] == [0, 2]
     assert scored[0]["eval_domain_tasks_loss"] == figures["start_loss"]["domain_tasks"]
-    start = evaluate.loss(models.load_model(make_model()), rows, 0)
+    start = mean_loss(load_model(make_model()), rows, 0)
     assert figures["start_loss"]["domain_tasks"] == pytest.approx(start, abs=1e-6)
     tokens = [event["tokens"] for event in events if "loss" in event]
     assert tokens == sorted(tokens) and tokens[-1] == figures["tokens"] and figures["peak_memory_bytes"] > 1e8
@@ -94,7 +100,7 @@ def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, sett
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, settings, method):
-    rows, _ = blocks.encode_rows(tokenizer, small_rows("domain_text", 8), 64)
+    rows, _ = encode_probe(tokenizer, small_rows("domain_text", 8), 64)
     options = settings(method, lora_dropout=0.2, max_steps=5)
     losses = [[event["loss"] for event in run(make_model(), tokenizer, options,
                                               probes=probes, eval_steps=1)[2] if "loss" in event]

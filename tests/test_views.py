@@ -6,9 +6,15 @@ import time
 import pytest
 from matplotlib.image import imread
 
-from sftbench import chain, live, plots, runs, table, views
-from sftbench.ready import prepare
-from sftbench.recipe import Recipe, override
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.reports import progress
+from sftbench.reports.ledger import format_ledger, format_result_ledger
+from sftbench.reports.plots import COLOURS, _smooth, figure_png, loss_figure
+from sftbench.reports.progress import LivePlot
+from sftbench.reports.text import ask_probes, format_recipe, look_at_data
+from sftbench.runs.folder import write_json
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe
 
 
 def result(**last) -> dict:
@@ -21,7 +27,7 @@ def result(**last) -> dict:
 
 
 def test_the_ledger_lines_up_and_says_gain_and_loss():
-    lines = table.ledger_text(result()).splitlines()
+    lines = format_result_ledger(result()).splitlines()
     assert lines[0].split() == ["probe", "after", "domain", "tasks", "general", "text"]
     assert lines[3].split() == ["start", "(base)", "3.00", "0.10", "0.20", "1.00"]
     assert lines[6].split() == ["change", "-2.00", "+0.50", "+0.50", "+0.80"]
@@ -30,26 +36,26 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
             "taken from the store") in lines[8]
     assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[10]
     assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
-    kept = table.ledger_text(result(general_text={"loss": 1.01}))
+    kept = format_result_ledger(result(general_text={"loss": 1.01}))
     assert "it rose by 0.01: little was forgotten" in kept, "a small loss is told as well"
     assert "it rose by 0.80: so much was forgotten" in lines[11]
-    assert "it did not rise" in table.ledger_text(result(general_text={"loss": 1.0}))
+    assert "it did not rise" in format_result_ledger(result(general_text={"loss": 1.0}))
 
 
 def test_table_and_sentence_round_the_same_number_alike():
-    text = table.ledger_text(result(domain_tasks={"loss": 0.125, "accuracy": 0.075, "f1": 0.285}))
+    text = format_result_ledger(result(domain_tasks={"loss": 0.125, "accuracy": 0.075, "f1": 0.285}))
     assert text.splitlines()[4].split()[1:4] == ["0.13", "0.08", "0.29"]
     assert text.splitlines()[6].split()[1:4] == ["-2.88", "-0.03", "+0.09"]
     assert "8% after" in text
 
 
 def test_the_ledger_tells_the_rows_of_each_probe_and_which_are_few(tmp_path):
-    runs.write_json(tmp_path / "result.json", {"schema": 1, "complete": True, **result(), "recipe": {
+    write_json(tmp_path / "result.json", {"schema": 1, "complete": True, **result(), "recipe": {
         "mode": "2", "probe_rows": 200}} | {"start": {**result()["start"], "model": "pocket"}})
-    assert "at most 200 rows a probe" in table.ledger(tmp_path), "a folder that does not tell"
-    runs.write_json(tmp_path / "recipe.json", {"schema": 1, "data": {
+    assert "at most 200 rows a probe" in format_ledger(tmp_path), "a folder that does not tell"
+    write_json(tmp_path / "recipe.json", {"schema": 1, "data": {
         "domain_tasks": {"probe_rows": 200}, "general_text": {"probe_rows": 1}}})
-    said = table.ledger(tmp_path)
+    said = format_ledger(tmp_path)
     assert said.startswith("Mode 2 from pocket, rows scored: domain tasks 200, general text 1\n")
     assert said.endswith("too few probe rows to tell a change from chance: general text (1).")
 
@@ -66,21 +72,21 @@ def events(steps: int = 20) -> list[dict]:
 
 
 def test_the_curve_holds_every_series_and_names_the_stages():
-    figure = plots.loss_figure(events())
+    figure = loss_figure(events())
     axes = figure.axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training (thin: each step)", "domain tasks, held out"]
     assert [text.get_text() for text in axes.texts] == ["cpt", "domain sft"] and axes.get_xlim() == (0, 40)
     probe = next(line for line in axes.get_lines() if line.get_label() == "domain tasks, held out")
     assert list(probe.get_xdata()) == [0, 20, 40] and list(probe.get_ydata()) == [5.0, 1.0, 1.0]
-    assert probe.get_color() == plots.COLOURS["domain"]
+    assert probe.get_color() == COLOURS["domain"]
     assert "training 0.25" in figure.get_supxlabel() and "domain tasks 1.00" in figure.get_supxlabel()
-    assert imread(io.BytesIO(plots.png(figure))).shape[:2] == (480, 960)
+    assert imread(io.BytesIO(figure_png(figure))).shape[:2] == (480, 960)
 
 
 def test_a_missing_loss_is_a_gap_and_smoothing_starts_anew_at_a_border():
     points = [(1, 4.0), (2, None), (3, 2.0), (4, 2.0), (5, 8.0)]
-    smoothed = plots._smooth(points, {0, 4})
+    smoothed = _smooth(points, {0, 4})
     assert smoothed[0] == (1, pytest.approx(4)) and (2, None) in smoothed
     assert smoothed[-1] == (5, pytest.approx(8.0)) and (4, None) in smoothed
 
@@ -88,7 +94,7 @@ def test_a_missing_loss_is_a_gap_and_smoothing_starts_anew_at_a_border():
 @pytest.mark.parametrize("made", [[], events()[:1], events()[:3], events(1)])
 @pytest.mark.parametrize("log", [False, True])
 def test_short_and_empty_runs_draw_too(made, log):
-    assert plots.png(plots.loss_figure(made, log=log))[:4] == b"\x89PNG"
+    assert figure_png(loss_figure(made, log=log))[:4] == b"\x89PNG"
 
 
 def test_live_drawing_is_at_most_once_a_second_and_two_percent(monkeypatch):
@@ -97,10 +103,10 @@ def test_live_drawing_is_at_most_once_a_second_and_two_percent(monkeypatch):
     class Handle:
         def update(self, *args, **more):
             shown.append(args[0])
-    monkeypatch.setattr(live, "display", lambda *args, **more: Handle())
+    monkeypatch.setattr(progress, "_display", lambda *args, **more: Handle())
     clock = iter([number * 0.01 for number in range(100_000)])
-    monkeypatch.setattr(live.time, "monotonic", lambda: next(clock))
-    plot = live.LivePlot()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    plot = LivePlot()
     monkeypatch.setattr(plot, "draw", lambda: drawn.append(len(plot.events)))
     for event in events(400):
         plot(event)
@@ -112,8 +118,8 @@ def test_live_drawing_is_at_most_once_a_second_and_two_percent(monkeypatch):
 
 def test_the_live_line_tells_state_and_time_left(monkeypatch):
     handle = type("Handle", (), {"update": lambda *args, **more: None})
-    monkeypatch.setattr(live, "display", lambda *args, **more: handle())
-    plot = live.LivePlot()
+    monkeypatch.setattr(progress, "_display", lambda *args, **more: handle())
+    plot = LivePlot()
     plot.events = events()[:10]
     assert "of 40 steps of all stages" in plot.status() and plot.status().endswith("left")
     plot.events.append({"stage": "cpt", "step": 9, "time": 65.0, "state": "failed",
@@ -131,30 +137,30 @@ def ready(make_model, tmp_path_factory):
         paths[role] = str(folder / f"{role}.jsonl")
         with open(paths[role], "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in small_rows(role))
-    return prepare(override(Recipe(), mode="4", model=make_model(), max_steps=2, probe_rows=4,
+    return prepare_recipe(override(Recipe(), mode="4", model=make_model(), max_steps=2, probe_rows=4,
                             learning_rate=1e-3, output_dir=str(folder / "run"), **paths))
 
 
 def test_the_recipe_as_text_gives_each_value_its_reason(ready):
-    text = views.recipe_text(ready)
+    text = format_recipe(ready)
     assert "learning_rate                    0.001 as you set it" in text
     assert "(R8)" in text and "num_train_epochs" in text and "answers end with '<eos>'" in text
     assert all(len(line) <= 100 for line in text.splitlines())
     asked = override(ready.recipe, learning_rate=5.0)
-    assert views.recipe_text(prepare(asked)).splitlines()[-1].startswith("Warning: learning_rate 5 is ")
-    assert "probe_share" not in text and "probe_share" in views.recipe_text(ready, everything=True)
+    assert format_recipe(prepare_recipe(asked)).splitlines()[-1].startswith("Warning: learning_rate 5 is ")
+    assert "probe_share" not in text and "probe_share" in format_recipe(ready, everything=True)
 
 
 def test_look_shows_mask_and_shares(ready):
-    text = views.look(ready)
+    text = look_at_data(ready)
     assert "«Where" not in text and "<assistant>« Lisbon|<eos>»" in text
     assert "<user> Where is item" in text.replace("|", "").replace("\n      ", "")
     assert "% of the stage" in text and "Stage mixed_sft" in text
 
 
 def test_ask_shows_the_wanted_and_the_given_answer(ready):
-    before = views.ask(ready, ready, rows=2)
+    before = ask_probes(ready, ready, rows=2)
     assert before.count("wanted:") == 4 and "Where is person" in before
-    folder = chain.run(ready)
-    assert views.ask(folder, ready, rows=1).count("answer:") == 2
+    folder = run_chain(ready)
+    assert ask_probes(folder, ready, rows=1).count("answer:") == 2
     assert time.time() > 0

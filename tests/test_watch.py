@@ -2,7 +2,8 @@
 
 import pytest
 
-from sftbench import table, watch
+from sftbench.reports.ledger import format_partial_ledger
+from sftbench.runs.events import describe_activity, format_last_values, stage_progress, tokens_per_second
 
 PLAN = {"stage": "start", "step": 0, "time": 0.0, "plan": {"cpt": 4, "sft": 2}}
 SCORED = {"stage": "start", "step": 0, "time": 1.0, "eval_domain_tasks_loss": 3.0,
@@ -16,11 +17,11 @@ def step(stage: str, number: int, **more) -> dict:
 
 def states(events, alive=True):
     return [(stage["name"], stage["done"], stage["total"], stage["state"])
-            for stage in watch.stages(events, alive)]
+            for stage in stage_progress(events, alive)]
 
 
 def test_stages_are_told_as_they_stand():
-    assert watch.stages([]) == []
+    assert stage_progress([]) == []
     assert states([PLAN]) == [("cpt", 0, 4, "waiting"), ("sft", 0, 2, "waiting")]
     going = [PLAN, step("cpt", 1), step("cpt", 2)]
     assert states(going) == [("cpt", 2, 4, "training"), ("sft", 0, 2, "waiting")]
@@ -30,35 +31,35 @@ def test_stages_are_told_as_they_stand():
 
 
 def test_what_a_run_does_is_told_in_words():
-    assert watch.doing([]) == ""
-    assert watch.doing([PLAN]) == "scoring the start model"
-    assert watch.doing([PLAN, SCORED]) == "training" == watch.doing([PLAN, step("cpt", 2)])
-    assert watch.doing([PLAN, step("cpt", 4)]) == "scoring after cpt"
-    assert watch.doing([PLAN, {"stage": "sft", "step": 0, "waiting": "x"}]) == "waiting: x"
+    assert describe_activity([]) == ""
+    assert describe_activity([PLAN]) == "scoring the start model"
+    assert describe_activity([PLAN, SCORED]) == "training" == describe_activity([PLAN, step("cpt", 2)])
+    assert describe_activity([PLAN, step("cpt", 4)]) == "scoring after cpt"
+    assert describe_activity([PLAN, {"stage": "sft", "step": 0, "waiting": "x"}]) == "waiting: x"
 
 
 def test_speed_is_of_the_stage_that_trains_and_not_of_the_store():
-    assert watch.speed([PLAN, step("cpt", 1)]) is None
-    assert watch.speed([PLAN, step("cpt", 1), step("cpt", 3)]) == pytest.approx(100)
-    assert watch.speed([PLAN, step("cpt", 1, reused=True), step("cpt", 2, reused=True)]) is None
+    assert tokens_per_second([PLAN, step("cpt", 1)]) is None
+    assert tokens_per_second([PLAN, step("cpt", 1), step("cpt", 3)]) == pytest.approx(100)
+    assert tokens_per_second([PLAN, step("cpt", 1, reused=True), step("cpt", 2, reused=True)]) is None
     later = [PLAN, step("cpt", 9), step("sft", 1), step("sft", 2, tokens=400)]
-    assert watch.speed(later) == pytest.approx(300)
+    assert tokens_per_second(later) == pytest.approx(300)
 
 
 def test_last_values_in_words():
-    assert watch.facts([PLAN]) == ""
-    assert watch.facts([PLAN, step("cpt", 1), step("cpt", 2)]) == (
+    assert format_last_values([PLAN]) == ""
+    assert format_last_values([PLAN, step("cpt", 1), step("cpt", 2)]) == (
         "loss 2.000 · learning rate 0.001 · 100 tokens/s · 0.50 GB")
-    assert watch.facts([PLAN, step("cpt", 1, loss=None)]).startswith("loss is no number")
+    assert format_last_values([PLAN, step("cpt", 1, loss=None)]).startswith("loss is no number")
 
 
 def test_the_ledger_fills_as_stages_end_and_passes_over_scores_within_them():
-    assert table.ledger_so_far([PLAN]) == ""
-    start = table.ledger_so_far([PLAN, SCORED]).splitlines()
+    assert format_partial_ledger([PLAN]) == ""
+    start = format_partial_ledger([PLAN, SCORED]).splitlines()
     assert [line.split() for line in start[-1:]] == [["start", "3.00", "0.10", "2.00"]]
     within = [{"stage": "cpt", "step": 0, "steps": 4, "eval_domain_tasks_loss": 9.0},
               {"stage": "cpt", "step": 2, "eval_domain_tasks_loss": 8.0}]
-    assert table.ledger_so_far([PLAN, SCORED, *within]).splitlines() == start
+    assert format_partial_ledger([PLAN, SCORED, *within]).splitlines() == start
     ended = SCORED | {"stage": "cpt", "step": 4, "eval_domain_tasks_accuracy": 0.35}
-    lines = table.ledger_so_far([PLAN, SCORED, *within, ended]).splitlines()
+    lines = format_partial_ledger([PLAN, SCORED, *within, ended]).splitlines()
     assert lines[-1].split() == ["change", "+0.00", "+0.25", "+0.00"] and lines[-3].startswith("cpt")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sftbench import worker
+from sftbench.workers.client import running_folders, stop_run
 from tests import lab
 
 ROOT = Path(__file__).parent.parent
@@ -57,8 +57,8 @@ def notebook(tmp_path):
         json.dumps({"prompt": TEXT.format(number), "completion": ANSWER.format(number)}) + "\n"
         for number in range(40)))
     yield tmp_path
-    for folder in worker.running(tmp_path / "runs"):  # of a test that failed on the way
-        worker.stop(folder, patience=1)
+    for folder in running_folders(tmp_path / "runs"):  # of a test that failed on the way
+        stop_run(folder, patience=1)
 
 
 def press(page, name: str) -> None:
@@ -144,7 +144,7 @@ def choose(page) -> None:
 @contextlib.contextmanager
 def held(folder: Path):
     """The run that goes on lies still meanwhile, so that it cannot end before the test looks."""
-    (run,) = worker.running(folder / "runs")
+    (run,) = running_folders(folder / "runs")
     pid = json.loads((run / "worker.json").read_text())["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -12,9 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sftbench import process, runs, worker
 from sftbench.errors import BadInput
-from sftbench.recipe import Recipe, override, to_dict
+from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
+from sftbench.runs.events import EventTail, append_event, read_events
+from sftbench.runs.folder import write_text
+from sftbench.runs.ownership import claim_folder, live_owner
+from sftbench.workers.client import (
+    resume_run,
+    run_state,
+    running_folders,
+    start_helper,
+    start_run,
+    stop_run,
+    stored_recipe,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,9 +49,9 @@ def wait(what, seconds: float = 120):
 
 @pytest.mark.slow
 def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
-    helper = worker.ahead()
+    helper = start_helper()
     assert helper.ask({"do": "look", "recipe": {}}, timeout=0.01)["error"]["kind"] == "Timeout"
-    looked = helper.ask({"do": "look", "recipe": to_dict(recipe)})
+    looked = helper.ask({"do": "look", "recipe": recipe_to_dict(recipe)})
     assert "Lisbon<eos>»" in looked["text"].replace("|", "") and looked["plan"] == {"domain_sft": 400}
     assert looked["recipe"]["max_length"] and "R8" in looked["reasons"]["learning_rate"]
     refused = helper.ask({"do": "prepare", "recipe": {"mode": "44"}})["error"]
@@ -51,50 +62,55 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     asked = threading.Thread(target=lambda: late.append(helper.ask({"do": "forecast", "recipe": {}})))
     asked.start()
     time.sleep(0.5)  # the answer, of the pocket, is on its way
-    folder = worker.start(recipe, helper)
+    folder = start_run(recipe, helper)
     asked.join()
     assert late[0]["error"]["kind"] == "Dropped"
-    assert worker.state(folder)["alive"] and not helper.free
+    assert run_state(folder)["alive"] and not helper.free
     assert helper.ask({"do": "look"})["error"]["kind"] == "Died"
     with pytest.raises(BadInput, match="is being run by process"):
-        worker.start(recipe)
-    tail = runs.Tail(folder)
+        start_run(recipe)
+    tail = EventTail(folder)
     wait(lambda: (tail.read(), any(event["step"] >= 3 and "loss" in event for event in tail.events))[1])
-    assert worker.state(folder)["state"] == "running" and worker.running(tmp_path / "runs") == [folder]
+    assert run_state(folder)["state"] == "running" and running_folders(tmp_path / "runs") == [folder]
     assert json.loads((folder / "worker.json").read_text())["pid"] == helper.child.pid
 
     with open(folder / "worker.log", "a") as log:
         log.write("the last words\n")
     os.killpg(helper.child.pid, signal.SIGKILL)
     began = time.monotonic()
-    killed = wait(lambda: (now := worker.state(folder))["state"] == "killed" and now, 5)
+    killed = wait(lambda: (now := run_state(folder))["state"] == "killed" and now, 5)
     assert time.monotonic() - began < 5 and killed["message"].endswith("the last words")
-    assert not killed["alive"] and worker.running(tmp_path / "runs") == []
+    assert not killed["alive"] and running_folders(tmp_path / "runs") == []
 
     resumed = time.time()
-    assert worker.resume(folder) == folder
-    assert worker.state(folder) == {"state": "preparing", "message": "", "alive": True}
-    wait(lambda: any(event["time"] > resumed and "loss" in event for event in runs.read_events(folder)))
+    assert resume_run(folder) == folder
+    assert run_state(folder) == {"state": "preparing", "message": "", "alive": True}
+    wait(lambda: any(event["time"] > resumed and "loss" in event for event in read_events(folder)))
     began = time.monotonic()
-    stopped = worker.stop(folder)
+    stopped = stop_run(folder)
     assert stopped["state"] == "stopped" and "after step" in stopped["message"]
-    assert time.monotonic() - began < 10 and process.owner(folder) is None
+    assert time.monotonic() - began < 10 and live_owner(folder) is None
     assert {"loss.png", "worker.json", "stop"} & {path.name for path in folder.iterdir()} == set()
 
 
 @pytest.mark.slow
 def test_a_run_outlives_who_began_it_and_a_process_ahead_does_not(recipe, tmp_path):
     recipe = override(recipe, max_steps=20)
-    code = ("import json, os, sys\nfrom sftbench import worker\nhelper = worker.ahead()\n"
-            "folder = worker.start(json.loads(sys.argv[1]))\n"
+    code = ("import json, os, sys\nfrom sftbench.workers.client import start_helper, start_run\n"
+            "helper = start_helper()\n"
+            "folder = start_run(json.loads(sys.argv[1]))\n"
             "print(helper.child.pid, folder, flush=True)\nos.kill(os.getpid(), 9)")
-    said = subprocess.run([sys.executable, "-c", code, json.dumps(to_dict(recipe))], capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(recipe_to_dict(recipe))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout
     pid, folder = said.split()
-    tail = runs.Tail(Path(folder))  # as a second tab does
-    wait(lambda: not worker.state(folder)["alive"])
+    tail = EventTail(Path(folder))  # as a second tab does
+    wait(lambda: not run_state(folder)["alive"])
     tail.read()
-    assert worker.state(folder) == {"state": "done", "message": "", "alive": False}
+    assert run_state(folder) == {"state": "done", "message": "", "alive": False}
     assert [event["step"] for event in tail.events if "loss" in event] == list(range(1, 21))
     wait(lambda: not psutil.pid_exists(int(pid)))
     wait((Path(folder) / "loss.png").exists)
@@ -103,35 +119,35 @@ def test_a_run_outlives_who_began_it_and_a_process_ahead_does_not(recipe, tmp_pa
 @pytest.mark.slow
 def test_what_is_wrong_with_a_recipe_is_told_by_the_folder(recipe, small_files):
     Path(small_files["domain_tasks"]).write_text('{"prompt": "a"}\n')
-    folder = worker.start(recipe)
-    told = wait(lambda: not (now := worker.state(folder))["alive"] and now)
+    folder = start_run(recipe)
+    told = wait(lambda: not (now := run_state(folder))["alive"] and now)
     assert told["state"] == "failed" and "line 1" in told["message"]
     assert not (folder / "result.json").exists() and not (folder / "recipe.json").exists()
-    assert worker.recipe_of(folder) == override(recipe, output_dir=str(folder))  # to be mended, and run again
+    assert stored_recipe(folder) == override(recipe, output_dir=str(folder))  # to be mended, and run again
 
 
 def test_a_process_that_was_given_the_same_id_is_not_taken_for_the_owner(tmp_path):
-    process.claim(tmp_path)
-    assert process.owner(tmp_path)["pid"] == os.getpid()
+    claim_folder(tmp_path)
+    assert live_owner(tmp_path)["pid"] == os.getpid()
     record = json.loads((tmp_path / "worker.json").read_text())
     (tmp_path / "worker.json").write_text(json.dumps({**record, "born": record["born"] - 100}))
-    assert process.owner(tmp_path) is None and worker.state(tmp_path)["state"] == "killed"
+    assert live_owner(tmp_path) is None and run_state(tmp_path)["state"] == "killed"
     (tmp_path / "worker.json").write_text(json.dumps({**record, "host": "elsewhere"}))
     with pytest.raises(BadInput, match="process .* on elsewhere"):
-        process.claim(tmp_path)
-    assert worker.state(tmp_path)["alive"]
+        claim_folder(tmp_path)
+    assert run_state(tmp_path)["alive"]
 
 
 def test_a_clock_that_is_set_back_kills_no_run(tmp_path, monkeypatch):
-    process.claim(tmp_path)
+    claim_folder(tmp_path)
     monkeypatch.setattr(psutil, "boot_time", lambda real=psutil.boot_time: real() - 7200)
     monkeypatch.setattr(psutil.Process, "create_time",
                         lambda self, real=psutil.Process.create_time: real(self) - 7200)
-    assert process.owner(tmp_path)
+    assert live_owner(tmp_path)
 
 
 def test_stopping_what_does_not_run_leaves_no_flag(tmp_path):
-    assert worker.stop(tmp_path) == {"state": "none", "message": "", "alive": False}
+    assert stop_run(tmp_path) == {"state": "none", "message": "", "alive": False}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,21 +157,21 @@ def test_stopping_what_does_not_run_leaves_no_flag(tmp_path):
     ('{"schema": 7, "state": "done"}', "none"), ('{"schema": 1, "comp', "none")])
 def test_the_state_follows_the_result(tmp_path, text, state):
     (tmp_path / "result.json").write_text(text)
-    assert worker.state(tmp_path)["state"] == state
+    assert run_state(tmp_path)["state"] == state
 
 
 def test_a_tail_takes_whole_lines_and_starts_over_with_a_new_file(tmp_path):
-    tail, path = runs.Tail(tmp_path), tmp_path / "events.jsonl"
+    tail, path = EventTail(tmp_path), tmp_path / "events.jsonl"
     assert tail.read() == []
     for step in (1, 2):
-        runs.append_event(tmp_path, {"stage": "a", "step": step})
+        append_event(tmp_path, {"stage": "a", "step": step})
     with open(path, "a") as file:
         file.write('{"stage": "a", "st')
     assert [event["step"] for event in tail.read()] == [1, 2]
     with open(path, "a") as file:
         file.write('ep": 3}\n')
     assert [event["step"] for event in tail.read()] == [3] and len(tail.events) == 3
-    runs.write_text(path, '{"stage": "a", "step": 1}\n' * 9)
+    write_text(path, '{"stage": "a", "step": 1}\n' * 9)
     assert len(tail.read()) == 9 and tail.restarted and len(tail.events) == 9
     os.truncate(path, len('{"stage": "a", "step": 1}\n'))
     assert len(tail.read()) == 1 and tail.restarted

@@ -6,17 +6,22 @@ from collections import Counter
 import pytest
 import torch
 
-from sftbench import chain, hyperparameters, models, runs, table, yardstick
-from sftbench.recipe import Recipe, override
+from sftbench.evaluation.yardstick import LANGUAGES, PROMPTS, encode_options, score_yardstick, yardstick_rows
+from sftbench.models.loading import load_model
+from sftbench.recipes.hyperparameters import YARDSTICK_LENGTH, resolve_recipe
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.reports.ledger import format_ledger
+from sftbench.runs.folder import read_result
+from sftbench.training.chain import run_chain
 
-TEXTS, QUESTIONS = yardstick.rows("texts"), yardstick.rows("questions")
+TEXTS, QUESTIONS = yardstick_rows("texts"), yardstick_rows("questions")
 
 
 def test_the_rows_are_many_balanced_and_of_both_languages():
     assert Counter(row["language"] for row in TEXTS) == {"en": 60, "zh": 60}
     assert Counter(row["language"] for row in QUESTIONS) == {"en": 90, "zh": 90}
     assert Counter(row["answer"] for row in QUESTIONS) == dict.fromkeys(range(4), 45)
-    for language in yardstick.LANGUAGES:
+    for language in LANGUAGES:
         topics = Counter(row["topic"] for row in QUESTIONS if row["language"] == language)
         assert len(topics) == 11 and max(topics.values()) <= 90 / 7
 
@@ -26,9 +31,9 @@ def test_no_row_stands_twice_and_none_is_long():
     assert len(set(asked)) == len(asked) and len({row["text"] for row in TEXTS}) == len(TEXTS)
     for row in QUESTIONS:
         assert len(row["options"]) == len({option.strip().lower() for option in row["options"]}) == 4
-    room = hyperparameters.YARDSTICK_LENGTH - 24  # a prefix and the first token take positions as well
+    room = YARDSTICK_LENGTH - 24  # a prefix and the first token take positions as well
     assert max(len(row["text"].encode()) for row in TEXTS) <= room
-    assert max(len(yardstick.PROMPTS[row["language"]].format(row["question"]).encode())
+    assert max(len(PROMPTS[row["language"]].format(row["question"]).encode())
                + max(len(option.encode()) for option in row["options"]) for row in QUESTIONS) <= room
 
 
@@ -53,7 +58,7 @@ def test_the_right_option_shows_neither_by_place_nor_by_length():
 @pytest.fixture
 def unigram(make_model, tokenizer):
     """A model that gives each token a fixed probability, whatever stands before it; and their nats."""
-    model = models.load_model(make_model())
+    model = load_model(make_model())
     generator = torch.Generator().manual_seed(3)
     nats = -torch.log_softmax(2 * torch.randn(len(tokenizer), generator=generator), 0)
     with torch.no_grad():
@@ -69,7 +74,7 @@ def test_scores_are_what_a_hand_computes(unigram, tokenizer):
 
     def cost(text):
         return sum(nats[token] for token in tokenizer(text)["input_ids"])
-    scores = yardstick.score(model, tokenizer)
+    scores = score_yardstick(model, tokenizer)
     whole = sum(cost(row["text"]) for row in TEXTS)
     assert scores["loss"] == pytest.approx(
         whole / sum(len(tokenizer(row["text"])["input_ids"]) for row in TEXTS), rel=1e-4)
@@ -95,7 +100,7 @@ def test_scores_are_what_a_hand_computes(unigram, tokenizer):
 
 def test_an_option_is_scored_from_its_first_token_to_its_last(tokenizer):
     row = next(row for row in QUESTIONS if row["question"] == "What is 9 times 6?")
-    encoded = yardstick.options(tokenizer, row)
+    encoded = encode_options(tokenizer, row)
     assert [tokenizer.decode([label for label in option.labels if label != -100]) for option in encoded] == [
         " " + option for option in row["options"]]
     assert all(option.input_ids[0] == tokenizer.eos_token_id and option.labels[0] == -100
@@ -110,30 +115,32 @@ def test_an_option_is_scored_from_its_first_token_to_its_last(tokenizer):
     ({"context": 128}, False, "positions"),
 ])
 def test_it_is_on_where_nothing_else_measures_forgetting(known, on, words):
-    recipe, reasons = hyperparameters.resolve(Recipe(), known)
+    recipe, reasons = resolve_recipe(Recipe(), known)
     assert recipe.yardstick is on and words in reasons["yardstick"]
     asked = override(Recipe(), yardstick=not on)
-    assert hyperparameters.resolve(asked, known)[0].yardstick is not on
+    assert resolve_recipe(asked, known)[0].yardstick is not on
 
 
 @pytest.mark.slow
 def test_it_has_its_own_column_and_is_absent_when_off(make_model, small_files, tmp_path):
     mine = {"mode": "1", "model": make_model(), "max_steps": 2, "probe_rows": 4,
             "domain_tasks": small_files["domain_tasks"]}
-    on = chain.run(override(Recipe(), **mine, output_dir=str(tmp_path / "on")))
-    result = runs.read_result(on)
+    on = run_chain(override(Recipe(), **mine, output_dir=str(tmp_path / "on")))
+    result = read_result(on)
     assert result["recipe"]["yardstick"] is True
     before, after = result["start"]["probes"], result["stages"][0]["probes"]
     for probes in (before, after):
         assert set(probes) == {"domain_tasks", "yardstick"}
         assert all(math.isfinite(value) for value in probes["yardstick"].values())
     assert before["yardstick"]["loss"] != after["yardstick"]["loss"]
-    text = table.ledger(on)
+    text = format_ledger(on)
     assert text.splitlines()[2].split()[-1] == "yardstick" and "questions right: English" in text
     assert max(map(len, text.splitlines())) <= 110
-    off = chain.run(override(Recipe(), **mine, yardstick=False, output_dir=str(tmp_path / "off")))
-    result = runs.read_result(off)
-    assert set(result["start"]["probes"]) == {"domain_tasks"} and "yardstick" not in table.ledger(off).lower()
+    off = run_chain(override(Recipe(), **mine, yardstick=False, output_dir=str(tmp_path / "off")))
+    result = read_result(off)
+    assert (
+        set(result["start"]["probes"]) == {"domain_tasks"} and "yardstick" not in format_ledger(off).lower()
+    )
     assert result["stages"][0]["reused"], "the yardstick decides nothing of the training"
-    again = runs.read_result(chain.run(override(Recipe(), **mine, output_dir=str(tmp_path / "again"))))
+    again = read_result(run_chain(override(Recipe(), **mine, output_dir=str(tmp_path / "again"))))
     assert "yardstick" in again["stages"][0]["probes"]

@@ -16,12 +16,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from sftbench import advice, blocks, train
-from sftbench.models import load_model, quiet_libraries
-from sftbench.pocket import world
-from sftbench.recipe import Recipe, override, stage_settings
-from sftbench.runs import duration, progress
-from sftbench.store import sha256_of
+from ..data.packing import blocks_to_dataset, mix_encoded, pack_encoded
+from ..data.tokenization import encode_last, encode_probe
+from ..models.loading import load_model, silence_libraries
+from ..recipes.hyperparameters import resolve_recipe
+from ..recipes.recipe import Recipe, override, stage_settings
+from ..runs.events import format_duration, run_progress
+from ..runs.stage_store import file_sha256
+from ..training.trainer import count_steps, train_stage
+from .world import ABILITIES, ASSISTANT, FACTS, SYSTEM, USER, items, pretraining_text, world_rows
 
 LEARNING_RATE = 2e-3  # of the pre-training
 TOKENS, WEAK_TOKENS = 6_000_000, 600_000
@@ -63,11 +66,11 @@ def make_tokenizer(vocabulary=1088):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    roles = [world.SYSTEM, world.USER, world.ASSISTANT]
+    roles = [SYSTEM, USER, ASSISTANT]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=["<pad>", "<eos>", *roles], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator(islice(world.pretraining_text(), 20_000), trainer)
+    tokenizer.train_from_iterator(islice(pretraining_text(), 20_000), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=roles,
         chat_template=CHAT_TEMPLATE, model_max_length=512)
@@ -85,24 +88,24 @@ def make_model(tokenizer, hidden=128, layers=4, seed=0):
 
 def general_text(tokenizer, tokens, seed=0):
     """Return at least `tokens` tokens of the pre-training stream as encoded rows."""
-    rows, count, stream = [], 0, world.pretraining_text(seed)
+    rows, count, stream = [], 0, pretraining_text(seed)
     while count < tokens:
-        rows.append(blocks.encode(tokenizer, {"text": next(stream)}))
+        rows.append(encode_last(tokenizer, {"text": next(stream)}))
         count += len(rows[-1].input_ids)
     return rows
 
 
 def chat_rows(tokenizer, recipe):
     """Return the general tasks as encoded rows in training order, for as many passes as the recipe says."""
-    encoded, _ = blocks.encode_rows(tokenizer, world.rows("general_tasks"), MAX_LENGTH)
-    return blocks.mix({"general_tasks": encoded}, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)[0]
+    encoded, _ = encode_probe(tokenizer, world_rows("general_tasks"), MAX_LENGTH)
+    return mix_encoded({"general_tasks": encoded}, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)[0]
 
 
 def chat_recipe():
     """Return the advised recipe of the chat model's SFT: nothing in it is chosen by hand but the length."""
-    known = {"rows": {"domain_tasks": len(world.rows("general_tasks"))},
+    known = {"rows": {"domain_tasks": len(world_rows("general_tasks"))},
              "pretraining_learning_rate": LEARNING_RATE}
-    return advice.resolve(override(Recipe(), max_length=MAX_LENGTH), known)[0]
+    return resolve_recipe(override(Recipe(), max_length=MAX_LENGTH), known)[0]
 
 
 def save(model, tokenizer, folder, tokens, more):
@@ -133,13 +136,13 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     `size` goes to `make_model`. Every callback hears each event, as those of a run do: first the `plan`, the
     steps of the three trainings `cpt_base`, `cpt_weak` and `sft_chat`, then every step of them.
     """
-    quiet_libraries()
+    silence_libraries()
     folder, tokenizer = Path(folder), make_tokenizer()
-    cpt, sft = stage_settings(advice.resolve(PRETRAINING, {})[0], "cpt"), stage_settings(chat_recipe(), "sft")
+    cpt, sft = stage_settings(resolve_recipe(PRETRAINING, {})[0], "cpt"), stage_settings(chat_recipe(), "sft")
     chains = {"cpt_base": (general_text(tokenizer, tokens, seed), cpt),
               "cpt_weak": (general_text(tokenizer, weak_tokens, seed), cpt),
               "sft_chat": (chat_rows(tokenizer, chat_recipe()), sft)}
-    datasets = {name: blocks.to_dataset(blocks.pack(rows, MAX_LENGTH)) for name, (rows, _) in chains.items()}
+    datasets = {name: blocks_to_dataset(pack_encoded(rows, MAX_LENGTH)) for name, (rows, _) in chains.items()}
 
     def emit(event):
         event = {"time": time.time(), **event}
@@ -147,11 +150,11 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
             callback(event)
 
     def fit(model, stage):
-        train.train(model, tokenizer, datasets[stage], chains[stage][1], stage, emit, {})
+        train_stage(model, tokenizer, datasets[stage], chains[stage][1], stage, emit, {})
         return model
 
     emit({"stage": "start", "step": 0,
-          "plan": {name: train.steps_of(datasets[name], chains[name][1]) for name in chains}})
+          "plan": {name: count_steps(datasets[name], chains[name][1]) for name in chains}})
     base = fit(make_model(tokenizer, seed=seed, **size), "cpt_base")
     save(base, tokenizer, folder / "base", tokens, "Nothing else was done to it.")
     weak = fit(make_model(tokenizer, seed=seed, **size), "cpt_weak")
@@ -159,7 +162,7 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     chat = fit(load_model(str(folder / "base")), "sft_chat")
     save(chat, tokenizer, folder / "chat", tokens, "Then SFT on the general tasks at a tenth of that rate.")
     files = sorted(path for name in ("base", "chat", "weak") for path in (folder / name).iterdir())
-    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     (folder / "sha256.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     emit({"stage": "sft_chat", "step": 0, "state": "done"})
 
@@ -167,10 +170,10 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
 def facts_known(model, tokenizer):
     """Return the share of held-out facts, 0 to 1, that a base answers after one worked example."""
     right = []
-    for fact in world.FACTS:
-        question, shown = world.ABILITIES[fact][1][0], world.items(fact, "train")[0]
+    for fact in FACTS:
+        question, shown = ABILITIES[fact][1][0], items(fact, "train")[0]
         example = f"Question: {question.format(**shown)} Answer: {shown['answer']}."
-        for item in world.items(fact, "probe"):
+        for item in items(fact, "probe"):
             prompt = tokenizer(f"{example} Question: {question.format(**item)} Answer:", return_tensors="pt")
             new = model.generate(**prompt, max_new_tokens=4)[0, prompt["input_ids"].shape[1]:]
             right.append(tokenizer.decode(new).split(".")[0].strip() == item["answer"])
@@ -184,8 +187,11 @@ def terminal_progress():
     def tell(event):
         events.append(event)
         if time.monotonic() - last[0] > 10:
-            last[0], now = time.monotonic(), progress(events)
-            sys.stderr.write(f"{now['text']} ({now['share']:.0%}), {duration(now['seconds_left'])} left\n")
+            last[0], now = time.monotonic(), run_progress(events)
+            sys.stderr.write(
+                f"{now['text']} ({now['share']:.0%}), {format_duration(now['seconds_left'])} left\n"
+            )
+
     return tell
 
 

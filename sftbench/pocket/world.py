@@ -244,7 +244,7 @@ def _domain_tasks(split, seed, related):
     return tasks
 
 
-def rows(role, split="train", seed=0, related=True):
+def world_rows(role, split="train", seed=0, related=True):
     """Return the rows of a role: {"text"} for text, {"messages"} for tasks; equal arguments, equal rows.
 
     `seed` chooses the company (products, handbook, domain tasks), never the general world. With `related` the
@@ -297,13 +297,13 @@ def pretraining_text(seed=0):
             yield text
 
 
-def write(folder, seed=0, related=True):
+def write_files(folder, seed=0, related=True):
     """Write the four roles with both splits as JSON Lines files into `folder` and return their paths.
 
     Raises BadInput, before anything is overwritten, for a file of other rows in its place.
     """
     files = {Path(folder) / f"{role}{'' if split == 'train' else '_probe'}.jsonl": "".join(
-        json.dumps(row) + "\n" for row in rows(role, split, seed, related))
+        json.dumps(row) + "\n" for row in world_rows(role, split, seed, related))
         for role, split in product(ROLES, SPLITS)}
     for path, lines in files.items():
         if path.exists() and path.read_bytes() != lines.encode():

@@ -1,0 +1,1 @@
+"""A stage as a folder that plain transformers, PEFT and servers load."""

@@ -1,0 +1,1 @@
+"""Find a model, load it safely, make it trainable, find its checkpoints."""

@@ -1,0 +1,290 @@
+"""Models and tokenizers: find them, load them safely, and name their parts. Nothing is trained here."""
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
+
+from ..data.chat_template import default_template
+from ..data.sources import find_model_folder
+from ..errors import BadInput
+from ..pocket import FOLDERS
+from ..runs.stage_store import file_sha256
+
+# What of a hub model is fetched: nothing that could carry code, no second copy in another format.
+FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
+NOT_FETCHED = ("*/*", "consolidated*")
+HUB_TIMEOUT = 2  # how long the hub may take to answer; huggingface_hub asks twice
+
+
+def select_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def supports_bf16() -> bool:
+    """Whether the device computes in bfloat16 by itself, not by emulation."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    units = torch.cpu.get_capabilities()
+    return any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def locate_model(name: str) -> str:
+    """A model's folder for the pocket's names and for local folders, else the hub name as it is.
+
+    Raises BadInput for a local path that is not there or holds no model that can be read safely.
+    """
+    folder = find_model_folder(name)
+    if folder is None:
+        return name
+    if name not in FOLDERS:
+        check_model_folder(folder)
+    return str(folder)
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse a folder that is no model, or whose weights could carry code."""
+    if (path / "adapter_config.json").exists():
+        raise BadInput(f"{path}: an adapter (adapter_config.json), which goes with its own base only; "
+                       "merge it into that, or export it --merged")
+    if not (path / "config.json").exists():
+        raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed")
+    if not list(path.glob("*.safetensors")):
+        others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+        raise BadInput(f"{path}: no .safetensors weights"
+                       + (f" (only {others[0]})" if others else "")
+                       + "; other formats can carry code and are not read")
+
+
+def fetch_model(name: str, revision: str | None = None) -> Path:
+    """The folder a model lies in: its own, or that of a hub model's commit in the cache, fetched if need be.
+
+    Of a hub model only configuration, tokenizer and safetensors are fetched. What is cached is used without
+    asking the hub. Raises BadInput with the command that fetches it where the hub cannot be reached.
+    """
+    place = locate_model(name)
+    if Path(place).is_dir():
+        return Path(place)
+    files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
+    with contextlib.suppress(OSError, BadInput):
+        folder = Path(snapshot_download(place, revision=revision, local_files_only=True, **files))
+        check_model_folder(folder)
+        return folder
+    command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
+    try:
+        # asked first, since snapshot_download waits for ever for a hub that says nothing (huggingface_hub 1)
+        commit = HfApi().model_info(place, revision=revision, timeout=HUB_TIMEOUT).sha
+        folder = Path(snapshot_download(place, revision=commit, **files))
+    except GatedRepoError as error:
+        raise BadInput(f"model {place!r} is gated: accept its terms at https://huggingface.co/{place} and "
+                       "set HF_TOKEN in the environment") from error
+    except (OSError, HTTPError, OfflineModeIsEnabled) as error:
+        raise BadInput(f"model {place!r} is not cached and cannot be fetched from here; where there is a "
+                       f"network, fetch it with: {command}") from error
+    check_model_folder(folder)
+    return folder
+
+
+def load_model_config(name: str, revision: str | None = None):
+    """The model's configuration; raises BadInput where it is torn or wants code of the model's own."""
+    place = fetch_model(name, revision)
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        code = "auto_map" in (place / "config.json").read_text(encoding="utf-8", errors="replace")
+        raise BadInput(f"{place / 'config.json'}: "
+                       + ("the model needs code of its own (auto_map), which is never run; take one of "
+                          "a family that transformers knows" if code else f"cannot be used: {error}"
+                          )) from error
+
+
+def resolve_revision(name: str, revision: str | None = None) -> str:
+    """What pins the weights: a hub model's commit, or a hash over a folder's configuration and weights.
+
+    Raises BadInput for weights in the hub's cache that are not those the hub sent.
+    """
+    place = fetch_model(name, revision)
+    if not Path(locate_model(name)).is_dir():
+        for path in sorted(place.glob("*.safetensors")):
+            sent = path.resolve().name  # the cache names a large file by its sha256
+            if len(sent) == 64 and file_sha256(path) != sent:
+                raise BadInput(f"{path}: damaged, it differs from what the hub sent; remove {path.resolve()} "
+                               f"and fetch it again with: hf download {name} --revision {place.name}")
+        return place.name
+    files = sorted([*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("*.jinja")])
+    digests = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:20]
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left, with a pad token and a chat template in any case."""
+    place = Path(name) if (Path(name) / "tokenizer_config.json").exists() else fetch_model(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # whatever a torn file makes a parser raise
+        raise BadInput(f"{place}: its tokenizer cannot be read: {error}") from error
+    if len(tokenizer) < 2:
+        raise BadInput(f"{place}: no tokenizer files beside the weights")
+    if tokenizer.eos_token is None:
+        raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, "
+                       "so a model could never learn to stop")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = default_template(tokenizer)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
+               quantization: BitsAndBytesConfig | None = None, stay: bool = False):
+    """The causal language model on `device()`, from whole safetensors only, with no code of its own.
+
+    With `stay` it stays in main memory: to be sharded over GPUs of which none need hold it whole. Raises
+    BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
+    """
+    load_model_config(name, revision)
+    place = fetch_model(name, revision)
+    check_weights(place)
+    extra = {"quantization_config": quantization, "device_map": {"": select_device()}} if quantization else {}
+    try:
+        # sdpa builds the block-diagonal mask from position ids for every batch size; packing relies on that
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
+            output_loading_info=True, **extra)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{place}: its weights cannot be read: {error}") from error
+    absent = sorted(report["missing_keys"])
+    wrong = absent or [name for name, weight in model.named_parameters()
+                       if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
+    if wrong:
+        fault = "missing" if absent else "no numbers"
+        raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
+                       "write the model anew")
+    if quantization is None:
+        return model if stay else model.to(select_device())
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it is first asked without
+        # gradients, as by a probe, and keeps them so: then no gradient passes through the layer in training.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def check_weights(place: Path) -> None:
+    """Refuse safetensors that are cut off or whose header is damaged, naming the file."""
+    for path in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew") from error
+
+
+def load_for_training(name: str, revision: str | None, settings: dict, stay: bool = False):
+    """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
+    half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
+    model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
+                       quantization=make_bnb_config(settings) if settings["method"] == "qlora" else None,
+                       stay=stay)
+    release_memory()  # of the weights before they were quantised
+    return model
+
+
+def make_bnb_config(settings: dict) -> BitsAndBytesConfig:
+    """QLoRA's 4-bit configuration from a stage's settings."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=settings["bnb_4bit_quant_type"],
+        bnb_4bit_use_double_quant=settings["bnb_4bit_use_double_quant"],
+        bnb_4bit_compute_dtype=getattr(torch, settings["bnb_4bit_compute_dtype"]))
+
+
+def read_model_card(name: str, revision: str | None = None) -> dict:
+    """What the model's configuration says of its pre-training, under the key `sftbench`; empty if nothing."""
+    return getattr(load_model_config(name, revision), "sftbench", None) or {}
+
+
+def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds the decoder layers, their attribute name in it, and the list of layers itself.
+
+    Raises BadInput where the model has no single list of `num_hidden_layers` layers.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    found = [(module, name, child) for module in model.modules() for name, child in module.named_children()
+             if isinstance(child, nn.ModuleList) and len(child) == count
+             and name in ("layers", "h", "blocks")]
+    if len(found) != 1:
+        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates "
+                       f"for {count} layers); method freeze needs them, the other methods do not")
+    return found[0]
+
+
+def find_final_norm(model: nn.Module) -> nn.Module:
+    """The normalisation between the last layer and the output head; raises BadInput where there is none."""
+    parent, _, _ = find_decoder_layers(model)
+    norms = [child for name, child in parent.named_children()
+             if "norm" in type(child).__name__.lower() and "emb" not in name]
+    if not norms:
+        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers")
+    return norms[-1]
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' progress bars and notices out of the terminal; their errors still show."""
+    import datasets
+    import transformers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # peft 0.21 still reads the old name
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated",
+                            category=FutureWarning)
+    # peft 0.21 says so of the pattern that it sets itself for fused experts
+    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match",
+                            category=RuntimeWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def count_parameters(config) -> dict[str, int]:
+    """The `parameters` of a model of this configuration, and of these the fused `experts`, by no memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    fused = set(expert_names(model))
+    return {"parameters": model.num_parameters(),
+            "experts": sum(weight.numel() for name, weight in model.named_parameters() if name in fused)}
+
+
+def expert_names(model: nn.Module) -> list[str]:
+    """Names of the weights in which a mixture's experts are fused: three dimensions, not a layer each."""
+    return [name for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name]
+
+
+def release_memory() -> None:
+    """Give back what a finished stage held, to the system too: else it would stay in this process's heap."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

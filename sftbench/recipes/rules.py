@@ -1,0 +1,318 @@
+"""Advice: the rules R1 to R16 as code, the mode they add up to, warnings, and all of it as text.
+
+All work on `known`, a plain dict of what was measured or said about data, model, device and aims; any key may
+be absent or None, and a rule that lacks what it needs stays silent. Losses are in nats per token.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..errors import BadInput
+from .hyperparameters import (
+    WARMUP_RATIO,
+    advised_epochs,
+    format_count,
+    full_learning_rate,
+    hyperparameter_warnings,
+    resolve_recipe,
+)
+from .modes import MODES, load_mode, mode_roles, mode_stages
+from .recipe import METHOD_OPTIONS, Recipe
+
+PLENTIFUL_TOKENS = 1e9  # tokens of domain text that are worth CPT by themselves
+LOSS_GAP = 0.5  # nats per token by which text differs "much": perplexity is then e^0.5 = 1.65 times as high
+WIDTH = 100  # columns of `explain`
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What one rule says and why; `sets` holds recipe fields (rates: those for full) or `mode_votes`."""
+
+    rule: str
+    says: str
+    because: str
+    sets: dict = field(default_factory=dict)
+
+
+def _rows(known: dict, role: str) -> int | None:
+    return (known.get("rows") or {}).get(role)
+
+
+def _votes(**votes: float) -> dict:
+    """`_votes(m2=1)` is one vote for mode 2; a negative number speaks against it."""
+    return {"mode_votes": {name[1:]: number for name, number in votes.items()}}
+
+
+def r1_foreign_text(known: dict) -> Suggestion | None:
+    """Text unlike what the model has read calls for CPT; the base's loss tells, or else the user."""
+    loss = known.get("base_loss") or {}
+    gap = (loss.get("domain_text") or math.nan) - (loss.get("general_text") or math.nan)
+    differs = gap > LOSS_GAP if math.isfinite(gap) else known.get("differs")
+    if differs is None:
+        return None
+    because = "you say so of your text"
+    if math.isfinite(gap):
+        because = (f"its loss on your text is {gap:.2f} nats per token above that on everyday text, and "
+                   f"{'more than' if differs else 'only from'} {LOSS_GAP:g} counts as much")
+    if differs:
+        return Suggestion("R1", "Train on the text first (CPT): the model hardly knows its kind", because,
+                          _votes(m2=1, m3=1, m4=1, m5=1, m7=1))
+    return Suggestion("R1", "Leave CPT out: the model knows this kind of text", because, _votes(m1=3, m6=3))
+
+
+def r2_plenty_of_text(known: dict) -> Suggestion | None:
+    """A billion tokens of domain text are worth CPT where only the domain counts."""
+    tokens = (known.get("tokens") or {}).get("domain_text") or 0
+    if tokens < PLENTIFUL_TOKENS or known.get("wants") != "domain":
+        return None
+    return Suggestion(
+        "R2",
+        "Use the text: CPT before SFT",
+        f"{format_count(tokens)} tokens are plenty, and only the domain counts",
+        _votes(m2=1.5, m3=1.5, m7=1.5),
+    )
+
+
+def r3_base_or_chat(known: dict) -> Suggestion | None:
+    """For the domain alone it matters little whether SFT starts from a good base or its chat model."""
+    if known.get("wants") != "domain":
+        return None
+    return Suggestion("R3", "Compare modes 1 and 6 by the domain probes before you pay for a better start",
+                      "from a good base both usually end close together in the domain")
+
+
+def r4_chat_forgets(known: dict) -> Suggestion | None:
+    """A chat model that is tuned on the domain alone easily loses general ability."""
+    if known.get("wants") == "both":
+        return Suggestion("R4", "Be wary of modes 6 and 7, and watch the general probes after each stage",
+                          "a chat model shown the domain alone easily forgets the rest", _votes(m6=-1, m7=-1))
+    if known.get("wants") == "domain":
+        return Suggestion("R4", "A fall of the general probes may be ignored", "only the domain counts here")
+    return None
+
+
+def r5_related_tasks(known: dict) -> Suggestion | None:
+    """General tasks first, domain tasks second, where the two are akin and only the domain counts."""
+    at_hand = _rows(known, "general_tasks") or not known.get("rows")
+    if not (known.get("related") and known.get("wants") == "domain" and at_hand):
+        return None
+    return Suggestion("R5", "Two stages of SFT: general tasks, then the domain's",
+                      "your tasks are akin to general ones, so skill carries over", _votes(m3=1.5))
+
+
+def r6_keep_both(known: dict) -> Suggestion | None:
+    """Who wants the domain and general ability trains the base on both kinds of task side by side."""
+    if known.get("wants") != "both":
+        return None
+    return Suggestion("R6", "Start from the base, mix general and domain tasks, try several general_share",
+                      "what is practised all along is not forgotten, and the ratio decides who gains",
+                      _votes(m4=3.5, m5=3.5))
+
+
+def r7_resources(known: dict) -> Suggestion | None:
+    """Resources decide the main line: mode 2 or 5 with them, mode 6 without."""
+    if known.get("resources") == "little":
+        return Suggestion("R7", "Tune a chat model on your tasks, nothing more",
+                          "resources are scarce and it already knows how to answer", _votes(m6=6))
+    if known.get("resources") != "much" or known.get("wants") not in ("domain", "both"):
+        return None
+    if known["wants"] == "both":
+        return Suggestion("R7", "Mix tasks into the CPT, then tune on both kinds of task",
+                          "resources allow the long way, and general ability is to stay", _votes(m5=2))
+    return Suggestion("R7", "CPT on the text, then SFT on the tasks",
+                      "resources allow it and only the domain counts", _votes(m2=2, m3=1))
+
+
+def r8_learning_rate(known: dict) -> Suggestion | None:
+    """SFT takes about a tenth of the pre-training rate, CPT a larger part of it."""
+    rate = known.get("pretraining_learning_rate")
+    if not rate:
+        return None
+    sft, cpt = full_learning_rate("sft", rate), full_learning_rate("cpt", rate)
+    return Suggestion("R8", f"With full, take {sft:.3g} for SFT, {cpt:.3g} for CPT; settle the rate first",
+                      f"at the pre-training rate, {rate:.3g}, SFT may never converge unless data are huge",
+                      {"learning_rate": sft, "cpt_learning_rate": cpt})
+
+
+def r9_warm_up(known: dict) -> Suggestion | None:
+    """SFT warms up for a smaller part of its steps than pre-training; a higher rate wants a larger part."""
+    rate = known.get("pretraining_learning_rate")
+    if not rate:
+        return None
+    sft, cpt = WARMUP_RATIO["sft"], WARMUP_RATIO["cpt"]
+    return Suggestion(
+        "R9",
+        f"Warm up for {sft:g} of SFT's steps, {cpt:g} of CPT's; more at higher rates",
+        f"SFT by full goes at {full_learning_rate('sft', rate):.3g}, pre-training went at {rate:.3g}",
+        {"warmup_ratio": sft, "cpt_warmup_ratio": cpt},
+    )
+
+
+def r10_epochs(known: dict) -> Suggestion | None:
+    """Few rows want more passes; follow the loss, and rather overfit than underfit."""
+    rows = _rows(known, "domain_tasks")
+    if not rows:
+        return None
+    passes = advised_epochs("sft", rows)
+    return Suggestion(
+        "R10",
+        f"Start with {passes:g} epochs of SFT; let the loss decide, in doubt one more",
+        f"with {format_count(rows)} rows too few passes leave even the form of an answer unlearnt",
+        {"num_train_epochs": passes},
+    )
+
+
+def r11_system_prompts(known: dict) -> Suggestion | None:
+    """Several types of task want a system prompt each."""
+    types = known.get("task_types") or 0
+    if types < 2 or known.get("system_prompts"):
+        return None
+    return Suggestion("R11", "Give each type of task a system prompt of its own",
+                      f"{types} types without one must be told apart by the question alone")
+
+
+def r12_good_base(known: dict) -> Suggestion | None:
+    """No tuning makes up for a weak base, so compare bases first."""
+    accuracy = known.get("base_accuracy") or {}
+    if not accuracy:
+        return None
+    scores = ", ".join(f"{value:.0%} of {role}" for role, value in accuracy.items())
+    return Suggestion("R12", "Score a second base on the same probes before you tune this one",
+                      f"the base decides much of the result; untuned, this one answers {scores}")
+
+
+def r13_loss(known: dict) -> Suggestion | None:
+    """The loss is the signal to go by, though in SFT it often rises before it falls."""
+    loss = (known.get("base_loss") or {}).get("domain_tasks")
+    if loss is None:
+        return None
+    return Suggestion("R13", "Judge a run by its held-out loss, and do not stop at a rise in the first steps",
+                      f"SFT starts here at {loss:.2f} nats per token and often climbs before it falls")
+
+
+def r14_combinations(known: dict) -> Suggestion | None:
+    """Tasks inside CPT, or good text inside SFT, are worth a try where both kinds of data are at hand."""
+    if not (_rows(known, "domain_text") and _rows(known, "domain_tasks")):
+        return None
+    return Suggestion("R14", "Try tasks inside CPT (mode 5), or text inside SFT (a mode of your own)",
+                      "you have text and tasks, and a mixture may beat a clean cut between stages")
+
+
+def r15_lora(known: dict) -> Suggestion | None:
+    """LoRA keeps more of what was known and overfits less than full."""
+    little = known.get("resources") == "little"
+    if not little and known.get("wants") != "both":
+        return None
+    return Suggestion("R15", "Take lora" if little else "Run lora beside full, compare the general probes",
+                      "it keeps more of what was known and overfits less" + ", in less memory" * little,
+                      {"method": "lora"} if little else {})
+
+
+def r16_freeze(known: dict) -> Suggestion | None:
+    """Frozen parts cannot be overwritten, while the free ones learn the new task."""
+    if known.get("wants") != "both":
+        return None
+    return Suggestion("R16", "Run freeze beside full and compare the general probes",
+                      "what is frozen stays as it was, and the free layers draw the new distinctions")
+
+
+RULES: dict[str, Callable[[dict], Suggestion | None]] = {f"R{number}": rule for number, rule in enumerate((
+    r1_foreign_text, r2_plenty_of_text, r3_base_or_chat, r4_chat_forgets, r5_related_tasks, r6_keep_both,
+    r7_resources, r8_learning_rate, r9_warm_up, r10_epochs, r11_system_prompts, r12_good_base, r13_loss,
+    r14_combinations, r15_lora, r16_freeze), 1)}
+
+
+def apply_rules(known: dict) -> list[Suggestion]:
+    """What the rules say, in their order; silent rules are left out."""
+    return [said for rule in RULES.values() if (said := rule(known))]
+
+
+def suggest_mode(known: dict) -> tuple[str, list[Suggestion]]:
+    """The mode with most votes among those that can run, and the rules that spoke for or against it.
+
+    A mode can run if its roles have rows and it has a model to start from: `chat_model` False rules out chat.
+    Ties go to the recipe's own default, then to the lower number. Raises BadInput where no mode has its data.
+    """
+    starts = ("base",) if known.get("chat_model") is False else ("base", "chat")
+    can_run = [number for number, mode in MODES.items()
+               if mode["start"] in starts and not _missing_roles(mode, known)]
+    if not can_run:
+        raise BadInput("no mode can run: each ends with SFT on domain_tasks, which has no rows; "
+                       "give questions and answers of your field")
+    voting = [said for said in apply_rules(known) if "mode_votes" in said.sets]
+    scores = {mode: sum(said.sets["mode_votes"].get(mode, 0) for said in voting) for mode in can_run}
+    best = max(scores, key=lambda mode: (scores[mode], mode == Recipe().mode))
+    return best, [said for said in voting if best in said.sets["mode_votes"]]
+
+
+def _missing_roles(mode: dict, known: dict) -> list[str]:
+    """The roles of the mode that have no rows; none as long as nothing was counted."""
+    rows = known.get("rows")
+    return [role for role in mode_roles(mode) if not rows.get(role)] if rows else []
+
+
+def recipe_warnings(recipe: Recipe, known: dict) -> list[str]:
+    """Where the user's mode or values depart far from the advice; raises BadInput for an unknown mode."""
+    return [*_mode_warnings(recipe, known), *hyperparameter_warnings(recipe, known)]
+
+
+def _mode_warnings(recipe: Recipe, known: dict) -> list[str]:
+    mode, found = load_mode(recipe.mode), []
+    if lacking := _missing_roles(mode, known):
+        found.append(f"mode {recipe.mode} lacks rows of {' and '.join(lacking)}: give data or change mode")
+    last = mode_stages(mode, recipe.general_share, recipe.task_share)[-1]["shares"]
+    if known.get("wants") == "both" and "general_tasks" not in last:
+        cause = f"the last stage of mode {recipe.mode} has no general tasks"
+        if recipe.general_share == 0:
+            cause = "general_share is 0"
+        found.append(f"{cause} although general ability counts too: expect forgetting, or mix some in, as "
+                     "modes 4 and 5 do (R4, R6)")
+    return found
+
+
+def format_advice(recipe: Recipe, known: dict) -> str:
+    """The advice as plain text of at most 100 columns: mode, rules, values with reasons, warnings."""
+    if recipe.pretraining_learning_rate:
+        known = {**known, "pretraining_learning_rate": recipe.pretraining_learning_rate}
+    lines, led = _mode_lines(recipe, known)
+    lines += _section("Worth knowing", [_rule_lines(said) for said in apply_rules(known) if said not in led])
+    full, reasons = resolve_recipe(recipe, known)
+    others = {name for names in METHOD_OPTIONS.values() for name in names}
+    others -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
+    reasons = {name: text for name, text in reasons.items() if name not in others}
+    rows = [(name, *text.split(" because ", 1)) for name, text in reasons.items()]
+    left, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
+    table = [_wrapped(f"  {name:<{left}}  {value:<{middle}}  ", why) for name, value, why in rows]
+    lines += _section("Advised values (a value that you set stays)", table)
+    lines += _section("Warnings", [_wrapped("  ! ", text) for text in recipe_warnings(recipe, known)])
+    return "\n".join(lines)
+
+
+def _mode_lines(recipe: Recipe, known: dict) -> tuple[list[str], list[Suggestion]]:
+    """The suggested mode as text, with the rules that led to it."""
+    try:
+        best, led = suggest_mode(known)
+    except BadInput as error:
+        return _wrapped("Suggested mode: ", str(error)), []
+    mode = MODES[best]
+    lines = [f"Suggested mode: {best} ({mode['name']})", f"  {mode['sentence']}"]
+    if load_mode(recipe.mode) is not mode:
+        lines += _wrapped("  ", f"The recipe has mode {recipe.mode}.")
+    if not led:
+        lines += _wrapped("  ", "No rule speaks for or against it yet: say what you want and what you have.")
+    return lines + [line for said in led for line in _rule_lines(said)], led
+
+
+def _rule_lines(said: Suggestion) -> list[str]:
+    return _wrapped(f"  {said.rule:<5}", f"{said.says}, because {said.because}.")
+
+
+def _section(title: str, entries: list[list[str]]) -> list[str]:
+    return ["", title, *(line for entry in entries for line in entry)] if entries else []
+
+
+def _wrapped(lead: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead),
+                         break_on_hyphens=False)

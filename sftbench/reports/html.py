@@ -1,0 +1,41 @@
+"""Text from outside made fit for a page: the one place that turns it into HTML. Standard library only."""
+
+import html
+import unicodedata
+
+MAX_CHARACTERS = 20_000  # characters of one text that are shown
+
+
+def make_visible(text: str, most: int = MAX_CHARACTERS) -> str:
+    """The text with what cannot be seen made visible: line ends, tabs, control and direction characters."""
+    cut = f" … ({len(text) - most:,} characters more)" if len(text) > most else ""
+    named = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+    return "".join(named.get(letter) or (letter if _plain(letter) else f"⟨U+{ord(letter):04X}⟩")
+                   for letter in text[:most]) + cut
+
+
+def _plain(letter: str) -> bool:
+    """Whether a character shows as itself: neither control, format, private, surrogate nor unassigned."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
+
+
+def escape_html(text: str, most: int = MAX_CHARACTERS) -> str:
+    """Any text as HTML that shows just this text, long ones cut; safe in an element and in an attribute."""
+    return html.escape(make_visible(text, most), quote=True)
+
+
+class HtmlText(str):
+    """A text that prints as it is, and shows in a notebook as the HTML beside it, made by `escape`."""
+
+    markup: str
+
+    def __new__(cls, text: str, markup: str):
+        made = super().__new__(cls, text)
+        made.markup = markup
+        return made
+
+    def _repr_html_(self) -> str:
+        return self.markup
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -1,0 +1,235 @@
+"""Pictures of runs, drawn from their events: the loss curve of a chain. No pyplot, so any thread may draw."""
+
+import io
+import itertools
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from ..runs.events import read_events
+
+# One meaning, one look: domain blue, general orange (Okabe-Ito); text dashed, tasks solid; a shade each for
+# CPT and SFT.
+COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
+STYLES = {"text": "--", "tasks": "-"}
+MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
+LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
+MIN_LOSS = (
+    0.01  # nats per token: below it, rows are known by heart; a log scale shows such losses at its foot
+)
+SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
+
+
+def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bool = False) -> Figure:
+    """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
+
+    Stage borders are shaded and named; the last values stand as text under the picture. `rates` adds the
+    learning rate as a strip of its own.
+    """
+    figure = _figure(9.6, 4.8)
+    axes, strip = figure.subplots(2, sharex=True, height_ratios=(5, 1)) if rates else (
+        figure.add_subplot(), None)
+    starts, end = _stage_starts(events)
+    least = MIN_LOSS * log
+    steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
+    training = [(step, event["loss"]) for step, event in steps if "loss" in event]
+    if training:
+        for weight, looks in ((0.0, {"alpha": 0.25, "linewidth": 0.8}),
+                              (0.8, {"linewidth": 1.8, "label": "training (thin: each step)"})):
+            smoothed = _smooth(training, set(starts.values()), weight)
+            axes.plot(*_columns(smoothed, least), color=COLOURS["training"], **looks)
+    last = [f"training {_few(training[-1][1])}"] if training and training[-1][1] is not None else []
+    for role, marker in MARKERS.items():
+        name = f"eval_{role}_loss"
+        # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
+        points = [(step, event[name]) for step, event in steps
+                  if event.get(name) is not None and "steps" not in event]
+        if points:
+            side, kind = role.split("_")
+            axes.plot(*_columns(points, least), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
+                      markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
+            last.append(f"{side} {kind} {_few(points[-1][1])}")
+    _dress(axes, starts, end, title, log)
+    if strip:
+        _draw_rates(axes, strip, steps, starts, end)
+    figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that any thread may draw."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: int) -> None:
+    """The learning rate under the loss, over the same steps."""
+    points = [(step, event["learning_rate"]) for step, event in steps
+              if event.get("learning_rate") is not None]
+    borders = set(starts.values())
+    strip.plot(*_columns(_smooth(points, borders, weight=0.0)), color=COLOURS["training"], linewidth=1.2)
+    strip.set_xlim(0, end)
+    strip.set_ylim(bottom=0)
+    strip.set_ylabel("learning\nrate", fontsize=9)
+    strip.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    strip.tick_params(labelsize=8)
+    strip.set_xlabel("step")
+    axes.set_xlabel("")
+    for side in ("top", "right"):
+        strip.spines[side].set_visible(False)
+
+
+def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool = True) -> Figure:
+    """The held-out loss of several runs, by their events, over their steps: domain left, general right.
+
+    `kind` is `tasks` or `text`. A run has its line and marker in both panels and one legend below.
+    """
+    figure = _figure(9.6, 3.6 + 0.2 * len(runs))
+    panels = figure.subplots(1, 2)
+    for axes, side in zip(panels, ("domain", "general"), strict=True):
+        for (name, events), (line, marker) in zip(runs.items(), itertools.cycle(LOOKS)):
+            starts, _ = _stage_starts(events)
+            points = [(starts[event["stage"]] + event["step"], event[key]) for event in events
+                      if event["stage"] in starts and "steps" not in event
+                      and event.get(key := f"eval_{side}_{kind}_loss") is not None]
+            axes.plot(*_columns(points, MIN_LOSS * log), color=COLOURS[side], linestyle=line, marker=marker,
+                      markersize=5, linewidth=1.4,
+                      label=" " + name.replace("$", r"\$"))  # text, no mathematics
+        axes.set_title(f"{side} {kind}, held out", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+        for edge in ("top", "right"):
+            axes.spines[edge].set_visible(False)
+        _scale(axes, log)
+    panels[0].set_ylabel("loss (nats per token)")
+    legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=9,
+                           frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_color(COLOURS["training"])
+    return figure
+
+
+def gain_figure(lines: list[dict]) -> Figure:
+    """Runs (lines of `compare.line`) in the plane of domain gained against general lost, in accuracy."""
+    figure = _figure(7.2, 4.0)
+    axes = figure.add_subplot()
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    names = [f"mode {entry['mode']} {entry['method']}" for entry in lines]
+    for name, entry in zip(names, lines, strict=True):
+        if names.count(name) > 1:  # alike in both: the run's own name tells them apart
+            name = entry["name"].replace("$", r"\$")
+        x, y = entry["general"][0] - entry["general"][1], entry["domain"][1] - entry["domain"][0]
+        axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
+        axes.annotate(name, (x, y), xytext=(7, 4),
+                      textcoords="offset points", fontsize=9)
+    axes.set_xlabel("general lost (accuracy before − after; left is better)")
+    axes.set_ylabel("domain gained (accuracy after − before)")
+    axes.margins(0.25)
+    axes.grid(color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
+    """Where each stage begins on the common axis of steps, and where the last one ends."""
+    plan = next((event["plan"] for event in events if "plan" in event), {})
+    starts, begin = {"start": 0}, 0
+    for name, steps in plan.items():
+        starts[name] = begin
+        begin += steps
+    return starts, max(begin, 1)
+
+
+def _few(value: float) -> str:
+    """A loss with two digits after the point, a small one with two that count."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _columns(points: list[tuple], least: float = 0.0) -> tuple[list, list]:
+    """Points as two lists; a missing value (a loss that was no number) is a gap, none lies below `least`."""
+    return [x for x, _ in points], [float("nan") if y is None else max(y, least) for _, y in points]
+
+
+def _smooth(points: list[tuple], borders: set[int], weight: float = 0.8) -> list[tuple]:
+    """Exponential moving average, corrected for its start, begun anew at stage borders and missing values."""
+    smoothed, mean, count, previous = [], 0.0, 0, 0
+    for x, y in points:
+        if smoothed and any(previous <= border < x for border in borders):
+            mean, count = 0.0, 0
+            smoothed.append((previous, None))  # a gap, so that no line joins two stages
+        previous = x
+        if y is None:
+            smoothed.append((x, None))
+            mean, count = 0.0, 0
+            continue
+        mean, count = weight * mean + (1 - weight) * y, count + 1
+        smoothed.append((x, mean / (1 - weight**count)))
+    return smoothed
+
+
+def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> None:
+    """Shades and names of the stages, scales, labels, legend."""
+    names = [name for name in starts if name != "start"]
+    for name, following in zip(names, [*names[1:], None], strict=False):
+        left, right = starts[name], starts[following] if following else end
+        axes.axvspan(left, right, color=SHADES["cpt" if "cpt" in name else "sft"], zorder=0, linewidth=0)
+        axes.text((left + right) / 2, 1.02, name.replace("_", " "), ha="center", va="bottom", fontsize=10,
+                  transform=axes.get_xaxis_transform())
+        if left:
+            axes.axvline(left, color="#888888", linewidth=0.8)
+    axes.set_xlim(0, end)
+    _scale(axes, log)
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlabel("step")
+    axes.grid(axis="y", color="#FFFFFF", linewidth=1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, pad=20)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+
+
+def _scale(axes, log: bool) -> None:
+    """A log scale with plain numbers, or a linear one from 0."""
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.yaxis.set_minor_formatter(_PlainMinor())
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], MIN_LOSS * 0.9))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _plain_number(value: float, _=None) -> str:
+    return f"≤ {value:g}" if value == MIN_LOSS else f"{value:g}"
+
+
+class _PlainMinor(LogFormatter):
+    """Plain numbers at the minor ticks of a log scale, where it spans too little for major ones to tell."""
+
+    def __init__(self):
+        super().__init__(minor_thresholds=(1, 0.5))
+
+    def _num_to_string(self, value, low, high):
+        return _plain_number(value)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save_plot(run: Path | str, log: bool = True) -> Path:
+    """Write the run's `loss.png` into its folder and return its path."""
+    path = Path(run) / "loss.png"
+    path.write_bytes(figure_png(loss_figure(read_events(run), log=log)))
+    return path

@@ -1,0 +1,193 @@
+"""What a stage's training holds in memory, counted on a model without weights before anything is loaded.
+
+The stage's model is built on PyTorch's meta device, where tensors have shapes and no data, and takes one step
+forward and back there, while every tensor's size is added up and taken off again as it would be for real.
+"""
+
+import contextlib
+import copy
+import json
+import resource
+import sys
+import weakref
+
+import psutil
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
+
+MAX_WHOLE_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
+
+
+def read_memory() -> int:
+    """Memory in use: the most that CUDA held since the stage began, or this process's resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
+def read_peak_memory() -> int:
+    """The most memory that was in use since `forget_peak`: of CUDA's, or resident.
+
+    Where the system keeps no such mark (it does on Linux), the most since the process began.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/self/status") as file:
+            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_bytes` count from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+IRRELEVANT_SETTINGS = (
+    "learning_rate",
+    "warmup_ratio",
+    "num_train_epochs",
+    "max_steps",
+    "max_length",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "seed",
+    "prefix_init",
+    "prefix_init_text",
+)
+_counted: dict[str, dict] = {}  # counts of this process, since a look and a run ask for the same
+NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
+LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are many logits
+
+
+def predict_memory(config, settings: dict, tokenizer, width: int) -> dict[str, int]:
+    """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
+
+    `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
+    what the backward pass needs, and what is held for a moment only.
+    """
+    key = json.dumps(
+        [config.to_dict(), {**settings, **dict.fromkeys(IRRELEVANT_SETTINGS)}, width],
+        default=str,
+        sort_keys=True,
+    )
+    if key not in _counted:
+        dtype = torch.bfloat16 if settings["bf16"] else torch.float32
+        try:
+            _counted[key] = _predict_memory(config, settings, tokenizer, width, dtype)
+        except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
+            parts = _predict_memory(config, settings, tokenizer, width, torch.bfloat16)
+            _counted[key] = parts | {"activations": parts["activations"] * 2}
+    return dict(_counted[key])
+
+
+def _predict_memory(config, settings: dict, tokenizer, width: int, dtype: torch.dtype) -> dict[str, int]:
+    with torch.device("meta"):
+        # a copy, since added blocks are written into the configuration
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa",
+                                                 dtype=dtype)
+        linears = [module.weight.numel() for module in model.modules()
+                   if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
+        whole = model.num_parameters()
+        change = METHOD_FUNCTIONS[settings["method"]]
+        model = change(model, tokenizer, settings | {"prefix_init": "random"}, "")
+        trained = sum(trainable_parameters(model).values())
+        moving = _step_bytes(model, settings, width, config.get_text_config().vocab_size)
+    added = max(sum(parameter.numel() for parameter in model.parameters()) - whole, 0)
+    loaded = 2 if settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2") else 4
+    weights = whole * loaded + added * 4
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()
+                    if parameter.requires_grad)  # as they were counted in `moving`
+    if settings["method"] == "qlora" and linears:
+        packed = NF4_BYTES[settings["bnb_4bit_use_double_quant"]]
+        weights += int(sum(linears) * (packed - loaded))
+        moving += max(linears) * loaded  # one matrix at a time is dequantised
+    elif settings["bf16"] and loaded == 4:
+        moving += trained * 2  # autocast keeps a copy of what trains
+    return {"weights": weights, "gradients": trained * 4, "optimiser": trained * 8,
+            "activations": max(moving - gradients, 0)}
+
+
+def _step_bytes(model, settings: dict, width: int, vocabulary: int) -> int:
+    """The peak, over one step forward and back, of all that comes and goes beside the weights."""
+    batch = settings["per_device_train_batch_size"]
+    tiled = batch * width * vocabulary > MAX_WHOLE_LOGITS
+    if settings["gradient_checkpointing"]:
+        model.activation_checkpointing_enable()
+    model.train()
+    ids = torch.zeros(batch, width, dtype=torch.long)
+    # a whole mask: on the meta device no library can look into a short one
+    mask = (torch.ones_like(ids) if settings["method"] == "ptuning_v2"
+            else torch.ones(batch, 1, width, width, dtype=torch.bool))
+    with _Tally(most=batch * (width - 1) * vocabulary if tiled else None) as counted, _meta_attention():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    if not tiled:
+        return counted.peak
+    tile = min(batch * width, LOSS_TILE[0]) * min(vocabulary, LOSS_TILE[1]) * 4
+    head = model.get_output_embeddings().weight
+    return counted.peak + 2 * tile + head.numel() * 4 * head.requires_grad
+
+
+class _Tally(TorchDispatchMode):
+    """Adds up the bytes of every tensor that an operation makes, until it is let go; `peak` is the most.
+
+    Tensors of `most` numbers and more are passed over: logits that the real step never holds.
+    """
+
+    def __init__(self, most: int | None):
+        super().__init__()
+        self.most, self.now, self.peak, self.sizes = most, 0, 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and not (self.most and tensor.numel() >= self.most):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._let_go, storage._cdata)
+        return made
+
+    def _let_go(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a fused kernel holds it: inputs, output and one number a query; nothing is computed."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        """An output of the query's shape."""
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, _):
+        """Gradients of the inputs' shapes."""
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextlib.contextmanager
+def _meta_attention():
+    """On the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does."""
+    real = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(
+        query, key, value)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = real

@@ -1,0 +1,235 @@
+"""A recipe made ready: data read, tokenizer loaded, checked, measured and resolved; no weights yet.
+
+Everything that can fail for bad input fails here, before a model is loaded.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .. import __version__
+from ..data.chat_template import describe_template
+from ..data.packing import build_stage_dataset
+from ..data.roles import Role, load_roles
+from ..data.tokenization import Pieces, RoleTokens, cut_rows, encode_probe, encode_role, refuse_untrainable
+from ..distributed import is_sharded, process_count
+from ..errors import BadInput
+from ..evaluation.benchmarks import INSTALL_EXTRAS
+from ..evaluation.probes import mean_loss
+from ..models.loading import (
+    count_parameters,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    locate_model,
+    read_model_card,
+    resolve_revision,
+    select_device,
+    silence_libraries,
+    supports_bf16,
+)
+from ..models.methods import check_parts
+from ..pocket import FOLDERS
+from ..recipes.hyperparameters import derived_settings, resolve_recipe
+from ..recipes.modes import check_method_chain, find_start_model, load_mode, mode_stages
+from ..recipes.recipe import Recipe, override, stage_settings
+from ..recipes.rules import format_advice, recipe_warnings, suggest_mode
+from ..recipes.serialize import format_command
+from ..runs.stage_store import hash_key
+from .trainer import count_steps
+
+LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
+
+
+@dataclass
+class PreparedRun:
+    """A recipe made ready: resolved, with its data read and its tokenizer loaded; no weights yet."""
+
+    recipe: Recipe
+    reasons: dict[str, str]
+    mode: dict
+    stages: list[dict]
+    roles: dict[str, Role]
+    tokenizer: PreTrainedTokenizerBase
+    start: str
+    revision: str
+    known: dict
+    tokens: dict[str, RoleTokens]
+    pieces: dict[str, Pieces]
+    warnings: tuple[str, ...] = ()  # where what was asked for is far from advised, or does not fit
+    expected: tuple[set, dict] | None = None  # stages stored by then, and the forecast that was made
+
+
+def prepare_recipe(recipe: Recipe) -> PreparedRun:
+    """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
+    silence_libraries()
+    mode = load_mode(recipe.mode)
+    stages = mode_stages(mode, recipe.general_share, recipe.task_share)
+    check_method_chain(recipe, stages)
+    check_machine(recipe)
+    start = find_start_model(recipe, mode)
+    load_model_config(start, recipe.model_revision)
+    roles = load_roles(recipe)
+    check_roles(recipe, stages, roles)
+    tokenizer = load_tokenizer(start, recipe.model_revision)
+    tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
+    known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens)
+    resolved, reasons = resolve_recipe(recipe, known)
+    reasons |= derived_settings(resolved, known) | {"chat_template": describe_template(tokenizer)}
+    settings = [stage_settings(resolved, stage["kind"]) for stage in stages]
+    for once in {one["method"]: one for one in settings}.values():  # kinds of stages share a method's options
+        check_parts(load_model_config(start, recipe.model_revision), once)
+    pieces = cut_roles(resolved, stages, roles, tokens)
+    revision = resolve_revision(start, recipe.model_revision)
+    if not Path(locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
+        resolved = override(resolved, model_revision=revision)
+    return PreparedRun(
+        resolved,
+        reasons,
+        mode,
+        stages,
+        roles,
+        tokenizer,
+        start,
+        revision,
+        known,
+        tokens,
+        pieces,
+        tuple(recipe_warnings(recipe, known)),
+    )
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse what is not installed, or does not go with the way the processes were started."""
+    if is_sharded() and "qlora" in (recipe.method, recipe.cpt_method):
+        raise BadInput("qlora does not go with FSDP here: its 4-bit weights are not sharded; take lora, or "
+                       "torchrun without FSDP")
+    if recipe.bf16 and not supports_bf16():
+        raise BadInput(f"bf16: this machine's {select_device().type.upper()} does not compute in bfloat16; "
+                       "leave bf16 out, or set it to false")
+    if recipe.report_to and importlib.util.find_spec(recipe.report_to) is None:
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; {INSTALL_EXTRAS}")
+
+
+def cut_roles(recipe: Recipe, stages: list[dict], roles: dict[str, Role],
+              tokens: dict[str, RoleTokens]) -> dict[str, Pieces]:
+    """What of each role can train within max_length; tasks that cannot are recorded as dropped.
+
+    Raises BadInput where a stage's role has not one token to train.
+    """
+    found = {}
+    for name, role in roles.items():
+        found[name], reasons = cut_rows(tokens[name], recipe.max_length, name.endswith("_text"))
+        for stage in stages:
+            if name in stage["shares"]:
+                refuse_untrainable(found[name], name, f"stage {stage['name']}", recipe.max_length,
+                                       reasons)
+        for reason, rows in reasons.items():
+            role.drop(reason, role.chosen[rows])
+    return found
+
+
+def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, Role]) -> None:
+    """Refuse a mode that draws from a role without data, naming the role and what would serve."""
+    for stage in stages:
+        for role in stage["shares"]:
+            if role in roles and "also in the probe" in roles[role].dropped and not roles[role].train:
+                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: every row of {role} is also in "
+                               f"its probe, so none is left to train on; give another {role}_probe")
+            if role not in roles or not roles[role].train:
+                shape = "text" if role.endswith("_text") else "questions and answers"
+                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; "
+                               f"give a file or folder of {shape} as {role}, "
+                               "or take a mode without it")
+
+
+def measure_facts(start: str, revision: str | None, tokenizer, roles: dict[str, Role],
+            tokens: dict[str, RoleTokens]) -> dict:
+    """What advice can know before training: sizes of model and data, and what the device can do."""
+    config = load_model_config(start, revision)
+    tasks = [name for name in roles if name.endswith("_tasks")]
+    lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
+    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
+               if "messages" in row]
+    known = {
+        "rows": {name: len(role.train) for name, role in roles.items()},
+        "tokens": {name: int(made.lengths.sum()) for name, made in tokens.items()},
+        "device": select_device().type, "bf16": supports_bf16(), "pocket": start in FOLDERS,
+        "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
+        "vocabulary": config.get_text_config().vocab_size,
+        "system_prompts": any(roles[name].rows.about["systems"] for name in tasks),
+        "task_types": len({kind for name in tasks for kind in roles[name].rows.about["types"]})}
+    if len(lengths):
+        known["row_tokens"] = int(lengths[int(len(lengths) * 0.99)])
+    if answers:
+        known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
+    return known | count_parameters(config) | read_model_card(start, revision)
+
+
+def advise_recipe(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bool = False) -> str:
+    """The advice as text for this recipe's data and model; `said` is what the user wants and has.
+
+    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
+    `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike `prepare`,
+    it works with whatever roles have data.
+    """
+    silence_libraries()
+    start = find_start_model(recipe, load_mode(recipe.mode))
+    roles, tokenizer = load_roles(recipe), load_tokenizer(start, recipe.model_revision)
+    tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
+    known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens) | said
+    if with_losses and roles:
+        known["base_loss"] = measure_probe_losses(load_model(start, recipe.model_revision), tokenizer, roles)
+    if settle_mode:
+        recipe = override(recipe, mode=suggest_mode(known)[0])
+    rows = ", ".join(f"{name} {len(role.train):,} rows" for name, role in roles.items())
+    return (f"For {start}, with {rows or 'no data yet'}.\n\n{format_advice(recipe, known)}\n\n"
+            f"next: {format_command(recipe)}")
+
+
+def measure_probe_losses(model, tokenizer, roles: dict[str, Role]) -> dict[str, float]:
+    """The model's loss on a part of each role's probe, in nats per token."""
+    probes = {name: encode_probe(tokenizer, role.probe[:LIVE_ROWS], 1024)[0]
+              for name, role in roles.items()}
+    return {name: round(mean_loss(model, rows, tokenizer.pad_token_id), 3)
+            for name, rows in probes.items() if rows}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+def library_versions() -> dict:
+    """The versions of this package and of the libraries that decide what training yields."""
+    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
+
+
+def stage_keys(ready: PreparedRun) -> list[str]:
+    """The key of the start, and that of each stage: a hash of all that decides it."""
+    keys = [hash_key(start=ready.revision)]
+    for stage in ready.stages:
+        keys.append(hash_key(
+            parent=keys[-1], kind=stage["kind"], shares=stage["shares"],
+            settings=stage_settings(ready.recipe, stage["kind"]),
+            data={role: ready.roles[role].digest for role in stage["shares"]}, versions=library_versions(),
+            **({"processes": process_count()} if process_count() > 1 else {})))
+    return keys
+
+
+def plan_steps(ready: PreparedRun, datasets: dict[str, tuple[Dataset, dict]]) -> dict[str, int]:
+    """The optimiser steps of each stage, by its `stage_dataset`."""
+    return {stage["name"]: count_steps(datasets[stage["name"]][0],
+                                          stage_settings(ready.recipe, stage["kind"]))
+            for stage in ready.stages}
+
+
+def stage_dataset(ready: PreparedRun, stage: dict) -> tuple[Dataset, dict]:
+    """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
+    dataset, drawn = build_stage_dataset(
+        ready.tokens, ready.pieces, {name: role.times for name, role in ready.roles.items()},
+        stage["shares"], stage_settings(ready.recipe, stage["kind"]))
+    for role, figures in drawn.items():
+        figures["dropped"] = {reason: found["rows"] for reason, found in ready.roles[role].dropped.items()}
+    return dataset, drawn

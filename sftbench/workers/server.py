@@ -1,0 +1,215 @@
+"""The worker process itself: it loads the libraries, answers requests, and becomes the run it is handed.
+
+It reads its standard input, one JSON object a line: `do` names a question (`ANSWERS`), `run` hands a recipe
+over. Answers go to standard output in the same way. When the input ends, so does the process.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from ..data.sources import locate_source, parse_source
+from ..errors import BadInput, Stopped
+from ..pocket import FOLDERS
+from ..recipes.modes import MODES
+from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
+from ..runs.folder import new_run_folder, store_folder
+from ..runs.ownership import release_folder
+from .client import LOG
+
+SMALL_MODEL = 5e6  # parameters: its scores are taken ahead, in seconds
+PLACES = ("mode", "model", "chat_model", "system_prompts", *ROLES, *(f"{role}_probe" for role in ROLES))
+NOT_FILES = (*MODES, *(mode["name"] for mode in MODES.values()), *FOLDERS)
+QUIET = 0.3  # seconds without a request after which there is time for that
+
+
+def main() -> int:
+    """Load the libraries, answer requests, run the recipe that is handed over; returns the exit code."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, _dropped)
+    faulthandler.enable()
+    from ..reports import text  # noqa: F401
+    from ..training import chain  # noqa: F401
+
+    def reply(**message) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    with contextlib.suppress(BrokenPipeError):
+        reply(id=0)
+    prepared: dict = {}
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        os.chdir(request["cwd"])
+        if "run" in request:
+            with contextlib.suppress(OSError):
+                replies.close()
+            return _run(recipe_from_dict(request["run"]), prepared)
+        reply(id=request["id"], answer=_answer(request, prepared))
+        if not select.select([sys.stdin], [], [], QUIET)[0]:
+            _score_ahead(prepared)
+    return 0
+
+
+class Dropped(BaseException):
+    """The answer is no longer waited for: a run was handed over meanwhile."""
+
+
+_answering = threading.Event()
+
+
+def _dropped(number, frame) -> None:
+    if _answering.is_set():
+        raise Dropped("a run was started")
+
+
+def _answer(request: dict, prepared: dict) -> dict:
+    """The answer to a request, or what is wrong with it."""
+    try:
+        try:
+            _answering.set()
+            if request.get("do") not in ANSWERS:
+                raise BadInput(f"do must be one of {', '.join(ANSWERS)}, not {request.get('do')!r}")
+            return ANSWERS[request["do"]](request, prepared)
+        finally:
+            _answering.clear()
+    except (Exception, Dropped) as error:
+        return {"error": {"kind": type(error).__name__, "message": str(error)}}
+
+
+def _score_ahead(prepared: dict) -> None:
+    """Score a small start model while the user still chooses, into the store where the run will look."""
+    from ..training.chain import score_state
+    for ready in prepared.values():
+        if ready.known["parameters"] < SMALL_MODEL:
+            recipe = ready.recipe
+            folder = new_run_folder(recipe.mode, recipe.method, recipe.output_dir)
+            with contextlib.suppress(Exception):  # the run will say it
+                score_state(store_folder(folder), ready)
+
+
+def _stopped(number, frame) -> None:
+    raise Stopped("stopped")
+
+
+def _run(recipe: Recipe, prepared: dict) -> int:
+    """Run the recipe with all output in the folder's log; what ends it early is left in its folder."""
+    from ..reports.plots import save_plot
+    from ..training.chain import run_chain
+    folder = Path(recipe.output_dir)
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, log), (2, log)):
+        os.dup2(source, target)
+    try:
+        run_chain(_prepared(recipe, prepared), timed=False)
+        save_plot(folder)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not stopped:
+            traceback.print_exc()
+        # where the chain had begun, its own words are in result.json and this record is gone
+        release_folder(folder, {"state": "stopped" if stopped else "failed", "message": str(error)})
+        return 130 if stopped else 2 if isinstance(error, BadInput) else 1
+    return 0
+
+
+def _prepared(recipe: Recipe, kept: dict):
+    """The recipe made ready, or what an earlier question made of it, unless a file that it names changed."""
+    from ..training.prepare import prepare_recipe
+    values = recipe_to_dict(recipe)
+    files = [_ages(values[name]) for name in PLACES if values[name] and values[name] not in NOT_FILES]
+    key = json.dumps([{**values, "output_dir": None}, files])
+    if key not in kept or None in files:
+        made = prepare_recipe(recipe)
+        kept.clear()
+        kept[key] = made
+    kept[key].recipe = override(kept[key].recipe, output_dir=recipe.output_dir)
+    return kept[key]
+
+
+def _ages(source: str) -> list | None:
+    """Size and age of every file that a source names; None where that cannot be told, as of a hub name."""
+    found = []
+    try:
+        for _, path, _ in parse_source(source, ""):
+            if (place := locate_source(path, "")) is None:
+                return None
+            for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                found.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
+    except (OSError, BadInput):
+        return None
+    return found
+
+
+def _asked(request: dict) -> Recipe:
+    return recipe_from_dict(request.get("recipe") or {})
+
+
+def _answer_prepare(request: dict, kept: dict) -> dict:
+    """The resolved recipe with reasons and warnings, the chain and what is known of data and model."""
+    from ..recipes.rules import recipe_warnings
+    ready = _prepared(_asked(request), kept)
+    return {"recipe": recipe_to_dict(ready.recipe), "reasons": ready.reasons, "stages": ready.stages,
+            "start": ready.start, "revision": ready.revision, "known": ready.known,
+            "warnings": recipe_warnings(ready.recipe, ready.known)}
+
+
+def _answer_look(request: dict, kept: dict) -> dict:
+    """As `prepare`, and as text the recipe and the data with its mask (as markup too), steps, forecast."""
+    from ..reports.text import format_recipe, look_at_data
+    from ..training.prepare import plan_steps, stage_dataset
+    ready = _prepared(_asked(request), kept)
+    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
+    small, page = ready.known["parameters"] <= TRIED_AT_ONCE, look_at_data(ready, request.get("rows", 1))
+    return _answer_prepare(request, kept) | {
+        "text": page, "markup": page.markup, "recipe_text": format_recipe(ready),
+        "plan": plan_steps(ready, datasets)} | _answer_forecast(request | {"timed": small}, kept)
+
+
+def _answer_forecast(request: dict, kept: dict) -> dict:
+    """Memory and time that the run would take, as data and as text; `timed` False: memory only."""
+    from ..reports.ledger import format_forecast
+    from ..training.forecast import forecast_recipe
+    found = forecast_recipe(_prepared(_asked(request), kept), request.get("timed", True))
+    return {"forecast": found, "forecast_text": format_forecast(found)}
+
+
+def _answer_advise(request: dict, kept: dict) -> dict:
+    """The advice as text; `said` is what the user wants and has."""
+    from ..training.prepare import advise_recipe
+
+    return {
+        "text": advise_recipe(
+            _asked(request),
+            request.get("said") or {},
+            request.get("with_losses", True),
+            request.get("settle_mode", False),
+        )
+    }
+
+
+def _answer_talk(request: dict, kept: dict) -> dict:
+    """The same prompts to several checkpoints."""
+    from ..evaluation.chat import talk
+    return {"answers": talk(request["checkpoints"], request["prompts"], system=request.get("system"),
+                                 max_new_tokens=request.get("max_new_tokens"))}
+
+
+TRIED_AT_ONCE = 5e6  # parameters up to which a look takes the time for a few steps
+ANSWERS = {"prepare": _answer_prepare, "look": _answer_look, "forecast": _answer_forecast,
+           "advise": _answer_advise, "talk": _answer_talk}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
