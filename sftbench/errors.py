@@ -1,10 +1,16 @@
-"""The ways a run ends early: wrong input (exit code 2), failed work (1), a stop that was asked for (130)."""
-
-
+"""The ways a run ends early: wrong input (exit code 2), failed work (1), a requested stop (130)."""
 
 
 class BadInput(ValueError):
-    """What the user gave cannot be used; the message names place and remedy, and nothing was started."""
+    """What the user gave cannot be used; the message names place and remedy, and nothing was started.
+
+    `field` is the recipe field, option or field of a row at fault, `where` its file and line or the path; both
+    are empty where there is none. Tests and programs read these, people read the message.
+    """
+
+    def __init__(self, message: str, *, field: str = "", where: str = ""):
+        super().__init__(message)
+        self.field, self.where = field, where
 
 
 class RunFailed(RuntimeError):
@@ -19,4 +25,4 @@ class RunFailed(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop and did; the same recipe in the same folder goes on from there."""
+    """The run was requested to stop and did; the same recipe in the same folder goes on from there."""
