@@ -4,8 +4,8 @@
 class BadInput(ValueError):
     """What the user gave cannot be used; the message names place and remedy, and nothing was started.
 
-    `field` is the recipe field, option or field of a row at fault, `where` its file and line or the path; both
-    are empty where there is none. Tests and programs read these, people read the message.
+    `field` is the recipe field, option or field of a row at fault, `where` its file and line or the path;
+    both are empty where there is none. Tests and programs read these, people read the message.
     """
 
     def __init__(self, message: str, *, field: str = "", where: str = ""):

@@ -1,0 +1,89 @@
+"""A run's folder: its events, its recipe, its result. Everything a person sees is read from these files.
+
+`events.jsonl` is appended to while the run goes on, one whole line per event; `result.json` is written last,
+in one move, and a run without `"complete": true` in it is not done.
+"""
+
+import json
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+
+from ..errors import BadInput
+
+SCHEMA = 1
+
+
+def runs_root() -> Path:
+    """The folder under which runs lie: `SFTBENCH_RUNS`, or `runs` in the current folder."""
+    return Path(os.environ.get("SFTBENCH_RUNS", "runs"))
+
+
+def find_run(run: str | Path) -> Path:
+    """A run's folder by its path, or by its name alone where it lies under `root()`."""
+    named = runs_root() / run
+    return named if not Path(run).exists() and (named / "recipe.json").exists() else Path(run)
+
+
+def new_run_folder(mode: str, method: str, output_dir: str | None) -> Path:
+    """The run's folder: `output_dir`, or a new one under `root()` named by mode, method and time."""
+    if output_dir is not None:
+        return Path(output_dir)
+    stem = f"mode_{Path(mode).stem}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidates = (runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def store_folder(folder: Path) -> Path:
+    """The stage store that a run's folder uses: `.stages` beside it."""
+    return Path(folder).resolve().parent / ".stages"
+
+
+def mask_tokens(text: str) -> str:
+    """Text without tokens of a model hub: the environment's, and whatever looks like one."""
+    mine = os.environ.get("HF_TOKEN", "")
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(mine, "hf_***") if len(mine) > 8 else text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one move: a reader sees the old one or the whole new one, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(mask_tokens(text))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: dict) -> None:
+    """Write JSON in one move, as `write_text`; NaN and infinity are refused."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def read_json(folder: Path, name: str) -> dict:
+    """A run's `recipe.json` or `result.json`; raises BadInput if it is missing, torn or of another schema."""
+    path = Path(folder) / name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not Path(folder).exists():
+            raise BadInput(f"{folder}: there is no run of that name, neither as a folder nor under "
+                           f"{runs_root()}/") from None
+        raise BadInput(f"{path}: not there; either {folder} is no run's folder, or its run has not finished "
+                       f"and goes on with: sftbench resume {folder}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not readable as JSON: {error}") from None
+    if data.get("schema") != SCHEMA:
+        raise BadInput(f"{path}: schema {data.get('schema')!r} is not known here (known: {SCHEMA}); "
+                       "update sftbench")
+    return data
+
+
+def read_result(folder: Path) -> dict:
+    """The result of a finished run; raises BadInput where the run is not done."""
+    result = read_json(folder, "result.json")
+    if result.get("complete") is not True:
+        raise BadInput(f"{folder}: the run is not complete (state: {result.get('state')}); "
+                       f"go on with it: sftbench resume {folder}")
+    return result
