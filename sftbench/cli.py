@@ -318,7 +318,7 @@ def _check(options) -> None:
 
 def _modes(options) -> None:
     for number, mode in MODES.items():
-        print_line(f"{number}  {mode['name']}\n   {mode['sentence']}\n   {format_chain(mode)}\n")
+        print_line(f"{number}  {mode.name}\n   {mode.sentence}\n   {format_chain(mode)}\n")
 
 
 def _rules(options) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sftbench.errors import BadInput
 from sftbench.recipes.hyperparameters import resolve_recipe
-from sftbench.recipes.modes import MODES, mode_roles
+from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
 from sftbench.recipes.rules import RULES, apply_rules, format_advice, recipe_warnings, suggest_mode
 from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET
@@ -130,7 +130,7 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
         assert "domain_tasks" in format_advice(Recipe(), known)
         return
     suggested, _ = suggest_mode(known)
-    assert all(rows.get(role) for role in mode_roles(MODES[suggested]))
+    assert all(rows.get(role) for role in MODES[suggested].roles)
 
 
 @pytest.mark.parametrize("mode,known", [
@@ -152,7 +152,7 @@ def test_without_a_chat_model_no_mode_starts_from_one(known):
         with pytest.raises(BadInput, match="domain_tasks"):
             suggest_mode(known)
     else:
-        assert MODES[suggest_mode(known)[0]]["start"] == "base"
+        assert MODES[suggest_mode(known)[0]].start == "base"
 
 
 @given(SET, KNOWN)

@@ -6,7 +6,7 @@ from sftbench.errors import BadInput, RunFailed
 from sftbench.evaluation.probes import score_probe
 from sftbench.models import loading
 from sftbench.models.checkpoint import load_stage
-from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.modes import MODES, load_mode
 from sftbench.recipes.recipe import METHODS, ROLES, Recipe, override
 from sftbench.runs.events import read_events
 from sftbench.runs.folder import new_run_folder, read_json, read_result
@@ -42,16 +42,16 @@ def result_of(folder):
 def test_every_mode_trains_by_every_method(recipe, mode, method):
     folder = run_chain(recipe(f"{mode}-{method}", mode=mode, method=method))
     result = result_of(folder)
-    wanted = mode_stages(load_mode(mode))
+    wanted = load_mode(mode).stages
     assert [(stage["name"], stage["kind"], stage["method"]) for stage in result["stages"]] == [
-        (stage["name"], stage["kind"], method) for stage in wanted]
-    assert result["start"]["name"] == MODES[mode]["start"]
+        (stage.name, stage.kind, method) for stage in wanted]
+    assert result["start"]["name"] == MODES[mode].start
     for entry, stage in zip(result["stages"], wanted, strict=True):
         assert entry["steps"] == 2 and set(entry["probes"]) == set(ROLES)
         assert 0 < entry["trainable_parameters"]
         assert (entry["trainable_parameters"] == entry["parameters"]) == (method == "full")
-        assert set(entry["data"]) == set(stage["shares"])
-        for role, share in stage["shares"].items():
+        assert set(entry["data"]) == set(stage.shares)
+        for role, share in stage.shares.items():
             assert entry["data"][role]["share"] == pytest.approx(share, abs=0.05)
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_broke_between_stages_goes_on_from_the_last_finished(recipe, 
     real, calls = chain.train_stage, []
 
     def fail_second(*args, **more):
-        calls.append(args[4])
+        calls.append(args[1].name)
         if len(calls) == 2:
             raise RunFailed("power cut")
         return real(*args, **more)

@@ -107,10 +107,10 @@ def test_what_is_read_from_the_file_is_what_encoding_at_once_gives(make_model, t
     stage = ready.stages[0]
     dataset, drawn = stage_dataset(ready, stage)
     whole = {role: encode_probe(tokenizer, list(ready.roles[role].train), 48)[0]
-             for role in stage["shares"]}
+             for role in stage.shares}
     sizes = {role: [len(row.input_ids) for row in part] for role, part in whole.items()}
     mixed = [whole[role][row] for role, row in plain_mix(
-        sizes, stage["shares"], ready.recipe.cpt_num_train_epochs, ready.recipe.seed)]
+        sizes, stage.shares, ready.recipe.cpt_num_train_epochs, ready.recipe.seed)]
     packed = [[row] for row in mixed]
     if packing:
         packed = [[mixed[row] for row in block]

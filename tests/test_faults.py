@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sftbench.errors import BadInput, RunFailed, Stopped
+from sftbench.evaluation import scoring
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs import checkpoints, events
 from sftbench.runs.checkpoints import Checkpoints, _numbered
@@ -20,7 +21,7 @@ from sftbench.runs.folder import read_json, read_result, write_json
 from sftbench.runs.stage_store import PARTIAL, RUN_FILE, lock_stage, unused_stages
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
-from sftbench.training.prepare import prepare_recipe, stage_keys
+from sftbench.training.prepare import prepare_recipe
 from sftbench.training.trainer import StageTrainer
 
 STEPS = 5
@@ -194,7 +195,7 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
 
 
 def test_out_of_memory_in_a_probe_is_said_too(recipe, monkeypatch):
-    at_call(monkeypatch, chain, "score_probe", 1, full_memory)
+    at_call(monkeypatch, scoring, "score_probe", 1, full_memory)
     with pytest.raises(RunFailed, match="out of memory in stage domain_sft at step 5"):
         run_chain(recipe())
 
@@ -268,7 +269,7 @@ def test_another_revision_of_the_model_is_refused(recipe, folder, tmp_path):
 
 
 def test_a_stage_that_another_run_trains_is_waited_for(recipe, folder):
-    key = stage_keys(prepare_recipe(recipe()))[1]
+    key = prepare_recipe(recipe()).stages[0].key
     held = lock_stage(folder.parent / ".stages", key)
     held.acquire()
     waited = []
@@ -282,7 +283,7 @@ def test_a_stage_that_another_run_trains_is_waited_for(recipe, folder):
 
 
 def test_waiting_can_be_stopped(recipe, folder):
-    key = stage_keys(prepare_recipe(recipe()))[1]
+    key = prepare_recipe(recipe()).stages[0].key
     with lock_stage(folder.parent / ".stages", key), pytest.raises(Stopped):
         run_chain(recipe(), [lambda event: (folder / "stop").touch() if "waiting" in event else None])
 
@@ -296,3 +297,9 @@ def test_a_folder_that_cannot_be_written_is_refused(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be written"):
         run_chain(recipe(output_dir=str(tmp_path / "file" / "one")))
+
+
+def test_a_folder_that_cannot_be_written_is_named_as_such(recipe):
+    with pytest.raises(BadInput, match="cannot be written") as caught:
+        run_chain(override(recipe(), output_dir="/proc/sftbench/run"))
+    assert caught.value.field == "output_dir"

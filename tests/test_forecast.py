@@ -1,6 +1,7 @@
 """The forecast: memory by part against what real tensors hold, time by a trial, and the truth beside both."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_what_saves_memory_is_forecast_to_save_it(make_model, tokenizer, setting
     config = AutoConfig.from_pretrained(make_model())
 
     def parts(*given, width=128, **changed):
-        return predict_memory(config, settings(*given) | changed, tokenizer, width)
+        return predict_memory(config, replace(settings(*given), **changed), tokenizer, width)
     full, lora, qlora = (parts(method) for method in ("full", "lora", "qlora"))
     assert lora["optimiser"] < full["optimiser"] / 3 and qlora["weights"] < 0.75 * lora["weights"]
     assert parts(gradient_checkpointing=True)["activations"] < 0.7 * full["activations"]
@@ -143,9 +144,9 @@ def test_the_truth_stands_beside_the_forecast(recipe):
 
 
 def test_short_stages_are_not_tried_and_memory_is_told_all_the_same(recipe, monkeypatch):
-    monkeypatch.setattr(forecast, "_trial", lambda *_: pytest.fail("a step was tried"))
+    monkeypatch.setattr(forecast, "_try_stage", lambda *_: pytest.fail("a step was tried"))
     for found, why in ((forecast_recipe(recipe(max_steps=5)), "a stage of fewer than 20 steps"),
-                       (forecast_recipe(recipe(), timed=False), "it was not asked for")):
+                       (forecast_recipe(recipe(), timed=False), "it was not requested")):
         assert found["seconds"] is None and found["peak_memory_bytes"] > 1e8
         assert f"Time: not measured, since {why}" in format_forecast(found)
 
@@ -158,7 +159,7 @@ def test_it_says_whether_memory_suffices(recipe, monkeypatch, room, word, remedy
     _, held = _available_memory()
     monkeypatch.setattr(forecast, "_available_memory", lambda: (int(room * peak), held))
     tried = []
-    monkeypatch.setattr(forecast, "_time", lambda *_: tried.append(1))
+    monkeypatch.setattr(forecast, "_add_seconds", lambda *_: tried.append(1))
     found = forecast_recipe(recipe())
     assert found["fits"] == word and bool(tried) == (word != "does not fit")
     assert f"Memory: {word};" in format_forecast(found) and remedy in format_forecast(found)

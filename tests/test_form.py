@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from sftbench.cli import _parser, recipe_from_options
-from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.modes import MODES, load_mode, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
 from sftbench.recipes.serialize import parse_cell
 from sftbench.runs.events import append_event
@@ -188,7 +188,7 @@ def test_bfloat16_is_greyed_where_the_machine_has_none(form):
 def test_only_what_has_an_effect_is_shown():
     def used(**values):
         recipe = override(Recipe(), **values)
-        return in_use(recipe, mode_stages(load_mode(recipe.mode)))
+        return in_use(recipe, load_mode(recipe.mode).stages)
     assert not used(mode="1") & set(GROUPS["CPT stages"]) and "general_share" not in used(mode="2")
     assert "task_share" in used(mode="5") and "lora_r" in used(method="qlora")
     assert "bnb_4bit_quant_type" not in used(method="lora")
@@ -219,13 +219,14 @@ def test_the_drawing_shares_what_the_modes_share(form):
              if isinstance(made, widgets.Label) and "sftb-box" in made._dom_classes}
     assert boxes["1 / 2 / 6 / 3"] == "base" and boxes["6 / 2 / 8 / 3"] == "chat"
     assert boxes["2 / 3 / 5 / 4"] == "CPT\ndomain text"  # modes 2 to 4
-    prefixes = {(mode["start"], *(stage["name"] for stage in mode["stages"][:depth]))
-                for mode in MODES.values() for depth in range(len(mode["stages"]) + 1)}
+    prefixes = {(mode.start, *(stage.name for stage in mode.stages[:depth]))
+                for mode in MODES.values() for depth in range(len(mode.stages) + 1)}
     assert len(boxes) == len(prefixes)
 
 
 def test_shares_are_said_as_they_are():
-    shares = [share_words(stage["shares"]) for stage in mode_stages(MODES["5"], 0.5, 0.2)]
+    shares = [share_words(stage.shares) for stage in recipe_stages(
+        override(Recipe(), mode="5", general_share=0.5, task_share=0.2))]
     assert shares == ["80% text + 20% tasks", "50% domain + 50% general"]
 
 

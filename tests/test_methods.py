@@ -1,5 +1,7 @@
 """Each method trains exactly its parameters, leaves others bit-equal, and hands on the same function."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -16,7 +18,7 @@ from sftbench.models.methods import (
     save_stage_model,
     trainable_parameters,
 )
-from sftbench.training.trainer import train_stage
+from sftbench.training.trainer import StageContext, train_stage
 from tests.conftest import FAMILIES, small_rows
 
 # Of the small Qwen3: layers, hidden, intermediate, kv heads × head size.
@@ -48,22 +50,22 @@ CASES = [
 
 
 def dataset_of(tokenizer, settings, count=120):
-    rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", count), settings["max_length"])
-    packed = pack_encoded(rows, settings["max_length"]) if settings["packing"] else [[row] for row in rows]
+    rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", count), settings.max_length)
+    packed = pack_encoded(rows, settings.max_length) if settings.packing else [[row] for row in rows]
     return blocks_to_dataset(packed)
 
 
 def trained(folder, tokenizer, settings, steps=3):
     """The small model after a few steps of a method, its weights before them, and the trainable sizes."""
-    settings = settings | {"max_steps": steps}
-    quantised = make_bnb_config(settings) if settings["method"] == "qlora" else None
-    model = METHOD_FUNCTIONS[settings["method"]](
+    settings = replace(settings, max_steps=steps)
+    quantised = make_bnb_config(settings) if settings.method == "qlora" else None
+    model = METHOD_FUNCTIONS[settings.method](
         load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1? Lima.")
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     sizes = trainable_parameters(model)
     dataset = dataset_of(tokenizer, settings)
-    figures = train_stage(model, tokenizer, dataset, settings, "sft", lambda event: None, {})
-    assert figures["steps"] == steps
+    figures = train_stage(model, StageContext("sft", settings, tokenizer, dataset, lambda event: None))
+    assert figures.steps == steps
     return model, before, sizes
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sftbench.errors import BadInput
-from sftbench.recipes.modes import MODES, format_chain, load_mode, mode_roles, mode_stages
+from sftbench.recipes.modes import MODES, format_chain, load_mode, recipe_stages
+from sftbench.recipes.recipe import Recipe, override
 
 TABLE = {
     "1": ("base", ["sft"]), "2": ("base", ["cpt", "sft"]), "3": ("base", ["cpt", "sft", "sft"]),
@@ -13,25 +14,25 @@ TABLE = {
 
 
 def test_the_seven_modes_are_the_table():
-    assert {number: (mode["start"], [stage["kind"] for stage in mode["stages"]])
+    assert {number: (mode.start, [stage.kind for stage in mode.stages])
             for number, mode in MODES.items()} == TABLE
-    assert list(mode_stages(load_mode("5"))[0]["shares"]) == [
+    assert list(load_mode("5").stages[0].shares) == [
         "domain_text", "general_tasks", "domain_tasks"]
-    assert set(mode_stages(load_mode("4"))[1]["shares"]) == {"domain_tasks", "general_tasks"}
+    assert set(load_mode("4").stages[1].shares) == {"domain_tasks", "general_tasks"}
 
 
 @pytest.mark.parametrize("number", TABLE)
 def test_shares_add_up_with_and_without_the_knobs(number):
     for knobs in ({}, {"general_share": 0.9}, {"task_share": 0.5}, {"general_share": 0.1, "task_share": 0.2}):
-        for stage in mode_stages(load_mode(number), **knobs):
-            assert sum(stage["shares"].values()) == pytest.approx(1)
+        for stage in recipe_stages(override(Recipe(), mode=number, **knobs)):
+            assert sum(stage.shares.values()) == pytest.approx(1)
 
 
 def test_the_knobs_do_what_they_say():
-    cpt, sft = mode_stages(load_mode("5"), general_share=0.75, task_share=0.4)
-    assert cpt["shares"] == pytest.approx({"domain_text": 0.6, "general_tasks": 0.3, "domain_tasks": 0.1})
-    assert sft["shares"] == pytest.approx({"domain_tasks": 0.25, "general_tasks": 0.75})
-    assert mode_stages(load_mode("2"), general_share=0.75, task_share=0.4) == mode_stages(load_mode("2"))
+    cpt, sft = recipe_stages(override(Recipe(), mode="5", general_share=0.75, task_share=0.4))
+    assert cpt.shares == pytest.approx({"domain_text": 0.6, "general_tasks": 0.3, "domain_tasks": 0.1})
+    assert sft.shares == pytest.approx({"domain_tasks": 0.25, "general_tasks": 0.75})
+    assert recipe_stages(override(Recipe(), general_share=0.75, task_share=0.4)) == load_mode("2").stages
 
 
 def test_names_serve_too_and_typing_errors_are_answered():
@@ -61,8 +62,8 @@ def test_a_mode_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
     mode = load_mode(str(path))
-    assert mode_stages(mode)[1]["shares"] == {"domain_tasks": 0.75, "general_text": 0.25}
-    assert mode_roles(mode) == ["domain_text", "domain_tasks", "general_text"]
+    assert mode.stages[1].shares == {"domain_tasks": 0.75, "general_text": 0.25}
+    assert mode.roles == ["domain_text", "domain_tasks", "general_text"]
     assert "75% domain tasks" in format_chain(mode)
 
 
@@ -86,3 +87,11 @@ def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, words):
 def test_a_missing_mode_file_is_named():
     with pytest.raises(BadInput, match="no such mode file"):
         load_mode("nowhere.toml")
+
+
+def test_a_single_table_of_stages_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "x"\nsentence = "x"\nstart = "base"\n[stages]\nname = "cpt"\nkind = "cpt"\n')
+    with pytest.raises(BadInput, match=r"\[\[stages\]\]") as caught:
+        load_mode(str(path))
+    assert (caught.value.field, caught.value.where) == ("stages", str(path))

@@ -19,11 +19,11 @@ import sftbench
 from sftbench.cli import _parser, main, recipe_from_options
 from sftbench.notebook import execute_notebook, find_notebook
 from sftbench.pocket.world import write_files
-from sftbench.recipes.modes import MODES, load_mode, mode_stages
+from sftbench.recipes.modes import MODES, load_mode
 from sftbench.recipes.recipe import FIELDS, ROLES, field_help, field_type, from_parameters
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-PATHS = {number: FOLDER / f"mode_{number}_{mode['name']}.ipynb" for number, mode in MODES.items()}
+PATHS = {number: FOLDER / f"mode_{number}_{mode.name}.ipynb" for number, mode in MODES.items()}
 HEADINGS = ["Parameters", "Recipe", "Look at the data and the mask", "Ask the start model", "Train",
             "Ledger and curve", "Ask again", "Save and reload", "Try next"]
 COMMAND = re.compile(r"`\s*(sftbench [^`]+)`")
@@ -117,12 +117,12 @@ def test_prose_is_of_this_mode_and_its_drawing_is_true(number):
             assert all(cell.source not in [twin.source for twin in book.cells] for book in others), cell.id
     (drawing,) = re.findall(r"```\n(┌.*?)\n```", prose(mine), re.DOTALL)
     mode = load_mode(number)
-    assert re.findall(r"\b(CPT|SFT)\b", drawing) == [stage["kind"].upper() for stage in mode["stages"]]
-    assert f"{mode['start']} model" in drawing
+    assert re.findall(r"\b(CPT|SFT)\b", drawing) == [stage.kind.upper() for stage in mode.stages]
+    assert f"{mode.start} model" in drawing
     shares = re.findall(r"(domain|general) (text|tasks)(?: +(\d+) %)?", drawing)
     drawn = {(f"{side}_{kind}", int(share or 100)) for side, kind, share in shares}
-    assert drawn == {(role, round(share * 100)) for stage in mode_stages(mode)
-                     for role, share in stage["shares"].items()}
+    assert drawn == {(role, round(share * 100)) for stage in mode.stages
+                     for role, share in stage.shares.items()}
     assert len(re.findall(r"\bR\d+\b", prose(mine))) >= 4
 
 
@@ -169,12 +169,12 @@ def test_a_cell_can_be_run_twice():
 
 def test_the_mode_of_ones_own_puts_text_into_sft():
     mode = load_mode(str(FOLDER / "own_mode.toml"))
-    cpt, sft = mode_stages(mode)
-    assert mode["start"] == "base"
-    assert (cpt["kind"], cpt["shares"]) == ("cpt", {"domain_text": 1.0})
-    assert (sft["kind"], sft["shares"]) == (
+    cpt, sft = mode.stages
+    assert mode.start == "base"
+    assert (cpt.kind, cpt.shares) == ("cpt", {"domain_text": 1.0})
+    assert (sft.kind, sft.shares) == (
         "sft", {"domain_tasks": 0.25, "general_tasks": 0.5, "general_text": 0.25})
-    assert mode["name"] not in [entry["name"] for entry in MODES.values()]
+    assert mode.name not in [entry.name for entry in MODES.values()]
 
 
 def test_mode_5_names_the_mode_of_ones_own():
@@ -193,8 +193,8 @@ def run_and_check(number: str, out: Path, **values) -> dict:
     assert (out / "model" / "model.safetensors").exists() and (out / "loss.png").exists()
     result = json.loads((out / "result.json").read_text())
     assert result["complete"] is True
-    stages = MODES[number]["stages"]
-    assert [stage["name"] for stage in result["stages"]] == [stage["name"] for stage in stages]
+    stages = MODES[number].stages
+    assert [stage["name"] for stage in result["stages"]] == [stage.name for stage in stages]
     assert set(result["stages"][-1]["probes"]) == set(ROLES)
     return result
 

@@ -136,7 +136,8 @@ def test_every_imported_package_is_a_requirement(files, requirements):
 
 def test_git_ignores_what_a_run_and_an_installation_leave():
     lines = (ROOT / ".gitignore").read_text().splitlines()
-    assert {".venv/", "/runs/", "/notebooks/runs/", "__pycache__/", "*.egg-info/", ".ipynb_checkpoints/"} <= set(lines)
+    assert {".venv/", "/runs/", "/notebooks/runs/", "__pycache__/", "*.egg-info/",
+            ".ipynb_checkpoints/"} <= set(lines)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

@@ -18,8 +18,8 @@ from sftbench.recipes.recipe import (
     parse_value,
     recipe_from_dict,
     recipe_to_dict,
-    stage_settings,
 )
+from sftbench.recipes.stages import stage_settings
 
 
 @pytest.mark.parametrize(("values", "words"), [
@@ -97,13 +97,13 @@ def test_stage_settings_hold_only_their_methods_options():
     recipe = override(Recipe(), method="freeze", cpt_method="lora",
                       learning_rate=1e-4, cpt_learning_rate=2e-4)
     sft, cpt = stage_settings(recipe, "sft"), stage_settings(recipe, "cpt")
-    assert (sft["method"], sft["learning_rate"], "lora_r" in sft, "trainable_parts" in sft) == (
-        "freeze", 1e-4, False, True)
-    assert (cpt["method"], cpt["learning_rate"], "lora_r" in cpt, "trainable_parts" in cpt) == (
-        "lora", 2e-4, True, False)
+    assert (sft.method, sft.learning_rate, sft.lora_r, sft.trainable_parts) == (
+        "freeze", 1e-4, None, "last:2")
+    assert (cpt.method, cpt.learning_rate, cpt.lora_r, cpt.trainable_parts) == ("lora", 2e-4, 16, None)
+    assert "lora_r" not in sft.for_key() and "trainable_parts" not in cpt.for_key()
 
 
 def test_a_prefix_is_never_packed_nor_checkpointed():
     recipe = override(Recipe(), method="ptuning_v2", packing=True, gradient_checkpointing=True)
     settings = stage_settings(recipe, "sft")
-    assert settings["packing"] is False and settings["gradient_checkpointing"] is False
+    assert settings.packing is False and settings.gradient_checkpointing is False

@@ -12,7 +12,7 @@ from sftbench.models.methods import METHOD_FUNCTIONS
 from sftbench.recipes.recipe import METHODS
 from sftbench.runs.checkpoints import Checkpoints, stage_checkpoints
 from sftbench.runs.stage_store import PARTIAL
-from sftbench.training.trainer import train_stage
+from sftbench.training.trainer import StageContext, train_stage
 from tests.conftest import small_rows
 
 STEPS = 6
@@ -37,8 +37,9 @@ def trained(make_model, tokenizer, settings):
             told.append(event)
             if kept:
                 kept.events.append(event)
-        figures = train_stage(model, tokenizer, blocks_to_dataset([[row] for row in rows]), options, "sft",
-                              emit, {"domain_text": probe}, 2, kept)
+        dataset = blocks_to_dataset([[row] for row in rows])
+        figures = train_stage(model, StageContext("sft", options, tokenizer, dataset, emit,
+                                                  {"domain_text": probe}, 2, kept))
         return model, figures, told
     return run
 
@@ -66,6 +67,6 @@ def test_stopped_and_gone_on_is_as_never_stopped(trained, tmp_path, method):
     assert rates[0][-3:] == rates[1]
     for (name, value), other in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.allclose(value.float(), other.float(), atol=1e-6), name
-    assert {name: figures[name] for name in ("steps", "tokens", "train_loss", "start_loss")} == {
-        name: gone_on[name] for name in ("steps", "tokens", "train_loss", "start_loss")}
+    for name in ("steps", "tokens", "train_loss", "start_loss"):
+        assert getattr(figures, name) == getattr(gone_on, name)
     assert not (tmp_path / PARTIAL / "key").exists()

@@ -16,7 +16,8 @@ from sftbench.errors import BadInput, RunFailed
 from sftbench.models.checkpoint import load_stage
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer, resolve_revision
 from sftbench.recipes.recipe import Recipe, override
-from sftbench.runs.folder import read_result, store_folder
+from sftbench.runs.events import append_event, read_events
+from sftbench.runs.folder import read_json, read_result, store_folder
 from sftbench.runs.stage_store import file_sha256
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
@@ -194,3 +195,14 @@ def test_the_environments_token_is_written_nowhere(make_model, small_files, tmp_
     run_chain(recipe)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10 and not [path for path in files if token.encode() in path.read_bytes()]
+
+
+def test_what_looks_like_a_token_is_masked_in_messages_never_in_a_recipe(make_model, small_files, tmp_path):
+    folder = tmp_path / ("hf_" + "Ab3" * 10)
+    shutil.copytree(make_model(), folder)
+    recipe = override(Recipe(), mode="1", model=str(folder), max_steps=1, probe_rows=2, yardstick=False,
+                      output_dir=str(tmp_path / "run"), **small_files)
+    assert run_chain(recipe) == run_chain(recipe)  # the stored recipe is the given one, so it may go on
+    assert read_json(tmp_path / "run", "recipe.json")["recipe"]["model"] == str(folder)
+    append_event(tmp_path / "run", {"stage": "start", "step": 0, "message": f"401 for {folder.name}"})
+    assert read_events(tmp_path / "run")[-1]["message"] == "401 for hf_***"

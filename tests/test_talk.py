@@ -11,7 +11,7 @@ from sftbench.cli import main
 from sftbench.errors import BadInput
 from sftbench.evaluation.chat import format_answers, talk
 from sftbench.models import checkpoint
-from sftbench.models.checkpoint import find_checkpoint
+from sftbench.models.checkpoint import CheckpointRef
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.folder import read_result, store_folder
 from sftbench.training.chain import run_chain
@@ -56,8 +56,8 @@ def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, m
 
 def test_a_run_is_found_by_its_name_where_runs_lie(run, monkeypatch):
     monkeypatch.setenv("SFTBENCH_RUNS", str(Path(run).parent))
-    assert [find_checkpoint(f"run{stage}") for stage in ("", ":start", ":cpt")] == [
-        find_checkpoint(f"{run}{stage}") for stage in ("", ":start", ":cpt")]
+    assert [CheckpointRef.parse(f"run{stage}") for stage in ("", ":start", ":cpt")] == [
+        CheckpointRef.parse(f"{run}{stage}") for stage in ("", ":start", ":cpt")]
 
 
 def test_without_a_prompt_the_probes_questions_are_asked(run, capsys):
@@ -89,9 +89,8 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_any_loads(run, name, w
         talk([run, name.format(run=run)], ["x"])
     with pytest.raises(BadInput, match="nothing to ask"):
         talk(["pocket"])
-    assert find_checkpoint(run) == find_checkpoint(f"{run}:domain_sft") == (run, 1) and find_checkpoint(
-        f"{run}:start"
-    ) == (run, None)
+    assert CheckpointRef.parse(run) == CheckpointRef.parse(f"{run}:domain_sft") == CheckpointRef(Path(run), 1)
+    assert CheckpointRef.parse(f"{run}:start") == CheckpointRef(Path(run), None)
 
 
 def test_the_table_shows_text_as_text():

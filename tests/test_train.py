@@ -13,26 +13,26 @@ from sftbench.evaluation.probes import mean_loss
 from sftbench.models.loading import load_model, make_bnb_config
 from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.training import trainer
-from sftbench.training.trainer import train_stage
+from sftbench.training.trainer import StageContext, train_stage
 from tests.conftest import small_rows
 
 
 def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
     """Train the small model; returns it, its figures and its events."""
-    set_seed(settings["seed"])
-    quantised = make_bnb_config(settings) if settings["method"] == "qlora" else None
-    model = METHOD_FUNCTIONS[settings["method"]](
+    set_seed(settings.seed)
+    quantised = make_bnb_config(settings) if settings.method == "qlora" else None
+    model = METHOD_FUNCTIONS[settings.method](
         load_model(folder, quantization=quantised), tokenizer, settings, "Where is item 1?")
     if prepare:
         prepare(model)
     rows = rows or small_rows("domain_tasks", 120)
-    encoded, _ = encode_probe(tokenizer, rows, settings["max_length"])
+    encoded, _ = encode_probe(tokenizer, rows, settings.max_length)
     packed = [[row] for row in encoded]
-    if settings["packing"]:
-        packed = pack_encoded(encoded, settings["max_length"])
+    if settings.packing:
+        packed = pack_encoded(encoded, settings.max_length)
     events = []
-    figures = train_stage(model, tokenizer, blocks_to_dataset(packed), settings, "sft", events.append,
-                          probes or {}, **more)
+    figures = train_stage(model, StageContext("sft", settings, tokenizer, blocks_to_dataset(packed),
+                                              events.append, probes or {}, **more))
     return model, figures, events
 
 
@@ -45,7 +45,7 @@ def test_batch_8_is_8_times_batch_1_accumulated(make_model, tokenizer, settings,
                            gradient_accumulation_steps=accumulate, max_steps=3, learning_rate=1e-3)
         results.append(run(make_model(), tokenizer, options, mixed))
     (one, figures, events), (other, _, accumulated) = results
-    assert figures["steps"] == 3
+    assert figures.steps == 3
     for first, second in zip(events[1:], accumulated[1:], strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
@@ -90,11 +90,11 @@ def test_events_tell_every_step_and_score_the_probes(make_model, tokenizer, sett
     assert [event["step"] for event in events if "loss" in event] == [1, 2, 3, 4]
     scored = [event for event in events if "eval_domain_tasks_loss" in event]
     assert [event["step"] for event in scored] == [0, 2]
-    assert scored[0]["eval_domain_tasks_loss"] == figures["start_loss"]["domain_tasks"]
+    assert scored[0]["eval_domain_tasks_loss"] == figures.start_loss["domain_tasks"]
     start = mean_loss(load_model(make_model()), rows, 0)
-    assert figures["start_loss"]["domain_tasks"] == pytest.approx(start, abs=1e-6)
+    assert figures.start_loss["domain_tasks"] == pytest.approx(start, abs=1e-6)
     tokens = [event["tokens"] for event in events if "loss" in event]
-    assert tokens == sorted(tokens) and tokens[-1] == figures["tokens"] and figures["peak_memory_bytes"] > 1e8
+    assert tokens == sorted(tokens) and tokens[-1] == figures.tokens and figures.peak_memory_bytes > 1e8
     assert all(math.isfinite(event["learning_rate"]) for event in events if "loss" in event)
 
 
@@ -110,7 +110,7 @@ def test_the_probe_in_mid_run_leaves_training_as_it_was(make_model, tokenizer, s
 
 def test_max_steps_never_adds_a_second_pass(make_model, tokenizer, settings):
     _, figures, _ = run(make_model(), tokenizer, settings(max_steps=10_000), small_rows("domain_tasks", 16))
-    assert figures["steps"] < 10
+    assert figures.steps < 10
 
 
 def test_a_loss_that_is_no_number_stops_the_stage(make_model, tokenizer, settings):

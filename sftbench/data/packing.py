@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from ..recipes.stages import StageSettings
 from .tokenization import IGNORE_INDEX, EncodedRow, Pieces, RoleTokens
 
 
@@ -96,7 +97,7 @@ def build_stage_dataset(
     pieces: dict[str, Pieces],
     times: dict[str, np.ndarray],
     shares: dict[str, float],
-    settings: dict,
+    settings: StageSettings,
 ) -> tuple[datasets.Dataset, dict]:
     """A stage's blocks in training order, and what each role gave: rows, passes, tokens, share of them.
 
@@ -106,11 +107,11 @@ def build_stage_dataset(
     names = list(shares)
     often = {name: times[name][tokens[name].row[pieces[name].number]] for name in names}
     role, row, passes = mix_rows({name: pieces[name].length for name in names}, shares,
-                                   settings["num_train_epochs"], settings["seed"], often)
+                                   settings.num_train_epochs, settings.seed, often)
     borders = np.arange(len(row) + 1)
-    if settings["packing"]:
+    if settings.packing:
         lengths = _gathered([pieces[name].length for name in names], role, row)
-        order, borders = pack_rows(lengths, settings["max_length"])
+        order, borders = pack_rows(lengths, settings.max_length)
         role, row = role[order], row[order]
         del order, lengths  # of millions of rows, these are what memory is needed for
     ordered = Pieces(*(_gathered([getattr(pieces[name], column) for name in names], role, row)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import BadInput, RunFailed
-from ..models.checkpoint import find_checkpoint, load_checkpoint
+from ..models.checkpoint import CheckpointRef
 from ..models.loading import release_memory, silence_libraries
 from ..runs.folder import SCHEMA, read_json, read_result, write_json
 
@@ -29,7 +29,7 @@ def run_benchmarks(run: Path | str, tasks: list[str], stages: list[str] | None =
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     silence_libraries()
     entries = read_result(run)["stages"]
-    places = {name: find_checkpoint(f"{run}:{name}") for name in stages or ["start", entries[-1]["name"]]}
+    places = {name: CheckpointRef.parse(f"{run}:{name}") for name in stages or ["start", entries[-1]["name"]]}
     names = [_name_of(task) for task in tasks]
     manager = TaskManager(include_path=[str(Path(task).parent) for task in tasks if _is_file(task)] or None)
     unknown = [name for name in names if name not in manager.all_tasks]
@@ -62,11 +62,11 @@ def _name_of(task: str) -> str:
     return named[1]
 
 
-def _scores(manager, place: tuple, tasks: list[str], limit: int | None) -> dict:
+def _scores(manager, place: CheckpointRef, tasks: list[str], limit: int | None) -> dict:
     """Each task's metrics for one checkpoint."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    model, tokenizer = load_checkpoint(*place)
+    model, tokenizer = place.load()
     try:
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
         found = lm_eval.simple_evaluate(wrapped, tasks=tasks, task_manager=manager, limit=limit,

@@ -8,7 +8,7 @@ import textwrap
 
 from ..data.roles import load_roles
 from ..errors import BadInput
-from ..models.checkpoint import find_checkpoint, load_checkpoint
+from ..models.checkpoint import CheckpointRef
 from ..models.loading import release_memory, silence_libraries
 from ..recipes.recipe import ROLES, recipe_from_dict
 from ..runs.folder import read_json, read_result
@@ -27,9 +27,9 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
     One checkpoint is in memory at a time. Raises BadInput for a checkpoint that is not there, before any is
     loaded.
     """
-    found = {str(name): find_checkpoint(str(name)) for name in checkpoints}
+    found = {str(name): CheckpointRef.parse(str(name)) for name in checkpoints}
     asked = [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in prompts or []]
-    run = next((run for run, _ in found.values() if run), None)
+    run = next((ref.run for ref in found.values() if ref.run), None)
     if not prompts:
         asked = probe_questions(run)
     if system:
@@ -39,15 +39,15 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
     longest = max_new_tokens or (
         read_result(run)["recipe"]["max_new_tokens"] if run else None) or DEFAULT_NEW_TOKENS
     silence_libraries()
-    said = {name: _answer_all(run, stage, [question["messages"] for question in asked], longest)
-            for name, (run, stage) in found.items()}
+    said = {name: _answer_all(ref, [question["messages"] for question in asked], longest)
+            for name, ref in found.items()}
     return [{"checkpoint": name, "prompt": question["prompt"], "answer": said[name][number]}
             | ({"wanted": question["wanted"]} if "wanted" in question else {})
             for number, question in enumerate(asked) for name in said]
 
 
-def _answer_all(run: str | None, stage: int | str | None, conversations: list, longest: int) -> list[str]:
-    model, tokenizer = load_checkpoint(run, stage)
+def _answer_all(ref: CheckpointRef, conversations: list, longest: int) -> list[str]:
+    model, tokenizer = ref.load()
     try:
         return generate_answers(model, tokenizer, conversations, longest)
     finally:

@@ -18,7 +18,7 @@ from ..data.chat_template import answer_frame, end_of_turn_ids, prompt_options, 
 from ..errors import BadInput, RunFailed
 from ..evaluation.chat import probe_questions
 from ..evaluation.probes import generate_answers
-from ..models.checkpoint import check_start_revision, find_checkpoint, load_stage
+from ..models.checkpoint import CheckpointRef, check_start_revision, load_stage
 from ..models.loading import (
     load_tokenizer,
     locate_model,
@@ -27,7 +27,8 @@ from ..models.loading import (
     select_device,
     silence_libraries,
 )
-from ..recipes.recipe import recipe_from_dict, stage_settings
+from ..recipes.recipe import recipe_from_dict
+from ..recipes.stages import stage_settings
 from ..runs.folder import find_run, read_result, store_folder
 from ..runs.stage_store import find_stage
 from .model_card import write_model_card
@@ -50,7 +51,7 @@ def export_stage(run: str | Path, folder: str | Path, stage: str | None = None, 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder")
     read_result(find_run(run))  # else `find` would look for a model of that name
-    number = find_checkpoint(f"{run}:{stage}" if stage else run)[1]
+    number = CheckpointRef.parse(f"{run}:{stage}" if stage else run).stage
     if number is None:
         raise BadInput(f"{run}: the start is no stage of this run; it lies where it came from")
     silence_libraries()

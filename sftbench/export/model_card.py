@@ -82,8 +82,8 @@ def _use(place: Path, plan: dict) -> list[str]:
                f'model = AutoModelForCausalLM.from_pretrained("{folder}")']
     if plan["quantised"]:
         loading.insert(0, 'four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='
-                          f'"{plan["settings"]["bnb_4bit_quant_type"]}", bnb_4bit_use_double_quant='
-                          f'{plan["settings"]["bnb_4bit_use_double_quant"]})')
+                          f'"{plan["settings"].bnb_4bit_quant_type}", bnb_4bit_use_double_quant='
+                          f'{plan["settings"].bnb_4bit_use_double_quant})')
     imports = ["from peft import PeftModel"] * adapter + [
         "from transformers import AutoModelForCausalLM, AutoTokenizer"
         + ", BitsAndBytesConfig" * plan["quantised"]]

@@ -1,102 +1,134 @@
 """Where the models of a run lie, and loading them: a start, a stage's weights, a prefix on top of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
 
 from ..errors import BadInput
+from ..recipes.stages import StageSettings
 from ..runs.folder import find_run, read_json, read_result, runs_root, store_folder
 from ..runs.stage_store import find_stage
 from .loading import load_for_training, load_model, load_tokenizer, locate_model, resolve_revision
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelState:
-    """Where a model lies: a start model or a stage's weights, and the stage whose prefix goes on top."""
+    """A model between two stages of a chain: the start model, or what a stage of the store made of it.
+
+    `key` names the state: scores are stored under it.
+    """
 
     key: str
-    start: str
-    stage: str | None = None
-    adapter: str | None = None
+    store: Path
+    start: str  # folder or hub name of the start model
+    revision: str | None = None
+    weights: str | None = None  # the stage whose weights take the place of the start model's
+    prefix: str | None = None  # the stage whose P-tuning v2 prefix goes on top of them
+
+    def after(self, key: str, method: str) -> "ModelState":
+        """The state after a stage: a prefix goes on top of these weights, any other method replaces them."""
+        if method == "ptuning_v2":
+            return replace(self, key=key, prefix=key)
+        return replace(self, key=key, weights=key, prefix=None)
+
+    def load(self, settings: StageSettings | None = None, on_cpu: bool = False):
+        """The model; with `settings` as a stage of these trains it (quantised for QLoRA, adapters' in bf16).
+
+        With `on_cpu` it stays in main memory, to be sharded over GPUs.
+        """
+        name = str(self.store / self.weights / "model") if self.weights else self.start
+        revision = None if self.weights else self.revision
+        model = (load_for_training(name, revision, settings, on_cpu) if settings else
+                 load_model(name, revision, on_cpu=on_cpu))
+        if self.prefix:
+            model = PeftModel.from_pretrained(model, self.store / self.prefix / "adapter")
+        return model
+
+    def load_tokenizer(self):
+        """The tokenizer that was written with the stage, or the start model's."""
+        if self.prefix:
+            return load_tokenizer(str(self.store / self.prefix / "adapter"))
+        if self.weights:
+            return load_tokenizer(str(self.store / self.weights / "model"))
+        return load_tokenizer(self.start, self.revision)
 
 
-def load_state(shelf: Path, state: ModelState, revision: str | None = None, settings: dict | None = None,
-               stay: bool = False):
-    """The model of a state; a QLoRA stage's `settings` load it quantised, a bf16 adapter's in bfloat16."""
-    settings = settings or {"method": "full", "bf16": False}
-    name = str(shelf / state.stage / "model") if state.stage else state.start
-    model = load_for_training(name, None if state.stage else revision, settings, stay)
-    if state.adapter:
-        model = PeftModel.from_pretrained(model, shelf / state.adapter / "adapter")
-    return model
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A checkpoint as a person names it: a stage of a run (None: its start), or a model."""
+
+    run: Path | None = None
+    stage: int | None = None  # counted from 0
+    model: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "CheckpointRef":
+        """`RUN` (its last stage), `RUN:start`, `RUN:STAGE` (name, or number from 1), or a model.
+
+        Raises BadInput, naming the run's stages or what is missing.
+        """
+        run, _, stage = text.rpartition(":")
+        if _is_run(complete := find_run(text)):
+            run, stage = complete, ""
+        elif not run or not _is_run(run := find_run(run)):
+            try:
+                return cls(model=str(locate_model(text)))
+            except BadInput as error:
+                if Path(text).exists():
+                    raise
+                raise BadInput(f"{text}: there is no run of that name, neither as a folder nor under "
+                               f"{runs_root()}/, and no model: {error}", where=text) from None
+        names = [entry["name"] for entry in read_result(run)["stages"]]
+        if stage.isdigit() and 1 <= int(stage) <= len(names):
+            return cls(run, int(stage) - 1)
+        if stage not in ("", "start", *names):
+            raise BadInput(f"{run}: no stage {stage!r}; it has start, {', '.join(names)}", field="stage",
+                           where=str(run))
+        return cls(run, None if stage == "start" else names.index(stage) if stage else len(names) - 1)
+
+    def load(self):
+        """The model and its tokenizer; raises BadInput where weights are gone or the start model changed."""
+        if self.run is None:
+            return load_model(self.model), load_tokenizer(self.model)
+        state = state_of(self.run, self.stage)
+        if not state.weights:
+            check_start_revision(self.run)
+        return state.load(), state.load_tokenizer()
 
 
-def check_start_revision(run: Path) -> str:
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.json").exists() or (folder / "result.json").exists()
+
+
+def state_of(run: Path | str, stage: int | None) -> ModelState:
+    """The state after a stage of a finished run (None: its start).
+
+    Raises BadInput for weights that are gone.
+    """
+    result, store = read_result(run), store_folder(run)
+    state = ModelState("start", store, result["start"]["model"], result["recipe"]["model_revision"])
+    for entry in result["stages"][:0 if stage is None else stage + 1]:
+        state = state.after(entry["key"], entry["method"])
+    for key in filter(None, (state.weights, state.prefix)):
+        if find_stage(store, key) is None:
+            raise BadInput(f"{store / key}: this stage's weights are gone; run the recipe again",
+                           where=str(store / key))
+    return state
+
+
+def check_start_revision(run: Path | str) -> str:
     """The revision of a run's start model; raises BadInput where that is not the model it started from."""
-    recipe, stored = read_result(run)["recipe"], read_json(run, "recipe.json")["revision"]
-    start = read_result(run)["start"]["model"]
-    now = resolve_revision(start, recipe["model_revision"])
+    result, stored = read_result(run), read_json(run, "recipe.json")["revision"]
+    start = result["start"]["model"]
+    now = resolve_revision(start, result["recipe"]["model_revision"])
     if now != stored:
         raise BadInput(f"{start} is not the model that {run} started from (revision {stored}, now {now}), "
-                       "and an adapter goes with its own base only")
+                       "and an adapter goes with its own base only", where=start)
     return stored
 
 
 def load_stage(run: Path | str, stage: int = -1):
-    """The model and tokenizer of a run's stage (by default the last; 0 is the first)."""
-    result = read_result(run)
-    entry, shelf = result["stages"][stage], store_folder(run)
-    prefixed = entry["method"] == "ptuning_v2"
-    weights = [earlier["key"] for earlier in result["stages"][:result["stages"].index(entry) + 1]
-               if earlier["method"] != "ptuning_v2"]
-    state = ModelState(entry["key"], result["start"]["model"], weights[-1] if weights else None,
-                  entry["key"] if prefixed else None)
-    if not weights:
-        check_start_revision(run)
-    for key in {entry["key"], *weights[-1:]}:
-        if find_stage(shelf, key) is None:
-            raise BadInput(f"{shelf / key}: this stage's weights are gone; run the recipe again")
-    place = shelf / entry["key"] / ("adapter" if prefixed else "model")
-    return (load_state(shelf, state, result["recipe"]["model_revision"]), load_tokenizer(str(place)))
-
-
-def find_checkpoint(checkpoint: str) -> tuple[str | None, int | str | None]:
-    """A checkpoint's run and stage: its number, None for the start; or None and a model's name.
-
-    Raises BadInput, naming the run's stages or what is missing.
-    """
-    run, _, stage = checkpoint.rpartition(":")
-    if _is_run(whole := str(find_run(checkpoint))):
-        run, stage = whole, ""
-    elif not run or not _is_run(run := str(find_run(run))):
-        try:
-            return None, str(locate_model(checkpoint))
-        except BadInput as error:
-            if Path(checkpoint).exists():
-                raise
-            raise BadInput(f"{checkpoint}: there is no run of that name, neither as a folder nor under "
-                           f"{runs_root()}/, and no model: {error}") from None
-    names = [entry["name"] for entry in read_result(run)["stages"]]
-    if stage.isdigit() and 1 <= int(stage) <= len(names):
-        return run, int(stage) - 1
-    if stage not in ("", "start", *names):
-        raise BadInput(f"{run}: no stage {stage!r}; it has start, {', '.join(names)}")
-    return run, None if stage == "start" else names.index(stage) if stage else len(names) - 1
-
-
-def _is_run(folder: str) -> bool:
-    return (Path(folder) / "recipe.json").exists() or (Path(folder) / "result.json").exists()
-
-
-def load_checkpoint(run: str | None, stage: int | str | None):
-    """The model and tokenizer of what `find` returns."""
-    if run and stage is not None:
-        return load_stage(run, stage)
-    if run:
-        result = read_result(run)
-        check_start_revision(run)
-        name, revision = result["start"]["model"], result["recipe"]["model_revision"]
-    else:
-        name, revision = stage, None
-    return load_model(name, revision), load_tokenizer(name, revision)
+    """The model and tokenizer of a finished run's stage (by default the last; 0 is the first)."""
+    count = len(read_result(run)["stages"])
+    return CheckpointRef(Path(run), range(count)[stage]).load()

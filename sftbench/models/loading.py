@@ -26,6 +26,7 @@ from ..data.chat_template import default_template
 from ..data.sources import find_model_folder
 from ..errors import BadInput
 from ..pocket import FOLDERS
+from ..recipes.stages import StageSettings
 from ..runs.stage_store import file_sha256
 
 # What of a hub model is fetched: nothing that could carry code, no second copy in another format.
@@ -155,10 +156,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
-               quantization: BitsAndBytesConfig | None = None, stay: bool = False):
+               quantization: BitsAndBytesConfig | None = None, on_cpu: bool = False):
     """The causal language model on `device()`, from whole safetensors only, with no code of its own.
 
-    With `stay` it stays in main memory: to be sharded over GPUs of which none need hold it whole. Raises
+    With `on_cpu` it stays in main memory: to be sharded over GPUs of which none need hold it whole. Raises
     BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
     """
     load_model_config(name, revision)
@@ -182,7 +183,7 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
         raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
                        "write the model anew")
     if quantization is None:
-        return model if stay else model.to(select_device())
+        return model if on_cpu else model.to(select_device())
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it is first asked without
         # gradients, as by a probe, and keeps them so: then no gradient passes through the layer in training.
@@ -201,22 +202,22 @@ def check_weights(place: Path) -> None:
             raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew") from error
 
 
-def load_for_training(name: str, revision: str | None, settings: dict, stay: bool = False):
+def load_for_training(name: str, revision: str | None, settings: StageSettings, on_cpu: bool = False):
     """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
-    half = settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2")
+    half = settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2")
     model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
-                       quantization=make_bnb_config(settings) if settings["method"] == "qlora" else None,
-                       stay=stay)
+                       quantization=make_bnb_config(settings) if settings.method == "qlora" else None,
+                       on_cpu=on_cpu)
     release_memory()  # of the weights before they were quantised
     return model
 
 
-def make_bnb_config(settings: dict) -> BitsAndBytesConfig:
+def make_bnb_config(settings: StageSettings) -> BitsAndBytesConfig:
     """QLoRA's 4-bit configuration from a stage's settings."""
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=settings["bnb_4bit_quant_type"],
-        bnb_4bit_use_double_quant=settings["bnb_4bit_use_double_quant"],
-        bnb_4bit_compute_dtype=getattr(torch, settings["bnb_4bit_compute_dtype"]))
+        load_in_4bit=True, bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, settings.bnb_4bit_compute_dtype))
 
 
 def read_model_card(name: str, revision: str | None = None) -> dict:

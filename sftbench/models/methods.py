@@ -15,31 +15,32 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
+from ..recipes.stages import StageSettings
 from .loading import expert_names, find_decoder_layers, find_final_norm
 
 # The layers that write into the residual stream; zero weights there make a new block the identity.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
 
 
-def full(model, tokenizer, settings: dict, text: str):
+def full(model, tokenizer, settings: StageSettings, text: str):
     """Train every weight."""
     return model.requires_grad_(True)
 
 
-def lora(model, tokenizer, settings: dict, text: str):
+def lora(model, tokenizer, settings: StageSettings, text: str):
     """Add low-rank matrices to the weight matrices and train only those (arXiv:2106.09685).
 
     The same function serves QLoRA (arXiv:2305.14314): there the model comes in quantised.
     """
-    targets, fused = settings["lora_target_modules"], None
+    targets, fused = settings.lora_target_modules, None
     if targets == "all-linear":  # peft 0.21 adds fused experts by itself for some families only
         fused = sorted({".".join(name.split(".")[-2:]) for name in expert_names(model)}) or None
     targets = targets if targets == "all-linear" else _target_modules(model, targets)
     try:
         return get_peft_model(model, LoraConfig(
-            task_type="CAUSAL_LM", r=settings["lora_r"], lora_alpha=settings["lora_alpha"],
-            lora_dropout=settings["lora_dropout"], target_modules=targets, target_parameters=fused,
-            use_rslora=settings["use_rslora"], use_dora=settings["use_dora"]))
+            task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout, target_modules=targets, target_parameters=fused,
+            use_rslora=settings.use_rslora, use_dora=settings.use_dora))
     except ValueError as error:
         raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
 
@@ -57,7 +58,7 @@ def _target_modules(model, targets: str) -> list[str]:
     return wanted
 
 
-def ptuning_v2(model, tokenizer, settings: dict, text: str):
+def ptuning_v2(model, tokenizer, settings: StageSettings, text: str):
     """Train a prefix of keys and values in every layer (arXiv:2110.07602); the model's own weights stay.
 
     A prefix that starts from `text` is the model's own cache of that text. A model that already carries a
@@ -68,23 +69,23 @@ def ptuning_v2(model, tokenizer, settings: dict, text: str):
         model.prompt_encoder.requires_grad_(True)
         return model
     model = get_peft_model(model, PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=settings["num_virtual_tokens"], prefix_projection=False))
-    if settings["prefix_init"] == "text":
-        text = settings["prefix_init_text"] or text
-        while len(tokenizer(text)["input_ids"]) < settings["num_virtual_tokens"]:
+        task_type="CAUSAL_LM", num_virtual_tokens=settings.num_virtual_tokens, prefix_projection=False))
+    if settings.prefix_init == "text":
+        text = settings.prefix_init_text or text
+        while len(tokenizer(text)["input_ids"]) < settings.num_virtual_tokens:
             text = text + "\n" + text
         model.eval()
         initialize_kv_prefix_from_text(model, tokenizer, text=text, use_chat_template=False)
     return model
 
 
-def freeze(model, tokenizer, settings: dict, text: str):
+def freeze(model, tokenizer, settings: StageSettings, text: str):
     """Train chosen parts only (`trainable_parts`): layers, norm or head, or parts added as the identity.
 
     `last:N`, `layers:A-B` (counted from 0), `head`, `norm`, `new_blocks:N`, `new_head`; several with commas.
     """
     model.requires_grad_(False)
-    for part in settings["trainable_parts"].split(","):
+    for part in settings.trainable_parts.split(","):
         name, _, value = part.strip().partition(":")
         if name not in PARTS:
             raise BadInput(f"trainable_parts: unknown part {part.strip()!r}; parts are {', '.join(PARTS)}")
@@ -93,14 +94,14 @@ def freeze(model, tokenizer, settings: dict, text: str):
     return model
 
 
-def check_parts(config, settings: dict) -> None:
+def check_parts(config, settings: StageSettings) -> None:
     """Raise BadInput where a stage's settings name parts that a model of this configuration has not."""
-    targets = settings.get("lora_target_modules", "all-linear")
-    if settings["method"] != "freeze" and targets == "all-linear":
+    targets = settings.lora_target_modules or "all-linear"
+    if settings.method != "freeze" and targets == "all-linear":
         return
     with torch.device("meta"):  # a copy, since added blocks are written into the configuration
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        if settings["method"] == "freeze":
+        if settings.method == "freeze":
             freeze(model, None, settings, "")
         else:
             _target_modules(model, targets)

@@ -20,10 +20,11 @@ from ..data.packing import blocks_to_dataset, mix_encoded, pack_encoded
 from ..data.tokenization import encode_last, encode_probe
 from ..models.loading import load_model, silence_libraries
 from ..recipes.hyperparameters import resolve_recipe
-from ..recipes.recipe import Recipe, override, stage_settings
+from ..recipes.recipe import Recipe, override
+from ..recipes.stages import stage_settings
 from ..runs.events import format_duration, run_progress
 from ..runs.stage_store import file_sha256
-from ..training.trainer import count_steps, train_stage
+from ..training.trainer import StageContext, count_steps, train_stage
 from .world import ABILITIES, ASSISTANT, FACTS, SYSTEM, USER, items, pretraining_text, world_rows
 
 LEARNING_RATE = 2e-3  # of the pre-training
@@ -150,7 +151,7 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
             callback(event)
 
     def fit(model, stage):
-        train_stage(model, tokenizer, datasets[stage], chains[stage][1], stage, emit, {})
+        train_stage(model, StageContext(stage, chains[stage][1], tokenizer, datasets[stage], emit))
         return model
 
     emit({"stage": "start", "step": 0,

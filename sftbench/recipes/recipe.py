@@ -290,16 +290,3 @@ METHOD_OPTIONS = {
 METHOD_OPTIONS["qlora"] = METHOD_OPTIONS["lora"] + (
     "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"
 )
-_TWINS = ("method", "learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size")
-_SHARED = ("gradient_accumulation_steps", "max_steps", "max_length", "packing", "lr_scheduler_type",
-           "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing", "seed")
-
-
-def stage_settings(recipe: Recipe, kind: str) -> dict:
-    """What a stage of this kind (`cpt`, `sft`) is trained with: plain names, only its method's options."""
-    prefix = "cpt_" if kind == "cpt" else ""
-    settings = {name: getattr(recipe, prefix + name) for name in _TWINS}
-    settings |= {name: getattr(recipe, name) for name in _SHARED}
-    if settings["method"] == "ptuning_v2":
-        settings["packing"] = settings["gradient_checkpointing"] = False  # the prefix takes the cache's place
-    return settings | {name: getattr(recipe, name) for name in METHOD_OPTIONS[settings["method"]]}

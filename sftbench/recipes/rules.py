@@ -18,7 +18,7 @@ from .hyperparameters import (
     hyperparameter_warnings,
     resolve_recipe,
 )
-from .modes import MODES, load_mode, mode_roles, mode_stages
+from .modes import MODES, Mode, load_mode, recipe_stages
 from .recipe import METHOD_OPTIONS, Recipe
 
 PLENTIFUL_TOKENS = 1e9  # tokens of domain text that are worth CPT by themselves
@@ -237,7 +237,7 @@ def suggest_mode(known: dict) -> tuple[str, list[Suggestion]]:
     """
     starts = ("base",) if known.get("chat_model") is False else ("base", "chat")
     can_run = [number for number, mode in MODES.items()
-               if mode["start"] in starts and not _missing_roles(mode, known)]
+               if mode.start in starts and not _missing_roles(mode, known)]
     if not can_run:
         raise BadInput("no mode can run: each ends with SFT on domain_tasks, which has no rows; "
                        "give questions and answers of your field")
@@ -247,10 +247,10 @@ def suggest_mode(known: dict) -> tuple[str, list[Suggestion]]:
     return best, [said for said in voting if best in said.sets["mode_votes"]]
 
 
-def _missing_roles(mode: dict, known: dict) -> list[str]:
+def _missing_roles(mode: Mode, known: dict) -> list[str]:
     """The roles of the mode that have no rows; none as long as nothing was counted."""
     rows = known.get("rows")
-    return [role for role in mode_roles(mode) if not rows.get(role)] if rows else []
+    return [role for role in mode.roles if not rows.get(role)] if rows else []
 
 
 def recipe_warnings(recipe: Recipe, known: dict) -> list[str]:
@@ -262,7 +262,7 @@ def _mode_warnings(recipe: Recipe, known: dict) -> list[str]:
     mode, found = load_mode(recipe.mode), []
     if lacking := _missing_roles(mode, known):
         found.append(f"mode {recipe.mode} lacks rows of {' and '.join(lacking)}: give data or change mode")
-    last = mode_stages(mode, recipe.general_share, recipe.task_share)[-1]["shares"]
+    last = recipe_stages(recipe, mode)[-1].shares
     if known.get("wants") == "both" and "general_tasks" not in last:
         cause = f"the last stage of mode {recipe.mode} has no general tasks"
         if recipe.general_share == 0:
@@ -297,7 +297,7 @@ def _mode_lines(recipe: Recipe, known: dict) -> tuple[list[str], list[Suggestion
     except BadInput as error:
         return _wrapped("Suggested mode: ", str(error)), []
     mode = MODES[best]
-    lines = [f"Suggested mode: {best} ({mode['name']})", f"  {mode['sentence']}"]
+    lines = [f"Suggested mode: {best} ({mode.name})", f"  {mode.sentence}"]
     if load_mode(recipe.mode) is not mode:
         lines += _wrapped("  ", f"The recipe has mode {recipe.mode}.")
     if not led:

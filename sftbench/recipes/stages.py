@@ -13,7 +13,7 @@ OPTIONS = {name for names in METHOD_OPTIONS.values() for name in names}
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What one stage is trained with, under TRL's names; options of other methods than the stage's are None."""
+    """What one stage is trained with, by TRL's names; options of other methods than its own are None."""
 
     method: str
     learning_rate: float
@@ -57,7 +57,7 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a run; `shares` are parts of its tokens by role, `key` names its result in the store."""
+    """One training of a run; `shares` are parts of its tokens by role, `key` names it in the store."""
 
     name: str
     kind: str  # cpt or sft

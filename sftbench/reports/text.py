@@ -9,7 +9,7 @@ from ..evaluation.probes import exact_match, generate_answers
 from ..models.checkpoint import load_stage
 from ..models.loading import load_model
 from ..recipes.recipe import FIELDS, Recipe, recipe_to_dict, suggest_name
-from ..training.prepare import PreparedRun, stage_dataset
+from ..training.prepare import PreparedRun
 from .html import HtmlText, escape_html
 from .token_view import summarise_view, view_as_html, view_as_text, view_row
 
@@ -22,7 +22,7 @@ def format_recipe(ready: PreparedRun, everything: bool = False) -> str:
     Its warnings come last.
     """
     defaults, values = recipe_to_dict(Recipe()), recipe_to_dict(ready.recipe)
-    lines = [f"Mode {ready.recipe.mode}: {ready.mode['sentence']}", f"Start: {ready.start}", ""]
+    lines = [f"Mode {ready.recipe.mode}: {ready.mode.sentence}", f"Start: {ready.start}", ""]
     for name, value in values.items():
         if name.startswith("bnb_") and "qlora" not in (ready.recipe.method, ready.recipe.cpt_method):
             continue
@@ -68,10 +68,10 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
         markup.append(f'<pre style="margin:0;white-space:pre-wrap">{escape_html(line)}</pre>')
 
     for stage in ready.stages:
-        dataset, drawn = stage_dataset(ready, stage)
+        dataset, drawn = ready.datasets[stage.name]
         shown = [name for name in drawn if role in (None, name)]
         if shown:
-            tell(f"Stage {stage['name']}: {len(dataset):,} blocks")
+            tell(f"Stage {stage.name}: {len(dataset):,} blocks")
         for name in shown:
             for line in _role_lines(ready.roles[name], name, drawn[name]):
                 tell(line)

@@ -1,4 +1,4 @@
-"""What a person follows of a run while it goes on, from its events: stages, speed, memory, last values."""
+"""A run's events: written as it goes on, followed by whoever looks, and what they add up to."""
 
 import json
 import math
@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .folder import mask_tokens, write_text
+from .folder import mask_message, mask_token, write_text
 
 
 def stamp_event(event: dict) -> dict:
     """The event as it is written: with its time, and null for NaN and infinity."""
     event = {"time": round(time.time(), 3), **event}
+    for name in ("message", "callback_error"):
+        if name in event:
+            event[name] = mask_message(event[name])
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in event.items()}
 
 
 def _event_line(event: dict) -> str:
-    return mask_tokens(json.dumps(event, ensure_ascii=False, allow_nan=False)) + "\n"
+    return mask_token(json.dumps(event, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def append_event(folder: Path, event: dict) -> dict:
@@ -75,17 +78,29 @@ def read_events(folder: Path) -> list[dict]:
     return EventTail(folder).read()
 
 
-class EventRecorder:
-    """Writes a run's events and tells each callback; a callback that raises is dropped, on record.
+class RunLog:
+    """Writes a run's events to `events.jsonl` and passes each to the callbacks.
 
-    Where the folder holds events of an earlier life of the run, they stay until `settle`: what the new life
-    knows of them (scores, stages from the store, a stage up to its checkpoint) then takes their place in one
-    move, so that the curve is whole at any time and steps that were lost after a checkpoint are gone.
+    An event is one line of JSON. Every one has `time` (seconds since 1970), `stage` (`start` before the
+    first) and `step` (0 before the stage's first step); the others come where there is something to report:
+
+    - at the start `plan` (steps by stage), `forecast`, `warnings`;
+    - before a stage's first step `steps`, and after a score `eval_<role>_<measure>` (loss in nats per token;
+      accuracy and f1 from 0 to 1; within a stage of 64 rows a probe, between stages of all);
+    - after a step `loss`, `learning_rate`, `grad_norm`, `tokens` (trained so far), `memory_bytes`;
+    - `reused` for an event of a stage taken from the store, `waiting` while another run trains the stage,
+      `resumed` and `passed_over` where a checkpoint was taken up, `callback_error`;
+    - at the end `state` (done, stopped, failed), `message`, `reason`.
+
+    A callback that raises is dropped, on record. Where the folder holds events of an earlier life of the run,
+    they stay until `settle`: what the new life knows of them (scores, stages from the store, a stage up to
+    its checkpoint) then takes their place in one move, so that the curve is complete at any time and steps
+    that were lost after a checkpoint are gone.
     """
 
     def __init__(self, folder: Path, callbacks: list[Callable[[dict], None]]):
         self.folder, self.callbacks, self.last = Path(folder), callbacks, {"stage": "start", "step": 0}
-        self.waiting: list[dict] | None = [] if (self.folder / "events.jsonl").exists() else None
+        self.unwritten: list[dict] | None = [] if (self.folder / "events.jsonl").exists() else None
 
     def __call__(self, event: dict) -> None:
         self.last = event = self._write(event)
@@ -98,16 +113,16 @@ class EventRecorder:
                              "callback_error": f"{type(error).__name__}: {error}"})
 
     def _write(self, event: dict) -> dict:
-        if self.waiting is None:
+        if self.unwritten is None:
             return append_event(self.folder, event)
-        self.waiting.append(stamp_event(event))
-        return self.waiting[-1]
+        self.unwritten.append(stamp_event(event))
+        return self.unwritten[-1]
 
     def settle(self) -> None:
         """Let the events so far take the place of those of an earlier life."""
-        if self.waiting is not None:
-            write_text(self.folder / "events.jsonl", "".join(map(_event_line, self.waiting)))
-            self.waiting = None
+        if self.unwritten is not None:
+            write_text(self.folder / "events.jsonl", "".join(map(_event_line, self.unwritten)))
+            self.unwritten = None
 
 
 def run_progress(events: list[dict], now: float | None = None) -> dict:

@@ -40,17 +40,25 @@ def store_folder(folder: Path) -> Path:
     return Path(folder).resolve().parent / ".stages"
 
 
-def mask_tokens(text: str) -> str:
-    """Text without tokens of a model hub: the environment's, and whatever looks like one."""
-    mine = os.environ.get("HF_TOKEN", "")
-    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text.replace(mine, "hf_***") if len(mine) > 8 else text)
+def mask_token(text: str) -> str:
+    """Text without the environment's token of a model hub."""
+    token = os.environ.get("HF_TOKEN", "")
+    return text.replace(token, "hf_***") if len(token) > 8 else text
+
+
+def mask_message(text: str) -> str:
+    """A message without whatever looks like a token of a model hub.
+
+    Only messages: a path may look like one as well, and a recipe must be stored as it was given.
+    """
+    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", mask_token(text))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one move: a reader sees the old one or the whole new one, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(mask_tokens(text))
+        file.write(mask_token(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import weakref
+from dataclasses import asdict, replace
 
 import psutil
 import torch
@@ -20,8 +21,16 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
+from ..recipes.stages import StageSettings
 
 MAX_WHOLE_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
+LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are more
+NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
+# Settings that move no byte: a prediction holds for all their values.
+IRRELEVANT_SETTINGS = ("learning_rate", "warmup_ratio", "num_train_epochs", "max_steps", "max_length",
+                       "weight_decay", "max_grad_norm", "lr_scheduler_type", "seed", "prefix_init",
+                       "prefix_init_text")
+_predicted: dict[str, dict] = {}  # of this process, since a look and a run ask for the same
 
 
 def read_memory() -> int:
@@ -32,7 +41,7 @@ def read_memory() -> int:
 
 
 def read_peak_memory() -> int:
-    """The most memory that was in use since `forget_peak`: of CUDA's, or resident.
+    """The most memory that was in use since `reset_peak_memory`: of CUDA's, or resident.
 
     Where the system keeps no such mark (it does on Linux), the most since the process began.
     """
@@ -46,52 +55,36 @@ def read_peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_bytes` count from now on."""
+    """Let `read_peak_memory` count from now on."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
-IRRELEVANT_SETTINGS = (
-    "learning_rate",
-    "warmup_ratio",
-    "num_train_epochs",
-    "max_steps",
-    "max_length",
-    "weight_decay",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "seed",
-    "prefix_init",
-    "prefix_init_text",
-)
-_counted: dict[str, dict] = {}  # counts of this process, since a look and a run ask for the same
-NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
-LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are many logits
 
-
-def predict_memory(config, settings: dict, tokenizer, width: int) -> dict[str, int]:
+def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> dict[str, int]:
     """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
 
     `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
     what the backward pass needs, and what is held for a moment only.
     """
     key = json.dumps(
-        [config.to_dict(), {**settings, **dict.fromkeys(IRRELEVANT_SETTINGS)}, width],
+        [config.to_dict(), asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS), width],
         default=str,
         sort_keys=True,
     )
-    if key not in _counted:
-        dtype = torch.bfloat16 if settings["bf16"] else torch.float32
+    if key not in _predicted:
+        dtype = torch.bfloat16 if settings.bf16 else torch.float32
         try:
-            _counted[key] = _predict_memory(config, settings, tokenizer, width, dtype)
+            _predicted[key] = _predict_memory(config, settings, tokenizer, width, dtype)
         except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
             parts = _predict_memory(config, settings, tokenizer, width, torch.bfloat16)
-            _counted[key] = parts | {"activations": parts["activations"] * 2}
-    return dict(_counted[key])
+            _predicted[key] = parts | {"activations": parts["activations"] * 2}
+    return dict(_predicted[key])
 
 
-def _predict_memory(config, settings: dict, tokenizer, width: int, dtype: torch.dtype) -> dict[str, int]:
+def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
+                    dtype: torch.dtype) -> dict[str, int]:
     with torch.device("meta"):
         # a copy, since added blocks are written into the configuration
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa",
@@ -99,35 +92,35 @@ def _predict_memory(config, settings: dict, tokenizer, width: int, dtype: torch.
         linears = [module.weight.numel() for module in model.modules()
                    if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
         whole = model.num_parameters()
-        change = METHOD_FUNCTIONS[settings["method"]]
-        model = change(model, tokenizer, settings | {"prefix_init": "random"}, "")
+        change = METHOD_FUNCTIONS[settings.method]
+        model = change(model, tokenizer, replace(settings, prefix_init="random"), "")
         trained = sum(trainable_parameters(model).values())
         moving = _step_bytes(model, settings, width, config.get_text_config().vocab_size)
     added = max(sum(parameter.numel() for parameter in model.parameters()) - whole, 0)
-    loaded = 2 if settings["bf16"] and settings["method"] in ("lora", "qlora", "ptuning_v2") else 4
+    loaded = 2 if settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2") else 4
     weights = whole * loaded + added * 4
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()
                     if parameter.requires_grad)  # as they were counted in `moving`
-    if settings["method"] == "qlora" and linears:
-        packed = NF4_BYTES[settings["bnb_4bit_use_double_quant"]]
+    if settings.method == "qlora" and linears:
+        packed = NF4_BYTES[settings.bnb_4bit_use_double_quant]
         weights += int(sum(linears) * (packed - loaded))
         moving += max(linears) * loaded  # one matrix at a time is dequantised
-    elif settings["bf16"] and loaded == 4:
+    elif settings.bf16 and loaded == 4:
         moving += trained * 2  # autocast keeps a copy of what trains
     return {"weights": weights, "gradients": trained * 4, "optimiser": trained * 8,
             "activations": max(moving - gradients, 0)}
 
 
-def _step_bytes(model, settings: dict, width: int, vocabulary: int) -> int:
+def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> int:
     """The peak, over one step forward and back, of all that comes and goes beside the weights."""
-    batch = settings["per_device_train_batch_size"]
+    batch = settings.per_device_train_batch_size
     tiled = batch * width * vocabulary > MAX_WHOLE_LOGITS
-    if settings["gradient_checkpointing"]:
+    if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.train()
     ids = torch.zeros(batch, width, dtype=torch.long)
     # a whole mask: on the meta device no library can look into a short one
-    mask = (torch.ones_like(ids) if settings["method"] == "ptuning_v2"
+    mask = (torch.ones_like(ids) if settings.method == "ptuning_v2"
             else torch.ones(batch, 1, width, width, dtype=torch.bool))
     with _Tally(most=batch * (width - 1) * vocabulary if tiled else None) as counted, _meta_attention():
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]

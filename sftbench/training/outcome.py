@@ -1,9 +1,11 @@
-"""What a run writes into its folder when it begins and when it ends early, and when a folder is refused."""
+"""How a run begins and ends in its folder: what it records, and when the folder is refused."""
 
 import errno
 import shutil
+import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,9 +13,9 @@ import torch
 from ..distributed import process_count
 from ..errors import BadInput, RunFailed, Stopped
 from ..models.loading import release_memory
-from ..recipes.recipe import differing_fields, recipe_to_dict, stage_settings
-from ..runs.events import EventRecorder
-from ..runs.folder import SCHEMA, read_json, store_folder, write_json
+from ..recipes.recipe import differing_fields, recipe_to_dict
+from ..runs.events import RunLog
+from ..runs.folder import SCHEMA, mask_message, read_json, store_folder, write_json
 from ..runs.stage_store import MANIFEST
 from .memory import read_peak_memory
 from .prepare import PreparedRun, library_versions
@@ -24,7 +26,7 @@ FREE_FIELDS = ("output_dir", "save_steps", "report_to")  # fields that decide no
 def describe_run(folder: Path, ready: PreparedRun) -> dict:
     """What `recipe.json` is to hold; raises BadInput where the folder holds a run of anything else."""
     described = {
-        "schema": SCHEMA, "recipe": recipe_to_dict(ready.recipe), "mode": ready.mode,
+        "schema": SCHEMA, "recipe": recipe_to_dict(ready.recipe), "mode": asdict(ready.mode),
         "reasons": ready.reasons, "revision": ready.revision,
         "data": {name: {"source": role.source, "shapes": role.rows.about["shapes"], "rows": len(role.train),
                         "digest": role.digest, "probe_rows": len(role.probe), "dropped": role.dropped}
@@ -40,46 +42,53 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
                 if before["data"].get(name, {}).get("digest", role["digest"]) != role["digest"]]
     if changed:
         raise BadInput(f"{folder} holds a run of another recipe (they differ in {', '.join(changed)}); "
-                       "take another output_dir, or remove that folder")
+                       "take another output_dir, or remove that folder", field="output_dir",
+                       where=str(folder))
     return described | {"reasons": before.get("reasons", {}) | ready.reasons}
 
 
-def check_disk_space(folder: Path, ready: PreparedRun, keys: list[str]) -> None:
-    """Raise BadInput where the disk cannot even hold the stages to be trained and one checkpoint.
+def check_disk_space(folder: Path, ready: PreparedRun) -> None:
+    """Raise BadInput where the folder cannot be written, or the disk hold the stages and one checkpoint.
 
-    `keys` are those of the stages; stages that are stored already cost nothing.
+    Stages that are stored already take no room.
     """
-    place = store_folder(folder)
-    weights, needed = 4 * ready.known["parameters"], 0
-    for stage, key in zip(ready.stages, keys, strict=True):
-        method = stage_settings(ready.recipe, stage["kind"])["method"]
-        if method != "ptuning_v2" and not (place / key / MANIFEST).exists():
-            needed += weights
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
+                       field="output_dir", where=str(folder)) from error
+    store = store_folder(folder)
+    weights = 4 * ready.known["parameters"]
+    untrained = [stage for stage in ready.stages if not (store / stage.key / MANIFEST).exists()]
+    needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in untrained)
     if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:
-        needed += 3 * weights  # the optimiser keeps two numbers for each one that it trains
-    free = shutil.disk_usage(next(path for path in place.parents if path.exists())).free
+        needed += 3 * weights  # a checkpoint has the weights, and AdamW's two numbers for each
+    free = shutil.disk_usage(existing).free
     if needed > free:
-        raise BadInput(f"{place.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "
-                       "GB for its stages and a checkpoint; free space, or take another output_dir")
+        raise BadInput(f"{store.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "
+                       "GB for its stages and a checkpoint; free space, or take another output_dir",
+                       field="output_dir", where=str(store.parent))
 
 
-def record_early_end(folder: Path, result: dict, emit: EventRecorder, error: BaseException) -> BaseException:
-    """Leave word of the end in the folder, let go of what the run held, and return what is to be raised."""
+def record_early_end(folder: Path, result: dict, log: RunLog, error: BaseException) -> BaseException:
+    """Record the end in the folder, release what the run held, and return what is to be raised."""
     traceback.clear_frames(error.__traceback__)  # they hold model and optimiser
     release_memory()
-    stage, step = emit.last["stage"], emit.last["step"]
+    stage, step = log.last["stage"], log.last["step"]
     if not folder.exists():
-        return RunFailed(f"{folder} is gone: it was removed while its run went on; finished stages are kept")
+        return RunFailed(f"{folder} is gone: it was removed while its run went on; finished stages remain")
     if isinstance(error, KeyboardInterrupt):
         state, error = "stopped", error if isinstance(error, Stopped) else Stopped("stopped at once")
     else:
         state, error = "failed", _explain_error(error, stage, step)
-    words = {"state": state, "message": str(error), "reason": getattr(error, "reason", "")}
+    end = {"state": state, "message": mask_message(str(error)), "reason": getattr(error, "reason", "")}
     with suppress(OSError):  # the first error is the one to show
-        write_json(folder / "result.json", {**result, **words})
+        write_json(folder / "result.json", {**result, **end})
     with suppress(OSError):
-        emit.settle()
-        emit({"stage": stage, "step": step, **words})
+        log.settle()
+        log({"stage": stage, "step": step, **end})
     return error
 
 
@@ -87,13 +96,13 @@ def _explain_error(error: BaseException, stage: str, step: int) -> BaseException
     """A full disk or memory as a RunFailed with the remedy; any other error as it is."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailed(f"the disk is full, in stage {stage} at step {step}; free space and run again, "
-                         f"finished stages and earlier checkpoints are kept: {error}", "disk")
+                         f"finished stages and earlier checkpoints remain: {error}", "disk")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
             isinstance(error, RuntimeError) and "allocate memory" in str(error)):
         return RunFailed(f"out of memory in stage {stage} at step {step} ({read_peak_memory() / 1e9:.1f} GB "
-                         "held at the most); take a smaller batch with more accumulation, a shorter "
+                         "at the peak); take a smaller batch with more accumulation, a shorter "
                          "max_length, or lora or qlora", "memory")
     if process_count() > 1 and isinstance(error, RuntimeError) and "onnection" in str(error):
         return RunFailed(f"another process of this run died, in stage {stage} at step {step}; what torchrun "
-                         "says tells which. Finished stages and earlier checkpoints are kept")
+                         "says tells which. Finished stages and earlier checkpoints remain")
     return error

@@ -1,10 +1,11 @@
-"""A recipe made ready: data read, tokenizer loaded, checked, measured and resolved; no weights yet.
+"""A recipe prepared: data read, tokenizer loaded, checked, measured and resolved; no weights yet.
 
 Everything that can fail for bad input fails here, before a model is loaded.
 """
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +17,21 @@ from .. import __version__
 from ..data.chat_template import describe_template
 from ..data.packing import build_stage_dataset
 from ..data.roles import Role, load_roles
-from ..data.tokenization import Pieces, RoleTokens, cut_rows, encode_probe, encode_role, refuse_untrainable
+from ..data.tokenization import (
+    EncodedRow,
+    Pieces,
+    RoleTokens,
+    cut_rows,
+    encode_probe,
+    encode_role,
+    refuse_untrainable,
+)
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
 from ..evaluation.probes import mean_loss
+from ..evaluation.scoring import ProbeSet
+from ..models.checkpoint import ModelState
 from ..models.loading import (
     count_parameters,
     load_model,
@@ -36,72 +47,114 @@ from ..models.loading import (
 from ..models.methods import check_parts
 from ..pocket import FOLDERS
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
-from ..recipes.modes import check_method_chain, find_start_model, load_mode, mode_stages
-from ..recipes.recipe import Recipe, override, stage_settings
+from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
+from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import format_advice, recipe_warnings, suggest_mode
 from ..recipes.serialize import format_command
+from ..recipes.stages import Stage, stage_settings
 from ..runs.stage_store import hash_key
 from .trainer import count_steps
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
+# What decides what training yields, beside this package.
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
 @dataclass
 class PreparedRun:
-    """A recipe made ready: resolved, with its data read and its tokenizer loaded; no weights yet."""
+    """A resolved recipe with its data read and its tokenizer loaded; no weights yet."""
 
     recipe: Recipe
-    reasons: dict[str, str]
-    mode: dict
-    stages: list[dict]
+    reasons: dict[str, str]  # why each advised value is what it is
+    mode: Mode
+    stages: tuple[Stage, ...]
     roles: dict[str, Role]
     tokenizer: PreTrainedTokenizerBase
-    start: str
+    start: str  # folder or hub name of the start model
     revision: str
     known: dict
     tokens: dict[str, RoleTokens]
     pieces: dict[str, Pieces]
-    warnings: tuple[str, ...] = ()  # where what was asked for is far from advised, or does not fit
-    expected: tuple[set, dict] | None = None  # stages stored by then, and the forecast that was made
+    warnings: tuple[str, ...] = ()  # where a value is far from the advised one, or does not fit
+    forecast: tuple[set[str], dict] | None = None  # names of the stages stored by then, and the forecast
+
+    @cached_property
+    def datasets(self) -> dict[str, tuple[Dataset, dict]]:
+        """Each stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
+        return {stage.name: stage_dataset(self, stage) for stage in self.stages}
+
+    @cached_property
+    def plan(self) -> dict[str, int]:
+        """The optimiser steps of each stage."""
+        return {stage.name: count_steps(self.datasets[stage.name][0], stage.settings)
+                for stage in self.stages}
+
+    @property
+    def probes(self) -> ProbeSet:
+        """The held-out rows, and how they are scored."""
+        rows = {name: self.roles[name].probe for name in ROLES if name in self.roles}
+        return ProbeSet(rows, self.tokenizer, self.recipe.max_length, self.recipe.max_new_tokens,
+                        self.recipe.yardstick)
+
+    @cached_property
+    def live_probes(self) -> dict[str, list[EncodedRow]]:
+        """The part of each probe that is scored while a stage trains."""
+        return encode_live_probes(self.tokenizer, self.roles, self.recipe.max_length)
+
+    def start_state(self, store: Path) -> ModelState:
+        """The model before the first stage."""
+        return ModelState(_start_key(self.revision), store, self.start, self.recipe.model_revision)
 
 
 def prepare_recipe(recipe: Recipe) -> PreparedRun:
     """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
     silence_libraries()
     mode = load_mode(recipe.mode)
-    stages = mode_stages(mode, recipe.general_share, recipe.task_share)
-    check_method_chain(recipe, stages)
+    plans = recipe_stages(recipe, mode)
+    check_method_chain(recipe)
     check_machine(recipe)
     start = find_start_model(recipe, mode)
-    load_model_config(start, recipe.model_revision)
+    config = load_model_config(start, recipe.model_revision)
     roles = load_roles(recipe)
-    check_roles(recipe, stages, roles)
+    check_roles(recipe, plans, roles)
     tokenizer = load_tokenizer(start, recipe.model_revision)
     tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
     known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens)
     resolved, reasons = resolve_recipe(recipe, known)
     reasons |= derived_settings(resolved, known) | {"chat_template": describe_template(tokenizer)}
-    settings = [stage_settings(resolved, stage["kind"]) for stage in stages]
-    for once in {one["method"]: one for one in settings}.values():  # kinds of stages share a method's options
-        check_parts(load_model_config(start, recipe.model_revision), once)
-    pieces = cut_roles(resolved, stages, roles, tokens)
+    for kind in {plan.kind for plan in plans}:
+        check_parts(config, stage_settings(resolved, kind))
+    pieces = cut_roles(resolved, plans, roles, tokens)
     revision = resolve_revision(start, recipe.model_revision)
     if not Path(locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
-    return PreparedRun(
-        resolved,
-        reasons,
-        mode,
-        stages,
-        roles,
-        tokenizer,
-        start,
-        revision,
-        known,
-        tokens,
-        pieces,
-        tuple(recipe_warnings(recipe, known)),
-    )
+    return PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
+                       tokenizer, start, revision, known, tokens, pieces,
+                       tuple(recipe_warnings(recipe, known)))
+
+
+def _start_key(revision: str) -> str:
+    return hash_key(start=revision)
+
+
+def _resolve_stages(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role],
+                    revision: str) -> tuple[Stage, ...]:
+    """The stages with their settings, and their keys: each a hash of all that decides its result."""
+    stages, parent = [], _start_key(revision)
+    # several processes train as one with a larger batch, which is another training
+    more = {"processes": process_count()} if process_count() > 1 else {}
+    for plan in plans:
+        settings = stage_settings(recipe, plan.kind)
+        parent = hash_key(
+            parent=parent, kind=plan.kind, shares=plan.shares, settings=settings.for_key(),
+            data={role: roles[role].digest for role in plan.shares}, versions=library_versions(), **more)
+        stages.append(Stage(plan.name, plan.kind, plan.shares, settings, parent))
+    return tuple(stages)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of this package and of the libraries that decide what training yields."""
+    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -116,36 +169,54 @@ def check_machine(recipe: Recipe) -> None:
         raise BadInput(f"report_to: {recipe.report_to} is not installed; {INSTALL_EXTRAS}")
 
 
-def cut_roles(recipe: Recipe, stages: list[dict], roles: dict[str, Role],
+def cut_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role],
               tokens: dict[str, RoleTokens]) -> dict[str, Pieces]:
     """What of each role can train within max_length; tasks that cannot are recorded as dropped.
 
     Raises BadInput where a stage's role has not one token to train.
     """
-    found = {}
+    pieces = {}
     for name, role in roles.items():
-        found[name], reasons = cut_rows(tokens[name], recipe.max_length, name.endswith("_text"))
-        for stage in stages:
-            if name in stage["shares"]:
-                refuse_untrainable(found[name], name, f"stage {stage['name']}", recipe.max_length,
-                                       reasons)
+        pieces[name], reasons = cut_rows(tokens[name], recipe.max_length, name.endswith("_text"))
+        for plan in plans:
+            if name in plan.shares:
+                refuse_untrainable(pieces[name], name, f"stage {plan.name}", recipe.max_length, reasons)
         for reason, rows in reasons.items():
             role.drop(reason, role.chosen[rows])
-    return found
+    return pieces
 
 
-def check_roles(recipe: Recipe, stages: list[dict], roles: dict[str, Role]) -> None:
+def check_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role]) -> None:
     """Refuse a mode that draws from a role without data, naming the role and what would serve."""
-    for stage in stages:
-        for role in stage["shares"]:
+    for plan in plans:
+        for role in plan.shares:
             if role in roles and "also in the probe" in roles[role].dropped and not roles[role].train:
-                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: every row of {role} is also in "
-                               f"its probe, so none is left to train on; give another {role}_probe")
+                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: every row of {role} is also in "
+                               f"its probe, so none is left to train on; give another {role}_probe",
+                               field=f"{role}_probe")
             if role not in roles or not roles[role].train:
                 shape = "text" if role.endswith("_text") else "questions and answers"
-                raise BadInput(f"mode {recipe.mode}, stage {stage['name']}: no data for {role}; "
+                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: no data for {role}; "
                                f"give a file or folder of {shape} as {role}, "
-                               "or take a mode without it")
+                               "or take a mode without it", field=role)
+
+
+def stage_dataset(ready: PreparedRun, stage: Stage) -> tuple[Dataset, dict]:
+    """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
+    dataset, drawn = build_stage_dataset(
+        ready.tokens, ready.pieces, {name: role.times for name, role in ready.roles.items()},
+        stage.shares, stage.settings)
+    for role, figures in drawn.items():
+        figures["dropped"] = {reason: dropped["rows"]
+                              for reason, dropped in ready.roles[role].dropped.items()}
+    return dataset, drawn
+
+
+def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int) -> dict[str, list[EncodedRow]]:
+    """The first rows of each probe as tokens; roles none of whose rows fits are left out."""
+    encoded = {name: encode_probe(tokenizer, role.probe[:LIVE_ROWS], max_length)[0]
+               for name, role in roles.items()}
+    return {name: rows for name, rows in encoded.items() if rows}
 
 
 def measure_facts(start: str, revision: str | None, tokenizer, roles: dict[str, Role],
@@ -179,7 +250,7 @@ def advise_recipe(recipe: Recipe, said: dict, with_losses: bool = True, settle_m
     it works with whatever roles have data.
     """
     silence_libraries()
-    start = find_start_model(recipe, load_mode(recipe.mode))
+    start = find_start_model(recipe)
     roles, tokenizer = load_roles(recipe), load_tokenizer(start, recipe.model_revision)
     tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
     known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens) | said
@@ -192,44 +263,10 @@ def advise_recipe(recipe: Recipe, said: dict, with_losses: bool = True, settle_m
             f"next: {format_command(recipe)}")
 
 
+ADVICE_LENGTH = 1024  # tokens of a row that count where no recipe is resolved yet
+
+
 def measure_probe_losses(model, tokenizer, roles: dict[str, Role]) -> dict[str, float]:
     """The model's loss on a part of each role's probe, in nats per token."""
-    probes = {name: encode_probe(tokenizer, role.probe[:LIVE_ROWS], 1024)[0]
-              for name, role in roles.items()}
     return {name: round(mean_loss(model, rows, tokenizer.pad_token_id), 3)
-            for name, rows in probes.items() if rows}
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
-
-
-def library_versions() -> dict:
-    """The versions of this package and of the libraries that decide what training yields."""
-    return {"sftbench": __version__} | {name: version(name) for name in LIBRARIES}
-
-
-def stage_keys(ready: PreparedRun) -> list[str]:
-    """The key of the start, and that of each stage: a hash of all that decides it."""
-    keys = [hash_key(start=ready.revision)]
-    for stage in ready.stages:
-        keys.append(hash_key(
-            parent=keys[-1], kind=stage["kind"], shares=stage["shares"],
-            settings=stage_settings(ready.recipe, stage["kind"]),
-            data={role: ready.roles[role].digest for role in stage["shares"]}, versions=library_versions(),
-            **({"processes": process_count()} if process_count() > 1 else {})))
-    return keys
-
-
-def plan_steps(ready: PreparedRun, datasets: dict[str, tuple[Dataset, dict]]) -> dict[str, int]:
-    """The optimiser steps of each stage, by its `stage_dataset`."""
-    return {stage["name"]: count_steps(datasets[stage["name"]][0],
-                                          stage_settings(ready.recipe, stage["kind"]))
-            for stage in ready.stages}
-
-
-def stage_dataset(ready: PreparedRun, stage: dict) -> tuple[Dataset, dict]:
-    """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
-    dataset, drawn = build_stage_dataset(
-        ready.tokens, ready.pieces, {name: role.times for name, role in ready.roles.items()},
-        stage["shares"], stage_settings(ready.recipe, stage["kind"]))
-    for role, figures in drawn.items():
-        figures["dropped"] = {reason: found["rows"] for reason, found in ready.roles[role].dropped.items()}
-    return dataset, drawn
+            for name, rows in encode_live_probes(tokenizer, roles, ADVICE_LENGTH).items()}

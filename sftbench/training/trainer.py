@@ -1,6 +1,6 @@
-"""The one training loop, TRL's: a model, blocks of tokens and a stage's settings go in, numbers come out.
+"""The one training loop, TRL's: a model and a `StageContext` go in, `StageMetrics` come out.
 
-It knows no mode, no picture and no folder of a run: what happens is told to `emit` as plain dicts.
+It knows no mode, no picture and no folder of a run: what happens goes to `emit` as plain dicts.
 """
 
 import contextlib
@@ -8,7 +8,9 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,57 +24,103 @@ from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
 from ..evaluation.probes import limit_threads, mean_loss
+from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
 from .memory import MAX_WHOLE_LOGITS, read_memory, read_peak_memory, reset_peak_memory
 
-Emit = Callable[[dict], None]
+
+@dataclass
+class StageContext:
+    """All that a stage's training needs beside the model.
+
+    `dataset` has the stage's blocks in training order, `probes` the encoded rows that are scored while it
+    trains, every `eval_steps` (None: eight times a stage), as `eval_<role>_loss`. With `checkpoints` training
+    goes on from the one they found, and stops when they ask for it. `tracker` is `tensorboard`, `trackio` or
+    None; it writes beside the run in `run_folder`.
+    """
+
+    name: str
+    settings: StageSettings
+    tokenizer: PreTrainedTokenizerBase
+    dataset: Dataset
+    emit: Callable[[dict], None]
+    probes: dict[str, list[EncodedRow]] = field(default_factory=dict)
+    eval_steps: int | None = None
+    checkpoints: Checkpoints | None = None
+    tracker: str | None = None
+    run_folder: Path = Path()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole stage."""
+        return count_steps(self.dataset, self.settings)
+
+    def score(self, model) -> dict[str, float]:
+        """Each probe's loss in nats per token."""
+        return {role: mean_loss(model, rows, self.tokenizer.pad_token_id)
+                for role, rows in self.probes.items()}
 
 
-def count_steps(dataset: Dataset, settings: dict) -> int:
+@dataclass
+class StageMetrics:
+    """What a stage's training measured: seconds, steps, tokens, losses in nats per token, bytes."""
+
+    seconds: float
+    steps: int
+    tokens: int
+    train_loss: float  # mean of the last tenth of the steps
+    peak_memory_bytes: int
+    start_loss: dict[str, float]  # of each probe before the first step
+    gathered: dict[str, Any] | None = None  # under FSDP the complete weights, on rank 0
+
+
+def count_steps(dataset: Dataset, settings: StageSettings) -> int:
     """Optimiser steps of a stage: its blocks by batch, processes and accumulation, at most `max_steps`."""
-    batches = math.ceil(len(dataset) / settings["per_device_train_batch_size"] / process_count())
-    steps = math.ceil(batches / settings["gradient_accumulation_steps"])
-    return min(steps, settings["max_steps"] or steps)
+    batches = math.ceil(len(dataset) / settings.per_device_train_batch_size / process_count())
+    steps = math.ceil(batches / settings.gradient_accumulation_steps)
+    return min(steps, settings.max_steps or steps)
 
 
-def _tokens_after(dataset: Dataset, settings: dict, steps: int) -> list[int]:
+def _tokens_after(dataset: Dataset, settings: StageSettings, steps: int) -> list[int]:
     """How many tokens all processes have seen after each step, from step 0 on."""
-    per_step = (settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-                * process_count())
     totals = np.concatenate([[0], np.cumsum(block_tokens(dataset))])
-    return totals[np.minimum(np.arange(steps + 1) * per_step, len(dataset))].tolist()
+    blocks = np.arange(steps + 1) * settings.blocks_per_step * process_count()
+    return totals[np.minimum(blocks, len(dataset))].tolist()
 
 
-def make_sft_config(settings: dict, folder: str, steps: int, **report) -> SFTConfig:
+def make_sft_config(settings: StageSettings, folder: str, steps: int, **report) -> SFTConfig:
     """A stage's settings as TRL's configuration; `report` are its fields that name a tracker.
 
-    The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence. Checkpointing
-    and bf16 are set in any case, since TRL switches both on by itself.
+    The dataset holds all epochs in their order, so TRL sees one epoch and draws in sequence: mixing, seeds
+    and resume are decided by data, not by a sampler.
     """
     return SFTConfig(
-        output_dir=folder, num_train_epochs=1, train_sampling_strategy="sequential",
-        max_steps=steps,
-        per_device_train_batch_size=settings["per_device_train_batch_size"],
-        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
-        learning_rate=settings["learning_rate"], lr_scheduler_type=settings["lr_scheduler_type"],
-        warmup_steps=settings["warmup_ratio"], weight_decay=settings["weight_decay"],
-        max_grad_norm=settings["max_grad_norm"], bf16=settings["bf16"], seed=settings["seed"],
-        activation_checkpointing=settings["gradient_checkpointing"], use_cpu=not torch.cuda.is_available(),
+        output_dir=folder, num_train_epochs=1, train_sampling_strategy="sequential", max_steps=steps,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_ratio, weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm, seed=settings.seed,
+        # TRL 1.16 switches both of these on by itself
+        bf16=settings.bf16, activation_checkpointing=settings.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False,
+        # the blocks are encoded already: TRL prepares neither text beside tasks nor shares of tokens
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
-        dataloader_pin_memory=False,
+        # with the filter on, a step whose loss is no number is logged as the running mean (transformers 5.23)
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
-        # balancing experts is for the router, which a prefix leaves as it is; transformers 5.23 fails on both
-        router_aux_loss_coef=0.0 if settings["method"] == "ptuning_v2" else None,
+        # balancing experts is for the router, which a prefix leaves alone; transformers 5.23 fails on both
+        router_aux_loss_coef=0.0 if settings.method == "ptuning_v2" else None,
         save_strategy="no", **{"report_to": "none"} | report)
 
 
-def _tracker(report_to: str | None, run: Path, stage: str) -> tuple[dict, list]:
+def _make_tracker(context: StageContext) -> tuple[dict, list[TrainerCallback]]:
     """The configuration's fields, and callbacks, by which a tracker on this machine gets the figures."""
-    if report_to == "tensorboard":
+    run, stage = context.run_folder, context.name
+    if context.tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
         return {}, [TensorBoardCallback(SummaryWriter(str(run / "tensorboard" / stage)))]
-    if report_to == "trackio":
+    if context.tracker == "trackio":
         return {"report_to": "trackio", "project": "sftbench", "run_name": f"{run.name}-{stage}",
                 "trackio_space_id": None, "trackio_static_space_id": False}, []
     return {}, []
@@ -118,25 +166,30 @@ class StageTrainer(SFTTrainer):
 
 
 class StageCallback(TrainerCallback):
-    """Tells every step to `emit`, scores the probes' loss at intervals, stops on a loss that is no number.
+    """Emits every step, scores the probes' loss at intervals, stops on a loss that is no number.
 
-    With `checkpoints` it also has them written when they are due, and the training stopped after any step
-    when that was asked for.
+    With checkpoints it also has them written when they are due, and the training stopped after any step when
+    that was requested.
     """
 
-    def __init__(self, stage: str, emit: Emit, tokens: list[int], score: Callable[[object], dict],
-                 every: int, checkpoints: Checkpoints | None, start_loss: dict):
-        self.stage, self.emit, self.tokens, self.score, self.every = stage, emit, tokens, score, every
-        self.checkpoints, self.start_loss, self.stopped = checkpoints, start_loss, False
-        before = checkpoints.progress if checkpoints else {}
+    def __init__(self, context: StageContext, start_loss: dict[str, float]):
+        self.context, self.checkpoints, self.start_loss = context, context.checkpoints, start_loss
+        self.steps, self.stopped = context.steps, False
+        self.tokens = _tokens_after(context.dataset, context.settings, self.steps)
+        self.every = (context.eval_steps or max(1, self.steps // 8)) if context.probes else 0
+        before = self.checkpoints.progress if self.checkpoints else {}
         self.losses: list[float] = before.get("losses", [])
         self.peak_memory = before.get("peak_memory", 0)
         self.began = time.monotonic() - before.get("seconds", 0)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, without the time a stopped stage lay still."""
+        """Seconds of training so far, without the time in which the stage was stopped."""
         return time.monotonic() - self.began
+
+    def emit(self, step: int, **values) -> None:
+        """Emit an event of this stage."""
+        self.context.emit({"stage": self.context.name, "step": step, **values})
 
     def on_log(self, args, state, control, logs, **_):
         if "loss" not in logs:
@@ -144,22 +197,20 @@ class StageCallback(TrainerCallback):
         step = state.global_step
         self.losses.append(logs["loss"])
         self.peak_memory = max(self.peak_memory, read_peak_memory())
-        event = {"stage": self.stage, "step": step, "loss": logs["loss"],
-                 "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
-                 "tokens": self.tokens[step], "memory_bytes": read_memory()}
-        self.emit(event)
+        self.emit(step, loss=logs["loss"], learning_rate=logs["learning_rate"],
+                  grad_norm=logs.get("grad_norm"), tokens=self.tokens[step], memory_bytes=read_memory())
         for name in ("loss", "grad_norm"):
-            # a log comes before the save of its step, so nothing of this step is kept
-            if event[name] is not None and not math.isfinite(event[name]):
-                raise RunFailed(f"non-finite {name} at step {step} of stage {self.stage}; nothing from this "
-                                "step on was kept. Take a lower learning rate or a longer warm-up",
+            # a log comes before the save of its step, so nothing of this step is saved
+            if logs.get(name) is not None and not math.isfinite(logs[name]):
+                raise RunFailed(f"non-finite {name} at step {step} of stage {self.context.name}; nothing "
+                                "from this step on was saved. Take a lower learning rate or a longer warm-up",
                                 "non-finite")
 
     def on_step_end(self, args, state, control, model, **_):
         if state.global_step >= state.max_steps:
             return
         if self.every and state.global_step % self.every == 0:
-            self.emit({"stage": self.stage, "step": state.global_step, **self.score(model)})
+            self.emit(state.global_step, **_eval_losses(self.context.score(model)))
         if self.checkpoints:
             stop, due = broadcast((self.checkpoints.stop(), self.checkpoints.due(state.global_step)))
             self.stopped = control.should_training_stop = stop
@@ -172,61 +223,49 @@ class StageCallback(TrainerCallback):
                 "losses": self.losses, "peak_memory": self.peak_memory, "seconds": round(self.seconds, 2),
                 "start_loss": self.start_loss})
 
+    def metrics(self, steps: int) -> StageMetrics:
+        """What was measured, once training has ended after so many steps."""
+        tail = self.losses[-max(1, len(self.losses) // 10):]
+        return StageMetrics(round(self.seconds, 2), steps, self.tokens[-1], round(sum(tail) / len(tail), 5),
+                            self.peak_memory, self.start_loss)
 
-def train_stage(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    settings: dict,
-    stage: str,
-    emit: Emit,
-    probes: dict[str, list[EncodedRow]],
-    eval_steps: int | None = None,
-    checkpoints: Checkpoints | None = None,
-    report: tuple[str | None, Path] = (None, Path()),
-) -> dict:
-    """Train `model` in place on `dataset` (of `blocks.to_dataset`) and return the stage's figures.
 
-    `probes` are scored every `eval_steps` (None: eight times) as `eval_<role>_loss`. With `checkpoints` it
-    goes on from the one they found, if any. Returns seconds, steps, tokens, train_loss (mean of the last
-    tenth of the steps, nats per token), start_loss of each probe before the first step, and
-    peak_memory_bytes. Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved,
-    where `checkpoints.stop` asked for it. Under FSDP `gathered` holds the whole state on rank 0. `report`
-    names a tracker and the run's folder.
+def _eval_losses(losses: dict[str, float]) -> dict[str, float]:
+    """Probes' losses under the names that events have for them."""
+    return {f"eval_{role}_loss": loss for role, loss in losses.items()}
+
+
+def train_stage(model, context: StageContext) -> StageMetrics:
+    """Train `model` in place and return what was measured.
+
+    Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved, where the context's
+    checkpoints asked for it.
     """
-    steps, pad = count_steps(dataset, settings), tokenizer.pad_token_id
-    accumulated, tokens = settings["gradient_accumulation_steps"], _tokens_after(dataset, settings, steps)
-
-    def score(model) -> dict:
-        return {f"eval_{role}_loss": mean_loss(model, rows, pad) for role, rows in probes.items()}
-
-    resumed = checkpoints.found if checkpoints else None
+    settings, tokenizer, checkpoints = context.settings, context.tokenizer, context.checkpoints
+    steps, resumed = context.steps, checkpoints.found if checkpoints else None
     # a model that is yet to be sharded lies in main memory here, where scoring it would take too long
     start_loss = (checkpoints.progress["start_loss"] if resumed else
-                  {} if is_sharded() else score(model))
+                  {} if is_sharded() else context.score(model))
     if not resumed:
-        emit({"stage": stage, "step": 0, "steps": steps, **start_loss})
+        context.emit({"stage": context.name, "step": 0, "steps": steps, **_eval_losses(start_loss)})
     reset_peak_memory()
-    fields, trackers = _tracker(*report, stage)
+    callback = StageCallback(context, start_loss)
+    fields, trackers = _make_tracker(context)
     with tempfile.TemporaryDirectory() as folder, keep_router_config(model):
         trainer = StageTrainer(
-            model=model, args=make_sft_config(
+            model=model, processing_class=tokenizer, train_dataset=context.dataset,
+            args=make_sft_config(
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
-            train_dataset=dataset, processing_class=tokenizer,
-            data_collator=lambda examples: collate_batch(examples, pad, settings["packing"]))
-        every = (eval_steps or max(1, steps // 8)) if probes else 0
-        reporter = StageCallback(stage, emit, tokens, score, every, checkpoints, start_loss)
+            data_collator=lambda examples: collate_batch(examples, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
-        for callback in (*trackers, reporter):
-            trainer.add_callback(callback)
-        with limit_threads(model.num_parameters() * tokens[-1] / (steps * accumulated)):
+        for one in (*trackers, callback):
+            trainer.add_callback(one)
+        batches = steps * settings.gradient_accumulation_steps
+        with limit_threads(model.num_parameters() * callback.tokens[-1] / batches):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if reporter.stopped:
-        raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {stage}")
-    tail = reporter.losses[-max(1, len(reporter.losses) // 10):]
-    whole = {"gathered": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if is_sharded() else {}
-    return whole | {"seconds": round(reporter.seconds, 2), "steps": trainer.state.global_step,
-            "tokens": tokens[-1], "train_loss": round(sum(tail) / len(tail), 5),
-            "peak_memory_bytes": reporter.peak_memory,
-            "start_loss": {name.removeprefix("eval_").removesuffix("_loss"): value
-                           for name, value in start_loss.items()}}
+    if callback.stopped:
+        raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {context.name}")
+    metrics = callback.metrics(trainer.state.global_step)
+    if is_sharded():
+        metrics.gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return metrics

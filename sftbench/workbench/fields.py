@@ -7,6 +7,7 @@ import ipywidgets as widgets
 from ..data.sources import check_source, find_model_folder
 from ..errors import BadInput
 from ..recipes.hyperparameters import ADVISED, resolve_recipe
+from ..recipes.modes import StagePlan
 from ..recipes.recipe import (
     FIELDS,
     METHOD_OPTIONS,
@@ -50,9 +51,9 @@ def field_words(name: str) -> str:
     return field_help(name).replace("None:", "empty:")
 
 
-def in_use(recipe: Recipe, stages: list[dict]) -> set[str]:
+def in_use(recipe: Recipe, stages: tuple[StagePlan, ...]) -> set[str]:
     """The fields that have an effect with this chain and these methods."""
-    kinds = {stage["kind"] for stage in stages}
+    kinds = {stage.kind for stage in stages}
     methods = {recipe.cpt_method or recipe.method if kind == "cpt" else recipe.method for kind in kinds}
     used = set(FIELDS) - set(GROUPS["Method"]) - set(GROUPS["Mixture"])
     if "cpt" not in kinds:
@@ -60,10 +61,10 @@ def in_use(recipe: Recipe, stages: list[dict]) -> set[str]:
     for method in methods:
         used |= set(METHOD_OPTIONS[method])
     for stage in stages:
-        tasks = {role for role in stage["shares"] if role.endswith("_tasks")}
+        tasks = {role for role in stage.shares if role.endswith("_tasks")}
         if len(tasks) == 2 or recipe.general_share in (0, 1):
             used.add("general_share")
-        if stage["kind"] == "cpt" and (tasks or recipe.task_share is not None):
+        if stage.kind == "cpt" and (tasks or recipe.task_share is not None):
             used.add("task_share")
     return used
 

@@ -9,7 +9,7 @@ import traitlets
 from ..data.sources import read_local_card
 from ..errors import BadInput
 from ..pocket import FOLDERS
-from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mode, mode_stages
+from ..recipes.modes import MODES, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import FIELDS, Recipe, differing_fields, override, recipe_to_dict
 from ..recipes.rules import recipe_warnings
 from ..recipes.serialize import format_cell, format_command, read_recipe
@@ -130,21 +130,21 @@ class Form(traitlets.HasTraits):
         if self.helper:
             self.helper.close()
 
-    def stages(self) -> list[dict]:
+    def stages(self) -> tuple[StagePlan, ...]:
         """The recipe's stages, with its shares."""
-        return mode_stages(load_mode(self.recipe.mode), self.recipe.general_share, self.recipe.task_share)
+        return recipe_stages(self.recipe)
 
     def warnings(self) -> list[str]:
         """What cannot run, and what departs far from the advice."""
         try:
-            check_method_chain(self.recipe, self.stages())
+            check_method_chain(self.recipe)
         except BadInput as error:
             return [str(error)]
         return recipe_warnings(self.recipe, {**self.known, **self.said})
 
     def _summarise(self, _=None) -> None:
         mode = load_mode(self.recipe.mode)
-        name = f"mode {self.recipe.mode}" if self.recipe.mode in MODES else mode["name"]
+        name = f"mode {self.recipe.mode}" if self.recipe.mode in MODES else mode.name
         method = self.recipe.method + (f" (CPT: {self.recipe.cpt_method})" if self.recipe.cpt_method else "")
         self.chain.value = f"{name} · {method} · {self.recipe.model}"
 
@@ -158,7 +158,7 @@ class Form(traitlets.HasTraits):
     def _known_before(self) -> dict:
         """What can be known of the start model before its data are looked at."""
         try:
-            start = find_start_model(self.recipe, load_mode(self.recipe.mode))
+            start = find_start_model(self.recipe)
             return {"pocket": start in FOLDERS, **read_local_card(start)}
         except BadInput:
             return {}

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import ipywidgets as widgets
 
 from ..errors import BadInput
-from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mode, mode_roles, mode_stages
+from ..recipes.modes import MODES, check_method_chain, find_start_model, recipe_stages
 from ..recipes.recipe import METHOD_DESCRIPTIONS, METHODS, ROLES, Recipe, override
 from ..recipes.rules import suggest_mode
 from .fields import MODEL_AND_DATA, MORE_DATA, field_control, values_fold
@@ -30,7 +30,7 @@ def impossible_modes(recipe: Recipe, known: dict) -> dict[str, str]:
     """Modes that cannot run with this recipe's models and data as far as known, each with the reason."""
     reasons = {}
     for number, mode in MODES.items():
-        lacking = [role for role in mode_roles(mode) if known.get("rows") and not known["rows"].get(role)]
+        lacking = [role for role in mode.roles if known.get("rows") and not known["rows"].get(role)]
         try:
             find_start_model(override(recipe, mode=number), mode)
         except BadInput as error:
@@ -48,7 +48,7 @@ def impossible_methods(recipe: Recipe, field_name: str = "method") -> dict[str, 
             reasons[method] = "qlora needs the package bitsandbytes, which is not installed here"
         try:
             changed = override(recipe, **{field_name: method})
-            check_method_chain(changed, mode_stages(load_mode(changed.mode)))
+            check_method_chain(changed)
         except BadInput as error:
             reasons[method] = str(error)
     return reasons
@@ -79,7 +79,7 @@ def mode_grid(form) -> widgets.Widget:
     """The modes as a drawing: one line a mode, a box spans the modes that share a start or a first stage."""
     chosen = Choice({number: number for number in MODES}, form.recipe.mode)
     grid, boxes = box(classes=("sftb-modes",), kind=widgets.Box), []
-    says = {number: text_label(mode["sentence"], "sftb-says", "sftb-quiet", grid_area=f"{line} / 6")
+    says = {number: text_label(mode.sentence, "sftb-says", "sftb-quiet", grid_area=f"{line} / 6")
             for line, (number, mode) in enumerate(MODES.items(), 1)}
     for line, (number, made) in enumerate(chosen.buttons.items(), 1):
         made.layout.grid_area = f"{line} / 1"
@@ -95,7 +95,7 @@ def mode_grid(form) -> widgets.Widget:
             (made.add_class if lit else made.remove_class)("sftb-lit")
             _label_box(made, prefix, recipe)
         for number, label in says.items():
-            label.value = reasons.get(number, MODES[number]["sentence"])
+            label.value = reasons.get(number, MODES[number].sentence)
 
     chosen.observe(lambda change: change.new and form.set(mode=change.new), "value")
     form.observe(refresh, ["recipe", "known"])
@@ -105,14 +105,14 @@ def mode_grid(form) -> widgets.Widget:
 
 def _number(mode: str) -> str:
     """The number of one of the seven, whether given by number or name; else an empty text."""
-    return next((number for number, entry in MODES.items() if mode in (number, entry["name"])), "")
+    return next((number for number, entry in MODES.items() if mode in (number, entry.name)), "")
 
 
 def _chain_boxes(number: str, line: int, before: list) -> list:
     """Boxes of a mode's start and stages, as (prefix, modes, label); an equal prefix above is stretched."""
     mode, made = MODES[number], []
-    for depth in range(len(mode["stages"]) + 1):
-        prefix = (mode["start"], *(stage["name"] for stage in mode["stages"][:depth]))
+    for depth in range(len(mode.stages) + 1):
+        prefix = (mode.start, *(stage.name for stage in mode.stages[:depth]))
         twin = next((entry for entry in before if entry[0] == prefix), None)
         if twin:
             twin[1].append(number)
@@ -129,12 +129,12 @@ def _label_box(label: widgets.Label, prefix: tuple, recipe: Recipe) -> None:
         label.value, label.style.background = prefix[0], SHADES["start"]
         return
     mode = next(mode for mode in MODES.values()
-                if (mode["start"], *(stage["name"] for stage in mode["stages"]))[:len(prefix)] == prefix)
-    stage = mode_stages(mode, recipe.general_share, recipe.task_share)[len(prefix) - 2]
-    label.value = f"{stage['kind'].upper()}\n{share_words(stage['shares'])}"
-    label.style.background = share_bar(stage["shares"], SHADES[stage["kind"]])
+                if (mode.start, *(stage.name for stage in mode.stages))[:len(prefix)] == prefix)
+    stage = recipe_stages(recipe, mode)[len(prefix) - 2]
+    label.value = f"{stage.kind.upper()}\n{share_words(stage.shares)}"
+    label.style.background = share_bar(stage.shares, SHADES[stage.kind])
     label.tooltip = ", ".join(f"{share:.0%} {role.replace('_', ' ')}"
-                              for role, share in stage["shares"].items())
+                              for role, share in stage.shares.items())
 
 
 def method_list(form) -> widgets.Widget:
@@ -156,7 +156,7 @@ def method_list(form) -> widgets.Widget:
                 f". Not possible: {reasons[name]}" if name in reasons else ""
             )
         why.value = f"Not possible before {form.recipe.method}: {', '.join(ruled)}." if ruled else ""
-        show(own, any(stage["kind"] == "cpt" for stage in form.stages()))
+        show(own, any(stage.kind == "cpt" for stage in form.stages()))
 
     chosen.observe(lambda change: form.set(method=change.new), "value")
     cpt.observe(lambda change: form.set(cpt_method=change.new or None), "value")
@@ -205,7 +205,7 @@ def advice_fold(form) -> Fold:
         form.said = said
         best, led = suggestion({**form.known, **said})
         form.suggested = best
-        says.value = f"Suggested: mode {best}. {MODES[best]['sentence']}" if best else led[0]
+        says.value = f"Suggested: mode {best}. {MODES[best].sentence}" if best else led[0]
         rules.value = "\n".join(led if best else []) or "No rule speaks yet: answer what you know."
         take.description = f"Take mode {best}"
         take.disabled = not best or form.recipe.mode == best

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 from ..data.sources import locate_source, parse_source
@@ -20,13 +21,13 @@ from ..errors import BadInput, Stopped
 from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
-from ..runs.folder import new_run_folder, store_folder
+from ..runs.folder import mask_message, new_run_folder, store_folder
 from ..runs.ownership import release_folder
 from .client import LOG
 
 SMALL_MODEL = 5e6  # parameters: its scores are taken ahead, in seconds
 PLACES = ("mode", "model", "chat_model", "system_prompts", *ROLES, *(f"{role}_probe" for role in ROLES))
-NOT_FILES = (*MODES, *(mode["name"] for mode in MODES.values()), *FOLDERS)
+NOT_FILES = (*MODES, *(mode.name for mode in MODES.values()), *FOLDERS)
 QUIET = 0.3  # seconds without a request after which there is time for that
 
 
@@ -89,13 +90,12 @@ def _answer(request: dict, prepared: dict) -> dict:
 
 def _score_ahead(prepared: dict) -> None:
     """Score a small start model while the user still chooses, into the store where the run will look."""
-    from ..training.chain import score_state
     for ready in prepared.values():
         if ready.known["parameters"] < SMALL_MODEL:
             recipe = ready.recipe
             folder = new_run_folder(recipe.mode, recipe.method, recipe.output_dir)
             with contextlib.suppress(Exception):  # the run will say it
-                score_state(store_folder(folder), ready)
+                ready.probes.score(ready.start_state(store_folder(folder)))
 
 
 def _stopped(number, frame) -> None:
@@ -119,7 +119,8 @@ def _run(recipe: Recipe, prepared: dict) -> int:
         if not stopped:
             traceback.print_exc()
         # where the chain had begun, its own words are in result.json and this record is gone
-        release_folder(folder, {"state": "stopped" if stopped else "failed", "message": str(error)})
+        release_folder(folder, {"state": "stopped" if stopped else "failed",
+                                "message": mask_message(str(error))})
         return 130 if stopped else 2 if isinstance(error, BadInput) else 1
     return 0
 
@@ -160,7 +161,8 @@ def _answer_prepare(request: dict, kept: dict) -> dict:
     """The resolved recipe with reasons and warnings, the chain and what is known of data and model."""
     from ..recipes.rules import recipe_warnings
     ready = _prepared(_asked(request), kept)
-    return {"recipe": recipe_to_dict(ready.recipe), "reasons": ready.reasons, "stages": ready.stages,
+    return {"recipe": recipe_to_dict(ready.recipe), "reasons": ready.reasons,
+            "stages": [asdict(stage) for stage in ready.stages],
             "start": ready.start, "revision": ready.revision, "known": ready.known,
             "warnings": recipe_warnings(ready.recipe, ready.known)}
 
@@ -168,13 +170,11 @@ def _answer_prepare(request: dict, kept: dict) -> dict:
 def _answer_look(request: dict, kept: dict) -> dict:
     """As `prepare`, and as text the recipe and the data with its mask (as markup too), steps, forecast."""
     from ..reports.text import format_recipe, look_at_data
-    from ..training.prepare import plan_steps, stage_dataset
     ready = _prepared(_asked(request), kept)
-    datasets = {stage["name"]: stage_dataset(ready, stage) for stage in ready.stages}
     small, page = ready.known["parameters"] <= TRIED_AT_ONCE, look_at_data(ready, request.get("rows", 1))
     return _answer_prepare(request, kept) | {
         "text": page, "markup": page.markup, "recipe_text": format_recipe(ready),
-        "plan": plan_steps(ready, datasets)} | _answer_forecast(request | {"timed": small}, kept)
+        "plan": ready.plan} | _answer_forecast(request | {"timed": small}, kept)
 
 
 def _answer_forecast(request: dict, kept: dict) -> dict:
