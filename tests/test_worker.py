@@ -16,7 +16,7 @@ from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
 from sftbench.runs.events import EventTail, append_event, read_events
 from sftbench.runs.folder import write_text
-from sftbench.runs.ownership import claim_folder, live_owner
+from sftbench.runs.ownership import claim_folder, host_name, live_owner, release_folder
 from sftbench.workers.client import (
     resume_run,
     run_state,
@@ -90,7 +90,8 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     stopped = stop_run(folder)
     assert stopped["state"] == "stopped" and "after step" in stopped["message"]
     assert time.monotonic() - began < 10 and live_owner(folder) is None
-    assert {"loss.png", "worker.json", "stop"} & {path.name for path in folder.iterdir()} == set()
+    left = {"loss.png", "worker.json", "worker.lock", "stop"}
+    assert left & {path.name for path in folder.iterdir()} == set()
 
 
 @pytest.mark.slow
@@ -126,24 +127,49 @@ def test_what_is_wrong_with_a_recipe_is_told_by_the_folder(recipe, small_files):
     assert stored_recipe(folder) == override(recipe, output_dir=str(folder))  # to be mended, and run again
 
 
-def test_a_process_that_was_given_the_same_id_is_not_taken_for_the_owner(tmp_path):
-    claim_folder(tmp_path)
-    assert live_owner(tmp_path)["pid"] == os.getpid()
-    record = json.loads((tmp_path / "worker.json").read_text())
-    (tmp_path / "worker.json").write_text(json.dumps({**record, "born": record["born"] - 100}))
+def test_the_lock_decides_and_not_the_record(tmp_path):
+    # as a run on another host, or in a container since restarted, left it
+    (tmp_path / "worker.json").write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere"}))
     assert live_owner(tmp_path) is None and run_state(tmp_path)["state"] == "killed"
-    (tmp_path / "worker.json").write_text(json.dumps({**record, "host": "elsewhere"}))
-    with pytest.raises(BadInput, match="process .* on elsewhere"):
-        claim_folder(tmp_path)
-    assert run_state(tmp_path)["alive"]
-
-
-def test_a_clock_that_is_set_back_kills_no_run(tmp_path, monkeypatch):
     claim_folder(tmp_path)
-    monkeypatch.setattr(psutil, "boot_time", lambda real=psutil.boot_time: real() - 7200)
-    monkeypatch.setattr(psutil.Process, "create_time",
-                        lambda self, real=psutil.Process.create_time: real(self) - 7200)
-    assert live_owner(tmp_path)
+    claim_folder(tmp_path)  # again by the same process: nothing happens
+    assert live_owner(tmp_path) == {"pid": os.getpid(), "host": host_name()}
+    (tmp_path / "worker.json").unlink()
+    assert run_state(tmp_path) == {"state": "preparing", "message": "", "alive": True}
+    release_folder(tmp_path)
+    assert live_owner(tmp_path) is None and list(tmp_path.iterdir()) == []
+
+
+def claimer(folder, go) -> subprocess.Popen:
+    """A process that waits for the file `go`, then claims the folder, reports, and lives on."""
+    code = ("import sys, time, pathlib\nfrom sftbench.errors import BadInput\n"
+            "from sftbench.runs.ownership import claim_folder\nprint('ready', flush=True)\n"
+            "while not pathlib.Path(sys.argv[2]).exists(): pass\n"
+            "try: claim_folder(sys.argv[1]); print('owns', flush=True)\n"
+            "except BadInput as error: print(error, flush=True)\ntime.sleep(60)")
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(go)], stdout=subprocess.PIPE,
+                            text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_of_processes_that_claim_at_once_one_gets_the_folder_and_its_death_frees_it(tmp_path):
+    folder, go = tmp_path / "run", tmp_path / "go"
+    claimers = [claimer(folder, go) for _ in range(4)]
+    assert [one.stdout.readline() for one in claimers] == ["ready\n"] * 4
+    go.touch()
+    answers = [one.stdout.readline() for one in claimers]
+    assert answers.count("owns\n") == 1
+    owner = claimers[answers.index("owns\n")]
+    assert live_owner(folder)["pid"] == owner.pid
+    assert all("is being run by process" in answer for answer in answers if answer != "owns\n")
+    owner.kill()
+    owner.wait()
+    assert live_owner(folder) is None and run_state(folder)["state"] == "killed"
+    claim_folder(folder)
+    assert live_owner(folder)["pid"] == os.getpid()
+    release_folder(folder)
+    for one in claimers:
+        one.kill()
+        one.communicate()
 
 
 def test_stopping_what_does_not_run_leaves_no_flag(tmp_path):

@@ -1,39 +1,34 @@
-"""Whose process runs a folder, and how that process is asked to stop.
+"""Which process runs a folder, and how that process is asked to stop.
 
-A running folder holds `worker.json`: host, process id, and when the process was born, so that a process that
-was later given the same id is not taken for it. To stop it, a file `stop` is put beside; signals come second.
+The owner holds a lock on `worker.lock` for as long as it lives. The system frees it when the process ends,
+however it ends, so the lock alone decides whether a folder is owned; `worker.json` beside it names the owner,
+for messages and signals, and stays behind where a process was killed. To stop a run, a file `stop` is put
+beside; signals come second.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
-
-import psutil
+from typing import BinaryIO
 
 from ..errors import BadInput, Stopped
 from .folder import write_json
 
-RECORD, FLAG = "worker.json", "stop"
+LOCK, RECORD, FLAG = "worker.lock", "worker.json", "stop"
+GLANCE = 0.5  # seconds for which a claim tries again, since who only looks has the lock for microseconds
+UNKNOWN = {"pid": 0, "host": ""}  # an owner without a record; no host of that name is ever signalled
+_locks: dict[Path, BinaryIO] = {}  # what this process owns: folder -> the open file that carries the lock
 
 
 def host_name() -> str:
     """The name of this machine."""
     return socket.gethostname()
-
-
-def process_birth(pid: int) -> float | None:
-    """Seconds between boot and the process's start, the same whatever the clock says; None if it is dead."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            return None
-        return round(process.create_time() - psutil.boot_time(), 2)
-    except psutil.Error:
-        return None
 
 
 def read_owner_record(folder: Path) -> dict | None:
@@ -46,63 +41,96 @@ def read_owner_record(folder: Path) -> dict | None:
 
 
 def live_owner(folder: Path) -> dict | None:
-    """The record of the live process that runs this folder, or None.
-
-    A process of another host cannot be looked at; it counts as alive until its record is removed.
-    """
-    record = read_owner_record(folder)
-    if record is None or "ended" in record:
-        return None
-    if record.get("host") != host_name():
-        return record
-    born = process_birth(record["pid"])
-    return record if born is not None and abs(born - record.get("born", 0)) < 0.5 else None
+    """The record of the live process that runs this folder, on whatever host, or None."""
+    for pause in (0.001, 0.01, 0.1):
+        if not _is_locked(Path(folder) / LOCK):
+            return None
+        if record := read_owner_record(folder):
+            return record
+        time.sleep(pause)  # the owner is about to write its record, or has removed it and is about to go
+    return UNKNOWN
 
 
-def process_identity(pid: int | None = None) -> dict:
-    """What tells a process (by default this one) from any other: `pid`, `born`, `host`."""
-    pid = pid or os.getpid()
-    return {"pid": pid, "born": process_birth(pid), "host": host_name()}
+def _is_locked(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as lock:
+        try:
+            # shared, so that two who look at once do not take each other for the owner
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def claim_folder(folder: Path) -> None:
-    """Put this process on record as the one that runs `folder`, which is made if needed.
+    """Make this process the one that runs `folder`, which is created if needed.
 
     A flag to stop that an earlier process left is removed. Raises BadInput where another live process runs
     the folder, or where it cannot be written.
     """
-    folder, live = Path(folder), live_owner(folder)
-    if live and process_identity().items() <= live.items():
+    folder = Path(folder).resolve()
+    if folder in _locks:
         return
-    if live:
-        raise BadInput(f"{folder} is being run by process {live['pid']} on {live['host']}; wait for it, or "
-                       f"stop it with: sftbench stop {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FLAG).unlink(missing_ok=True)
-        write_json(folder / RECORD, process_identity())
+        lock = _lock_file(folder / LOCK)
+        if lock:
+            (folder / FLAG).unlink(missing_ok=True)
+            write_json(folder / RECORD, {"pid": os.getpid(), "host": host_name()})
     except OSError as error:
         raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir") from error
+    if lock is None:
+        owner = live_owner(folder) or UNKNOWN
+        raise BadInput(f"{folder} is being run by process {owner['pid']} on {owner['host']}; wait for it, or "
+                       f"stop it with: sftbench stop {folder}")
+    _locks[folder] = lock
+
+
+def _lock_file(path: Path) -> BinaryIO | None:
+    """The file, open and locked; None where another process has locked it.
+
+    By `flock` itself, which filelock's FileLock uses too: a FileLock cannot be handed to another process, as
+    it refuses to work there and unlocks for both when the first one collects it (filelock 4.2.12).
+    """
+    until = time.monotonic() + GLANCE
+    while time.monotonic() < until:
+        lock = open(path, "a+b")  # writable: NFS grants an exclusive lock on no other
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock  # else its owner has just removed it, and someone may have created another
+        lock.close()
+        time.sleep(0.01)
+    return None
+
+
+def detach_lock(folder: Path) -> BinaryIO:
+    """Let go of a folder without freeing it: the lock lies in the open file, for another process to keep."""
+    return _locks.pop(Path(folder).resolve())
+
+
+def attach_lock(folder: Path, descriptor: int) -> None:
+    """Own a folder from now on by the lock that another process detached and sent."""
+    _locks[Path(folder).resolve()] = open(descriptor, "rb")
 
 
 def update_owner_record(folder: Path, **more) -> None:
-    """Add to the record of this process, for whoever looks at the folder."""
-    record = read_owner_record(folder)
-    if record and record["pid"] == os.getpid():
-        write_json(Path(folder) / RECORD, {**record, **more})
+    """Add to the record of a folder that this process owns, for whoever looks at it."""
+    if Path(folder).resolve() in _locks:
+        write_json(Path(folder) / RECORD, {**(read_owner_record(folder) or {}), **more})
 
 
 def release_folder(folder: Path, ended: dict | None = None) -> None:
-    """Take the record of this process back; with `ended` it stays, and says how the process ended."""
-    record = read_owner_record(folder)
-    if record is None or record["pid"] != os.getpid():
+    """Free a folder that this process owns; with `ended` its record stays, and says how the process ended."""
+    folder = Path(folder).resolve()
+    if folder not in _locks:
         return
-    with contextlib.suppress(OSError):
+    with _locks.pop(folder), contextlib.suppress(OSError):  # the record goes first: a free folder's is final
         if ended:
-            write_json(Path(folder) / RECORD, {**record, "ended": ended})
+            write_json(folder / RECORD, {**(read_owner_record(folder) or {}), "ended": ended})
         else:
-            (Path(folder) / RECORD).unlink(missing_ok=True)
-        (Path(folder) / FLAG).unlink(missing_ok=True)
+            (folder / RECORD).unlink(missing_ok=True)
+        (folder / FLAG).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
 
 
 def request_stop(folder: Path) -> bool:

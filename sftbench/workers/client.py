@@ -7,13 +7,14 @@ is `service`.
 import contextlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 
 from ..errors import BadInput
@@ -25,17 +26,17 @@ from ..runs.ownership import (
     FLAG,
     RECORD,
     claim_folder,
+    detach_lock,
     host_name,
     live_owner,
-    process_identity,
     read_owner_record,
     request_stop,
     update_owner_record,
 )
 
 LOG = "worker.log"
+SILENT = "its process ended without a word"
 SOFT, HARD = 1.0, 5.0  # seconds from the flag to the first signal, and from the second signal to SIGKILL
-_children: list[subprocess.Popen] = []  # kept so that those that ended are collected
 
 
 class HelperProcess:
@@ -45,28 +46,20 @@ class HelperProcess:
     """
 
     def __init__(self, log: Path | None = None):
-        self.errors = open(log, "w+b") if log else tempfile.TemporaryFile()
+        self.log = open(log, "w+b") if log else tempfile.TemporaryFile()
+        self.connection, theirs = Pipe()
         home = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        # -P: no file of the current folder may take the place of a library
-        self.command = [sys.executable, "-P", "-m", "sftbench.workers.server"]
+        # Not a multiprocessing.Process: at this process's exit that is waited for or killed, and it imports
+        # the user's script anew. -P: no file of the current folder may take the place of a library.
+        self.command = [sys.executable, "-P", "-m", "sftbench.workers.server", str(theirs.fileno())]
         self.child = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            encoding="utf-8", start_new_session=True, env={**os.environ, "PYTHONPATH": path})
-        _children.append(self.child)
-        self.ready, self.taken = threading.Event(), False
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._replies, self._asked = queue.Queue(), 0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        for line in self.child.stdout:
-            reply = json.loads(line)
-            if reply["id"] == 0:
-                self.ready.set()
-            else:
-                self._replies.put(reply)
-        self._replies.put(None)
+            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
+            pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
+        theirs.close()
+        self.taken, self._number = False, 0
+        self._asking, self._sending = threading.Lock(), threading.Lock()
+        threading.Thread(target=self.child.wait, daemon=True).start()  # collects it, whenever it ends
 
     @property
     def free(self) -> bool:
@@ -80,51 +73,50 @@ class HelperProcess:
         the errors' names are `Timeout`, `Died` for a process that is gone or has become a run, and `Dropped`
         for an answer that a run's start cut short.
         """
-        with self._lock:
-            if self.taken or not self._send({**request, "id": self._asked + 1}):
-                return _error("Died", self._last_words())
-            self._asked += 1
-            until = time.monotonic() + timeout
-            while True:
-                try:
-                    reply = self._replies.get(timeout=max(0.0, until - time.monotonic()))
-                except queue.Empty:
-                    return _error("Timeout", f"no answer within {timeout:g} s")
-                if reply is None:
-                    self._replies.put(None)
-                    return _error("Died", self._last_words())
-                if reply["id"] == self._asked:  # a late answer to an earlier question is dropped
-                    return reply["answer"]
+        with self._asking:
+            if self.taken:
+                return _error("Died", "the process has become a run")
+            self._number, until = self._number + 1, time.monotonic() + timeout
+            try:
+                with self._sending:
+                    send_message(self.connection, {**request, "number": self._number, "cwd": os.getcwd()})
+                while self.connection.poll(max(0.0, until - time.monotonic())):
+                    reply = receive_message(self.connection)
+                    if reply["number"] == self._number:  # else a late answer to an earlier question
+                        return reply["answer"]
+            except (EOFError, OSError):
+                self.log.seek(0)
+                return _error("Died", _tail_of(self.log.read()) or "the process is gone")
+            return _error("Timeout", f"no answer within {timeout:g} s")
 
-    def hand_over(self, recipe: Recipe) -> bool:
+    def hand_over(self, recipe: Recipe) -> None:
         """Let the process run this recipe from now on, by itself; an answer on its way is dropped.
 
-        False if it is gone.
+        The folder's lock travels with it, so that the folder is owned at every moment. Where the process is
+        gone, the lock is freed and the folder's state is `killed`.
         """
-        self.taken, asked = True, self._lock.locked()
-        sent = self._send({"id": -1, "run": recipe_to_dict(recipe)})
-        if sent and asked and self.ready.is_set():
-            self.child.send_signal(signal.SIGUSR1)
-        return sent
-
-    def _send(self, request: dict) -> bool:
-        try:
-            with self._writing:
-                self.child.stdin.write(json.dumps({**request, "cwd": os.getcwd()}) + "\n")
-                self.child.stdin.flush()
-            return True
-        except (OSError, ValueError):
-            return False
-
-    def _last_words(self) -> str:
-        self.errors.seek(0)
-        return _tail_of(self.errors.read()) or "the process is gone"
+        self.taken = True
+        with detach_lock(recipe.output_dir) as lock, self._sending, contextlib.suppress(OSError):
+            send_message(self.connection, {"run": recipe_to_dict(recipe), "cwd": os.getcwd()})
+            send_handle(self.connection, lock.fileno(), self.child.pid)
+        self.log.close()
 
     def close(self) -> None:
         """End the process, unless it has become a run."""
         if not self.taken:
             self.child.kill()
             self.child.wait()
+            self.log.close()
+
+
+def send_message(connection: Connection, message: dict) -> None:
+    """Send a dict through a pipe, as JSON: unpickling an answer could load torch into the user's kernel."""
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def receive_message(connection: Connection) -> dict:
+    """The next dict that was sent through a pipe, waited for; raises EOFError where the other end is gone."""
+    return json.loads(connection.recv_bytes())
 
 
 def start_helper() -> HelperProcess:
@@ -146,8 +138,7 @@ def start_run(recipe: Recipe | dict, ahead: HelperProcess | None = None) -> Path
     claim_folder(folder)  # by this process for a moment: refuses before anything is started
     (folder / LOG).write_bytes(b"")
     helper = ahead if ahead is not None and ahead.free else HelperProcess(folder / LOG)
-    update_owner_record(folder, **process_identity(helper.child.pid), group=True, command=helper.command,
-                 recipe=recipe_to_dict(recipe))
+    update_owner_record(folder, pid=helper.child.pid, group=True, recipe=recipe_to_dict(recipe))
     helper.hand_over(recipe)
     return folder
 
@@ -189,7 +180,7 @@ def stop_run(folder: Path | str, patience: float = 30) -> dict:
 
 
 def _same(one: dict | None, other: dict | None) -> bool:
-    return one is not None and (one["pid"], one.get("born")) == (other["pid"], other.get("born"))
+    return one is not None and (one["pid"], one["host"]) == (other["pid"], other["host"])
 
 
 def _signal(record: dict, number: int) -> None:
@@ -210,23 +201,17 @@ def run_state(folder: Path | str) -> dict:
     a word, with the last lines of its log as message.
     """
     folder = Path(folder)
-    for child in [child for child in _children if child.poll() is not None]:
-        _children.remove(child)
-    record = read_owner_record(folder)
-    if live_owner(folder):
-        return _said("stopping" if (folder / FLAG).exists() else record.get("state", "preparing"), "",
-                     True)
-    result = _result_of(folder)
+    live = live_owner(folder)
+    record = read_owner_record(folder)  # second: the record of a free folder is final
+    if live:
+        return _said("stopping" if (folder / FLAG).exists() else live.get("state", "preparing"), "", True)
     if record and "ended" in record:
         return _said(record["ended"]["state"], record["ended"].get("message", ""))
-    if record and read_owner_record(folder):  # else it ended in order just now
-        try:
-            words = _tail_of((folder / LOG).read_bytes())
-        except OSError:
-            words = ""
-        return _said("killed", words or "its process ended without a word")
-    result = result or _result_of(folder)
-    if result:
+    if record:
+        with contextlib.suppress(OSError):
+            return _said("killed", _tail_of((folder / LOG).read_bytes()) or SILENT)
+        return _said("killed", SILENT)
+    if result := _result_of(folder):
         return _said(result["state"], result.get("message", ""))
     last = next((event for event in reversed(read_events(folder)) if "state" in event), None)
     return _said(last["state"], last.get("message", "")) if last else _said("none", "")

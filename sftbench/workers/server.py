@@ -1,19 +1,22 @@
 """The worker process itself: it loads the libraries, answers requests, and becomes the run it is handed.
 
-It reads its standard input, one JSON object a line: `do` names a question (`ANSWERS`), `run` hands a recipe
-over. Answers go to standard output in the same way. When the input ends, so does the process.
+Requests are dicts that come through a pipe: `do` names a question (`ANSWERS`), `run` hands a recipe over, and
+its folder's lock follows. Whatever comes while a question is being answered cuts the answer short, since then
+no one waits for it: a run, the next question after a timeout, or the end of who asked.
 """
 
 import contextlib
 import faulthandler
+import fcntl
 import json
 import os
-import select
 import signal
 import sys
 import threading
 import traceback
 from dataclasses import asdict
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
 from ..data.sources import locate_source, parse_source
@@ -22,8 +25,8 @@ from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
 from ..runs.folder import mask_message, new_run_folder, store_folder
-from ..runs.ownership import release_folder
-from .client import LOG
+from ..runs.ownership import attach_lock, release_folder
+from .client import LOG, receive_message, send_message
 
 SMALL_MODEL = 5e6  # parameters: its scores are taken ahead, in seconds
 PLACES = ("mode", "model", "chat_model", "system_prompts", *ROLES, *(f"{role}_probe" for role in ROLES))
@@ -33,52 +36,54 @@ QUIET = 0.3  # seconds without a request after which there is time for that
 
 def main() -> int:
     """Load the libraries, answer requests, run the recipe that is handed over; returns the exit code."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, _dropped)
     faulthandler.enable()
     from ..reports import text  # noqa: F401
     from ..training import chain  # noqa: F401
-
-    def reply(**message) -> None:
-        replies.write(json.dumps(message) + "\n")
-        replies.flush()
-
-    with contextlib.suppress(BrokenPipeError):
-        reply(id=0)
     prepared: dict = {}
-    while line := sys.stdin.readline():
-        request = json.loads(line)
-        os.chdir(request["cwd"])
-        if "run" in request:
-            with contextlib.suppress(OSError):
-                replies.close()
-            return _run(recipe_from_dict(request["run"]), prepared)
-        reply(id=request["id"], answer=_answer(request, prepared))
-        if not select.select([sys.stdin], [], [], QUIET)[0]:
-            _score_ahead(prepared)
-    return 0
+    with Connection(int(sys.argv[1])) as connection:
+        signal.signal(signal.SIGIO, lambda number, frame: _drop_if_unwanted(connection))
+        fcntl.fcntl(connection.fileno(), fcntl.F_SETOWN, os.getpid())  # SIGIO comes when something arrives
+        fcntl.fcntl(connection.fileno(), fcntl.F_SETFL, os.O_ASYNC)
+        recipe = _serve(connection, prepared)
+    return _run(recipe, prepared) if recipe else 0
+
+
+def _serve(connection: Connection, prepared: dict) -> Recipe | None:
+    """Answer requests until a run is handed over, and return its recipe; None where who asks is gone."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            if not connection.poll(QUIET):
+                _score_ahead(prepared)
+            request = receive_message(connection)
+            os.chdir(request["cwd"])
+            if "run" in request:
+                attach_lock(request["run"]["output_dir"], recv_handle(connection))
+                return recipe_from_dict(request["run"])
+            answer = _answer(request, prepared, connection)
+            send_message(connection, {"number": request["number"], "answer": answer})
+    return None
 
 
 class Dropped(BaseException):
-    """The answer is no longer waited for: a run was handed over meanwhile."""
+    """The answer is no longer waited for, as after the start of a run."""
 
 
 _answering = threading.Event()
 
 
-def _dropped(number, frame) -> None:
-    if _answering.is_set():
+def _drop_if_unwanted(connection: Connection) -> None:
+    if _answering.is_set() and connection.poll():  # SIGIO comes for room to write, too
         raise Dropped("a run was started")
 
 
-def _answer(request: dict, prepared: dict) -> dict:
+def _answer(request: dict, prepared: dict, connection: Connection) -> dict:
     """The answer to a request, or what is wrong with it."""
     try:
         try:
             _answering.set()
+            _drop_if_unwanted(connection)  # for what arrived before this moment no signal comes
             if request.get("do") not in ANSWERS:
                 raise BadInput(f"do must be one of {', '.join(ANSWERS)}, not {request.get('do')!r}")
             return ANSWERS[request["do"]](request, prepared)
@@ -108,9 +113,8 @@ def _run(recipe: Recipe, prepared: dict) -> int:
     from ..training.chain import run_chain
     folder = Path(recipe.output_dir)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for target, source in ((0, nothing), (1, log), (2, log)):
-        os.dup2(source, target)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     try:
         run_chain(_prepared(recipe, prepared), timed=False)
         save_plot(folder)
