@@ -42,7 +42,7 @@ def train(steps: int, followed: bool) -> dict:
     os.environ["SFTBENCH_RUNS"] = tempfile.mkdtemp(prefix="sftbench-form-")
     form = Form(override(Recipe(), mode="1", max_steps=steps, probe_rows=16, eval_steps=steps))
     form.ahead().join(120)
-    form.ask({"do": "prepare", "recipe": {}})  # waits for its libraries
+    form.helper.ask({"do": "nothing"})  # is refused once its libraries are loaded
     step, began = form.parts["train"], time.monotonic()
     if followed:
         step.start()

@@ -63,8 +63,8 @@ def main() -> int:
         for what in ("read and encoded them", "the same from the cache"):
             ready = None  # what the first has read is given back before the second
             ready = prepare_recipe(recipe)
-            tell(f"{what}: {ready.known['rows']['domain_tasks']:,} to train on, "
-                 f"{ready.known['tokens']['domain_tasks']:,} tokens")
+            tell(f"{what}: {ready.facts.rows['domain_tasks']:,} to train on, "
+                 f"{ready.facts.tokens['domain_tasks']:,} tokens")
         dataset, drawn = stage_dataset(ready, ready.stages[0])
         tell(f"mixed and packed two passes: {drawn['domain_tasks']['rows']:,} rows, {len(dataset):,} blocks")
         for start in range(0, len(dataset), max(1, len(dataset) // 100)):

@@ -112,6 +112,7 @@ def small_files(tmp_path):
 @pytest.fixture
 def settings():
     """A function from a method and changed fields to a stage's settings, resolved for the small models."""
+    from sftbench.recipes.facts import Facts
     from sftbench.recipes.hyperparameters import resolve_recipe
     from sftbench.recipes.recipe import Recipe, override
     from sftbench.recipes.stages import stage_settings
@@ -120,5 +121,5 @@ def settings():
         values = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lora_dropout": 0.0, "max_length": 64,
                   "per_device_train_batch_size": 4} | values
         recipe = override(Recipe(), method=method, pretraining_learning_rate=1e-2, **values)
-        return stage_settings(resolve_recipe(recipe, {"context": 256})[0], kind)
+        return stage_settings(resolve_recipe(recipe, Facts(context=256))[0], kind)
     return make

@@ -9,7 +9,7 @@ from sftbench.recipes.hyperparameters import resolve_recipe
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
 from sftbench.recipes.rules import RULES, apply_rules, format_advice, recipe_warnings, suggest_mode
-from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET
+from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET, facts
 
 NEW_TEXT = {"domain_text": 3.0, "general_text": 2.0}
 KNOWN_TEXT = {"domain_text": 2.1, "general_text": 2.0}
@@ -72,7 +72,7 @@ def test_the_rules_are_sixteen_and_each_says_itself_in_its_docstring():
 
 @pytest.mark.parametrize("name,known", [(name, known) for name in SPEAKS for known in SPEAKS[name]])
 def test_a_rule_speaks(name, known):
-    said = RULES[name](known)
+    said = RULES[name](facts(known))
     assert said.rule == name and said.says and said.because
     assert set(said.sets) <= {*FIELDS, "mode_votes"}
     assert set(said.sets.get("mode_votes", {})) <= set(MODES)
@@ -81,13 +81,13 @@ def test_a_rule_speaks(name, known):
 
 @pytest.mark.parametrize("name,known", [(name, known) for name in SILENT for known in [{}, *SILENT[name]]])
 def test_a_rule_is_silent(name, known):
-    assert RULES[name](known) is None
+    assert RULES[name](facts(known)) is None
 
 
 def test_a_measured_gap_outweighs_what_the_user_says():
-    measured = RULES["R1"]({"base_loss": KNOWN_TEXT, "differs": True})
+    measured = RULES["R1"](facts({"base_loss": KNOWN_TEXT, "differs": True}))
     assert set(measured.sets["mode_votes"]) == {"1", "6"} and "0.10 nats" in measured.because
-    assert "2" in RULES["R1"]({"base_loss": NEW_TEXT, "differs": False}).sets["mode_votes"]
+    assert "2" in RULES["R1"](facts({"base_loss": NEW_TEXT, "differs": False})).sets["mode_votes"]
 
 
 MUCH, LITTLE = {"resources": "much", "rows": ALL_ROWS}, {"resources": "little", "rows": ALL_ROWS}
@@ -116,7 +116,7 @@ MODE_TABLE = [
 
 @pytest.mark.parametrize("mode,known,rules", MODE_TABLE)
 def test_the_suggested_mode_is_the_sum_of_the_rules(mode, known, rules):
-    suggested, led = suggest_mode(known)
+    suggested, led = suggest_mode(facts(known))
     assert suggested == mode and {said.rule for said in led} == rules
 
 
@@ -126,10 +126,10 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
     known = {"rows": rows, "resources": resources, "wants": wants, "related": related}
     if not rows.get("domain_tasks"):
         with pytest.raises(BadInput, match="domain_tasks"):
-            suggest_mode(known)
-        assert "domain_tasks" in format_advice(Recipe(), known)
+            suggest_mode(facts(known))
+        assert "domain_tasks" in format_advice(Recipe(), facts(known))
         return
-    suggested, _ = suggest_mode(known)
+    suggested, _ = suggest_mode(facts(known))
     assert all(rows.get(role) for role in MODES[suggested].roles)
 
 
@@ -139,9 +139,9 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
 ])
 def test_without_a_chat_model_another_mode_takes_its_place(mode, known):
     for said in ({}, {"chat_model": None}, {"chat_model": True}):
-        assert suggest_mode({**known, **said})[0] == "6"
-    assert suggest_mode({**known, "chat_model": False})[0] == mode
-    text = format_advice(Recipe(mode="6"), {**known, "chat_model": False})
+        assert suggest_mode(facts({**known, **said}))[0] == "6"
+    assert suggest_mode(facts({**known, "chat_model": False}))[0] == mode
+    text = format_advice(Recipe(mode="6"), facts({**known, "chat_model": False}))
     assert text.startswith(f"Suggested mode: {mode} ")
 
 
@@ -150,30 +150,31 @@ def test_without_a_chat_model_no_mode_starts_from_one(known):
     known = {**known, "chat_model": False}
     if known.get("rows") and not known["rows"].get("domain_tasks"):
         with pytest.raises(BadInput, match="domain_tasks"):
-            suggest_mode(known)
+            suggest_mode(facts(known))
     else:
-        assert MODES[suggest_mode(known)[0]].start == "base"
+        assert MODES[suggest_mode(facts(known))[0]].start == "base"
 
 
 @given(SET, KNOWN)
 def test_explain_fits_the_page(values, known):
     recipe = override(Recipe(), **values)
-    text = format_advice(recipe, known)
+    text = format_advice(recipe, facts(known))
     assert all(len(line) <= 100 and line == line.rstrip() for line in text.splitlines())
     words = " ".join(text.split())
-    for warning in recipe_warnings(recipe, known):
+    for warning in recipe_warnings(recipe, facts(known)):
         assert " ".join(warning.split()) in words
 
 
 def test_explain_names_mode_rules_values_and_warnings():
-    text = format_advice(override(Recipe(), learning_rate=1.0), EVERYTHING)
+    text = format_advice(override(Recipe(), learning_rate=1.0), facts(EVERYTHING))
     assert text.startswith("Suggested mode: 5 (base_mixed_cpt_mixed_sft)")
-    for said in apply_rules(EVERYTHING):
+    for said in apply_rules(facts(EVERYTHING)):
         assert f"\n  {said.rule} " in text
     assert {f"R{number}" for number in (1, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)} == {
-        said.rule for said in apply_rules(EVERYTHING)}
+        said.rule for said in apply_rules(facts(EVERYTHING))}
     assert "(R8)" in text and "(R9)" in text and "(R10)" in text
-    assert "The recipe has mode 2." in text and "mode 2" not in format_advice(Recipe(mode="5"), EVERYTHING)
+    assert "The recipe has mode 2." in text
+    assert "mode 2" not in format_advice(Recipe(mode="5"), facts(EVERYTHING))
     assert "learning_rate 1 is 3,333 times above the 0.0003 advised for full" in text
     columns = {line.index(value) for line in text.splitlines() for name, value in (
         ("  packing ", "True"), ("  bf16 ", "False"), ("  max_length ", "128")) if line.startswith(name)}
@@ -181,7 +182,7 @@ def test_explain_names_mode_rules_values_and_warnings():
 
 
 def test_explain_goes_by_the_rate_the_user_names():
-    assert "0.001 for SFT" in format_advice(override(Recipe(), pretraining_learning_rate=1e-2), {})
+    assert "0.001 for SFT" in format_advice(override(Recipe(), pretraining_learning_rate=1e-2), facts({}))
 
 
 @pytest.mark.parametrize("values,known,words", [
@@ -192,17 +193,18 @@ def test_explain_goes_by_the_rate_the_user_names():
 ])
 def test_modes_and_values_far_from_the_advice_are_warned_of(values, known, words):
     recipe = override(Recipe(), **values)
-    assert [text for text in recipe_warnings(recipe, known) if words in text]
+    assert [text for text in recipe_warnings(recipe, facts(known)) if words in text]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_advice_does_not_warn_of_itself(method):
-    known = {**EVERYTHING, "wants": "domain"}
+    known = facts({**EVERYTHING, "wants": "domain"})
     recipe = override(Recipe(), method=method)
-    assert recipe_warnings(recipe, known) == recipe_warnings(resolve_recipe(recipe, known)[0], known) == []
-    assert recipe_warnings(override(recipe, mode="5"), EVERYTHING) == []
+    assert recipe_warnings(recipe, known) == []
+    assert recipe_warnings(resolve_recipe(recipe, known)[0], known) == []
+    assert recipe_warnings(override(recipe, mode="5"), facts(EVERYTHING)) == []
 
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(BadInput, match="unknown mode"):
-        format_advice(Recipe(mode="base_cpt_sfd"), {})
+        format_advice(Recipe(mode="base_cpt_sfd"), facts({}))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from sftbench.cli import _parser, recipe_from_options
+from sftbench.recipes.facts import Facts
 from sftbench.recipes.modes import MODES, load_mode, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
 from sftbench.recipes.serialize import parse_cell
@@ -30,7 +31,7 @@ def form():
 @pytest.fixture(autouse=True)
 def fresh(form):
     form.recipe = Recipe()
-    form.errors, form.known = {}, {}
+    form.errors, form.facts = {}, Facts()
     form.say("")
 
 
@@ -121,10 +122,11 @@ def test_a_rate_ten_times_too_high_is_marked_beside_its_control(form):
 
 
 def test_advised_values_follow_what_is_known(form):
-    assert advised(Recipe(), {})["num_train_epochs"][0] == 3
-    assert advised(Recipe(), {"rows": {"domain_tasks": 100_000}})["num_train_epochs"][0] == 2
-    assert advised(override(Recipe(), learning_rate=5.0), {})["learning_rate"][0] == pytest.approx(1e-5)
-    form.known = {"rows": dict.fromkeys(("domain_text", "domain_tasks"), 100_000)}
+    assert advised(Recipe(), Facts())["num_train_epochs"].value == 3
+    assert advised(Recipe(), Facts(rows={"domain_tasks": 100_000}))["num_train_epochs"].value == 2
+    rate = advised(override(Recipe(), learning_rate=5.0), Facts())["learning_rate"].value
+    assert rate == pytest.approx(1e-5)
+    form.facts = Facts(rows=dict.fromkeys(("domain_text", "domain_tasks"), 100_000))
     assert form.controls["num_train_epochs"].placeholder == "2"
 
 
@@ -136,11 +138,11 @@ def test_names_that_a_hub_may_have_are_taken_as_they_are(form):
 
 
 def test_what_was_counted_is_forgotten_with_the_data(form):
-    form.known = {"rows": {"domain_tasks": 5}}
+    form.facts = Facts(rows={"domain_tasks": 5})
     enter(form, "learning_rate", "1e-5")
-    assert form.known
+    assert form.facts.rows
     enter(form, "domain_tasks", "owner/other")
-    assert "rows" not in form.known and form.known["pretraining_learning_rate"] == 0.002
+    assert form.facts.rows is None and form.facts.pretraining_learning_rate == 0.002
 
 
 def test_a_new_form_advises_by_the_start_models_own_card(make_model):
@@ -177,7 +179,7 @@ def test_what_is_to_be_corrected_shows_where_it_stands_and_where_it_hinders(form
 
 def test_bfloat16_is_greyed_where_the_machine_has_none(form):
     assert not form.controls["bf16"].disabled, "nothing is known yet"
-    form.known = {"bf16": False, "device": "cuda"}
+    form.facts = Facts(bf16=False, device="cuda")
     assert form.controls["bf16"].disabled
     assert any("not known to have bfloat16" in made.value for made in everything(form.widget)
                if isinstance(made, widgets.Label))
@@ -207,8 +209,8 @@ def test_a_chain_that_cannot_be_is_greyed_with_the_reason(form):
 
 def test_modes_without_model_or_data_are_greyed_with_the_reason(form):
     recipe = override(Recipe(), model="my/model")
-    assert set(impossible_modes(recipe, {})) == {"6", "7"}
-    lacking = impossible_modes(Recipe(), {"rows": {"domain_text": 5, "domain_tasks": 5}})
+    assert set(impossible_modes(recipe, Facts())) == {"6", "7"}
+    lacking = impossible_modes(Recipe(), Facts(rows={"domain_text": 5, "domain_tasks": 5}))
     assert set(lacking) == {"3", "4", "5"} and "general_tasks" in lacking["3"]
     form.recipe = recipe
     assert buttons(form, "○ 6")[0].disabled and not buttons(form, "○ 5")[0].disabled
@@ -231,8 +233,8 @@ def test_shares_are_said_as_they_are():
 
 
 def test_four_questions_lead_to_a_mode_with_its_rules(form):
-    assert suggestion({"wants": "both", "resources": "much"})[0] == "5"
-    best, rules = suggestion({"resources": "little"})
+    assert suggestion(Facts(wants="both", resources="much"))[0] == "5"
+    best, rules = suggestion(Facts(resources="little"))
     assert best == "6" and rules[0].startswith("R7")
     asked = {made.description: made for made in everything(form.widget) if isinstance(made, widgets.Dropdown)}
     asked["What counts in the end?"].value = "general ability too"

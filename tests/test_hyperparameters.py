@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftbench.recipes.facts import Facts
 from sftbench.recipes.hyperparameters import derived_settings, hyperparameter_warnings, resolve_recipe
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
@@ -17,8 +18,13 @@ NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "sav
                  *(f"{role}_probe" for role in ROLES)}
 
 
+def facts(known: dict | None) -> Facts:
+    """What is known, as measured; None adds nothing."""
+    return Facts().add("measured", **(known or {}))
+
+
 def resolved(known=None, **values):
-    return resolve_recipe(override(Recipe(), **values), known or {})[0]
+    return resolve_recipe(override(Recipe(), **values), facts(known or {}))[0]
 
 
 @pytest.mark.parametrize("kind", ["", "cpt_"])
@@ -63,35 +69,36 @@ def test_each_kind_of_stage_goes_by_its_own_method():
 
 def test_the_rate_the_user_names_comes_before_the_card():
     named = override(Recipe(), pretraining_learning_rate=1e-2)
-    recipe, reasons = resolve_recipe(named, {"pretraining_learning_rate": 3e-3})
+    recipe, reasons = resolve_recipe(named, facts({"pretraining_learning_rate": 3e-3}))
     assert recipe.learning_rate == 1e-3 and "pretraining_learning_rate" not in reasons
-    assert "assumed" in resolve_recipe(Recipe(), {})[1]["pretraining_learning_rate"]
+    assert "assumed" in resolve_recipe(Recipe(), facts({}))[1]["pretraining_learning_rate"].reason
 
 
 def test_another_batch_moves_the_rate_by_its_square_root_within_bounds():
     rates = [resolved(per_device_train_batch_size=batch, gradient_accumulation_steps=steps).learning_rate
              for batch, steps in ((4, 1), (4, 2), (8, 1), (16, 1), (64, 8), (1, 1))]
     assert [round(rate / rates[0], 2) for rate in rates] == [1.0, 1.41, 1.41, 2.0, 2.0, 0.5]
-    _, reasons = resolve_recipe(override(Recipe(), per_device_train_batch_size=8), {})
-    assert "8 blocks" in reasons["learning_rate"] and "blocks" not in reasons["cpt_learning_rate"]
+    _, reasons = resolve_recipe(override(Recipe(), per_device_train_batch_size=8), facts({}))
+    assert "8 blocks" in reasons["learning_rate"].reason
+    assert "blocks" not in reasons["cpt_learning_rate"].reason
 
 
 def test_rates_are_capped():
     known = {"pretraining_learning_rate": 3e-3}
     assert resolved({"pretraining_learning_rate": 1.0}, method="ptuning_v2").learning_rate == 0.1
     large = override(Recipe(), method="lora", cpt_per_device_train_batch_size=64)
-    recipe, reasons = resolve_recipe(large, known)
-    assert recipe.cpt_learning_rate == 3e-3 and "capped" in reasons["cpt_learning_rate"]
+    recipe, reasons = resolve_recipe(large, facts(known))
+    assert recipe.cpt_learning_rate == 3e-3 and "capped" in str(reasons["cpt_learning_rate"])
     assert recipe.learning_rate == pytest.approx(5 * 3e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_an_adapter_reads_twice_as_often(method):
     known = {"tokens": {"domain_text": 1e6}, "rows": {"domain_tasks": 1000}}
-    whole, _ = resolve_recipe(Recipe(), known)
-    adapter, reasons = resolve_recipe(override(Recipe(), method=method), known)
+    whole, _ = resolve_recipe(Recipe(), facts(known))
+    adapter, reasons = resolve_recipe(override(Recipe(), method=method), facts(known))
     assert adapter.cpt_num_train_epochs == 2 * whole.cpt_num_train_epochs
-    assert f"{method} 2 × as many" in reasons["cpt_num_train_epochs"]
+    assert f"{method} 2 × as many" in str(reasons["cpt_num_train_epochs"])
     assert adapter.num_train_epochs == whole.num_train_epochs
 
 
@@ -134,8 +141,8 @@ def test_what_the_device_decides(device, bf16, parameters, expected):
 
 def test_notes_tell_what_follows_from_model_and_method():
     def notes(known=None, **values):
-        return derived_settings(resolve_recipe(override(Recipe(), **values), known or {})[0],
-                                     known or {})
+        return derived_settings(resolve_recipe(override(Recipe(), **values), facts(known or {}))[0],
+                                     facts(known or {}))
     assert set(notes()) == {"attn_implementation", "weights"} and "float32" in notes()["weights"]
     half = {"device": "cuda", "bf16": True, "parameters": 1000, "experts": 900}
     assert notes(half, method="lora")["weights"].startswith("bfloat16")
@@ -144,9 +151,9 @@ def test_notes_tell_what_follows_from_model_and_method():
     assert "experts" not in notes(half, method="lora", lora_target_modules="q_proj")
     assert notes(half, method="qlora")["experts"].startswith("not quantised")
     assert "4 bit, computed with in bfloat16" in notes(half, method="qlora")["weights"]
-    assert all(" because " in text for text in notes(half, method="qlora").values())
-    assert resolve_recipe(override(Recipe(), method="lora"), half)[0].lora_dropout == 0
-    assert resolve_recipe(override(Recipe(), method="lora"), {})[0].lora_dropout == 0.05
+    assert all(" because " in str(text) for text in notes(half, method="qlora").values())
+    assert resolve_recipe(override(Recipe(), method="lora"), facts(half))[0].lora_dropout == 0
+    assert resolve_recipe(override(Recipe(), method="lora"), facts({}))[0].lora_dropout == 0.05
 
 
 def test_new_tokens_follow_the_answers():
@@ -187,15 +194,15 @@ SET = st.fixed_dictionaries({}, optional={
 @given(SET, KNOWN)
 def test_resolving_fills_all_that_is_advised_and_touches_nothing_that_is_set(values, known):
     recipe = override(Recipe(), **values)
-    full, reasons = resolve_recipe(recipe, known)
+    full, reasons = resolve_recipe(recipe, facts(known))
     override(Recipe(), **dataclasses.asdict(full))  # every advised value passes the recipe's own checks
     for name in FIELDS:
         before, after = getattr(recipe, name), getattr(full, name)
         assert (after is None) == (name in NEVER_ADVISED and before is None), name
         assert before is None or before == after
         assert (name in reasons) == (before is None and after is not None)
-    assert all(" because " in text for text in reasons.values())
-    assert resolve_recipe(full, known) == (full, {})
+    assert all(" because " in str(text) for text in reasons.values())
+    assert resolve_recipe(full, facts(known)) == (full, {})
 
 
 @pytest.mark.parametrize("values,known,words", [
@@ -213,10 +220,10 @@ def test_resolving_fills_all_that_is_advised_and_touches_nothing_that_is_set(val
 ])
 def test_values_far_from_the_advice_are_warned_of(values, known, words):
     recipe = override(Recipe(), **values)
-    assert [text for text in hyperparameter_warnings(recipe, known) if words in text]
+    assert [text for text in hyperparameter_warnings(recipe, facts(known)) if words in text]
 
 
 @pytest.mark.parametrize("values", [{"mode": "6"}, {"mode": "nowhere"}, {"general_share": 0.0}])
 def test_warnings_of_values_leave_the_mode_aside(values):
     known = {"wants": "both", "rows": {"domain_tasks": 10**5}}
-    assert hyperparameter_warnings(override(Recipe(), **values), known) == []
+    assert hyperparameter_warnings(override(Recipe(), **values), facts(known)) == []

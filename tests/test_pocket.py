@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sftbench.evaluation.probes import score_probe
-from sftbench.models.loading import load_model, load_model_config, load_tokenizer, read_model_card
+from sftbench.models.loading import load_model, load_model_config, load_tokenizer
 from sftbench.pocket import FOLDERS
 from sftbench.pocket.build import LEARNING_RATE, TOKENS, WEAK_TOKENS, facts_known
 from sftbench.pocket.world import (
@@ -149,8 +149,8 @@ def test_base_and_chat_are_small():
 def test_folder_is_a_complete_model(name):
     folder = FOLDERS[name]
     model, tokenizer = load(name)
-    assert read_model_card(name)["pretraining_learning_rate"] == LEARNING_RATE
-    assert read_model_card(name)["pretraining_tokens"] > 0
+    assert load_model_config(name).sftbench["pretraining_learning_rate"] == LEARNING_RATE
+    assert load_model_config(name).sftbench["pretraining_tokens"] > 0
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert not model.generation_config.do_sample
@@ -219,8 +219,8 @@ def test_the_notebook_makes_what_is_shipped_by_default():
     defaults = papermill.inspect_notebook(NOTEBOOK)
     assert {name: int(defaults[name]["default"]) for name in ("tokens", "weak_tokens", "seed")} == {
         "tokens": TOKENS, "weak_tokens": WEAK_TOKENS, "seed": 0}
-    assert read_model_card("pocket")["pretraining_tokens"] == TOKENS
-    assert read_model_card("pocket-weak")["pretraining_tokens"] == WEAK_TOKENS
+    assert load_model_config("pocket").sftbench["pretraining_tokens"] == TOKENS
+    assert load_model_config("pocket-weak").sftbench["pretraining_tokens"] == WEAK_TOKENS
     config = load_model_config("pocket")
     assert [int(defaults[name]["default"]) for name in ("hidden_size", "layers")] == [
         config.hidden_size, config.num_hidden_layers]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftbench.cli import main
+from sftbench.data.sources import read_card_rate
 from sftbench.errors import BadInput, RunFailed
 from sftbench.models.checkpoint import load_stage
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer, resolve_revision
@@ -22,6 +23,7 @@ from sftbench.runs.stage_store import file_sha256
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe
+from tests.conftest import small_rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -145,7 +147,7 @@ def test_a_cached_model_is_used_without_the_network_and_pinned(hub, small_files,
     ready = prepare_recipe(override(Recipe(), mode="2", model="me/mine", max_steps=1, **small_files))
     assert time.monotonic() - began < 5
     assert ready.revision == ready.recipe.model_revision == COMMIT
-    assert load_model("me/mine", COMMIT).num_parameters() == ready.known["parameters"]
+    assert load_model("me/mine", COMMIT).num_parameters() == ready.facts.parameters
     os.chmod(hub, 0o644)
     hub.write_bytes(hub.read_bytes()[:-1] + b"\0")
     with pytest.raises(BadInput, match=rf"model.safetensors: damaged.*--revision {COMMIT}"):
@@ -206,3 +208,25 @@ def test_what_looks_like_a_token_is_masked_in_messages_never_in_a_recipe(make_mo
     assert read_json(tmp_path / "run", "recipe.json")["recipe"]["model"] == str(folder)
     append_event(tmp_path / "run", {"stage": "start", "step": 0, "message": f"401 for {folder.name}"})
     assert read_events(tmp_path / "run")[-1]["message"] == "401 for hf_***"
+
+
+@pytest.mark.parametrize("rate", ["3e-4", -1.0, float("inf"), 3, None, [1]])
+def test_a_card_states_a_positive_rate_or_nothing(make_model, tmp_path, rate):
+    folder = tmp_path / "stranger"
+    shutil.copytree(make_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    card = {"pretraining_learning_rate": rate, "parameters": 7, "rows": {"domain_tasks": 1}, "bf16": True}
+    (folder / "config.json").write_text(json.dumps(config | {"sftbench": card}))
+    assert read_card_rate(str(folder)) is None
+    ready = prepare_recipe(override(Recipe(), mode="1", model=str(folder),
+                                    domain_tasks=small_tasks(tmp_path)))
+    assert ready.facts.pretraining_learning_rate is None
+    assert ready.facts.parameters == load_model(str(folder)).num_parameters() > 7
+    assert ready.facts.rows["domain_tasks"] > 1 and ready.facts.origins["parameters"] == "measured"
+
+
+def small_tasks(folder) -> str:
+    """A file with a few tasks."""
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in small_rows("domain_tasks")))
+    return str(path)

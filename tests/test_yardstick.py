@@ -13,6 +13,7 @@ from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.ledger import format_ledger
 from sftbench.runs.folder import read_result
 from sftbench.training.chain import run_chain
+from tests.test_hyperparameters import facts
 
 TEXTS, QUESTIONS = yardstick_rows("texts"), yardstick_rows("questions")
 
@@ -115,10 +116,10 @@ def test_an_option_is_scored_from_its_first_token_to_its_last(tokenizer):
     ({"context": 128}, False, "positions"),
 ])
 def test_it_is_on_where_nothing_else_measures_forgetting(known, on, words):
-    recipe, reasons = resolve_recipe(Recipe(), known)
-    assert recipe.yardstick is on and words in reasons["yardstick"]
+    recipe, reasons = resolve_recipe(Recipe(), facts(known))
+    assert recipe.yardstick is on and words in reasons["yardstick"].reason
     asked = override(Recipe(), yardstick=not on)
-    assert resolve_recipe(asked, known)[0].yardstick is not on
+    assert resolve_recipe(asked, facts(known))[0].yardstick is not on
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a source of data or a model's name says by itself: files, folders, hub names, shapes and weights."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -56,14 +57,22 @@ def check_source(source: str, role: str) -> None:
         locate_source(path, role)
 
 
-def read_local_card(model: str) -> dict:
-    """What a local model's config.json says of its pre-training, under the key `sftbench`, if anything."""
+def read_card_rate(model: str) -> float | None:
+    """The peak pre-training rate that a local model's config.json states, if any; see `card_rate`."""
     folder = find_model_folder(model)
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sftbench")
+        return card_rate(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sftbench"))
     except (AttributeError, OSError, TypeError, ValueError):  # a hub name, no such file, nothing of the kind
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+
+
+def card_rate(card) -> float | None:
+    """The peak pre-training rate under the key `sftbench` of a model's configuration; None for nonsense.
+
+    Nothing else is read from there: a stranger's file must not take the place of what is measured.
+    """
+    rate = card.get("pretraining_learning_rate") if isinstance(card, dict) else None
+    return rate if isinstance(rate, float) and math.isfinite(rate) and rate > 0 else None
 
 
 def find_model_folder(name: str) -> Path | None:

@@ -220,11 +220,6 @@ def make_bnb_config(settings: StageSettings) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=getattr(torch, settings.bnb_4bit_compute_dtype))
 
 
-def read_model_card(name: str, revision: str | None = None) -> dict:
-    """What the model's configuration says of its pre-training, under the key `sftbench`; empty if nothing."""
-    return getattr(load_model_config(name, revision), "sftbench", None) or {}
-
-
 def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """The module that holds the decoder layers, their attribute name in it, and the list of layers itself.
 

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from ..data.packing import blocks_to_dataset, mix_encoded, pack_encoded
 from ..data.tokenization import encode_last, encode_probe
 from ..models.loading import load_model, silence_libraries
+from ..recipes.facts import Facts
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import Recipe, override
 from ..recipes.stages import stage_settings
@@ -104,9 +105,9 @@ def chat_rows(tokenizer, recipe):
 
 def chat_recipe():
     """Return the advised recipe of the chat model's SFT: nothing in it is chosen by hand but the length."""
-    known = {"rows": {"domain_tasks": len(world_rows("general_tasks"))},
-             "pretraining_learning_rate": LEARNING_RATE}
-    return resolve_recipe(override(Recipe(), max_length=MAX_LENGTH), known)[0]
+    facts = Facts(rows={"domain_tasks": len(world_rows("general_tasks"))},
+                  pretraining_learning_rate=LEARNING_RATE)
+    return resolve_recipe(override(Recipe(), max_length=MAX_LENGTH), facts)[0]
 
 
 def save(model, tokenizer, folder, tokens, more):
@@ -139,7 +140,8 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     """
     silence_libraries()
     folder, tokenizer = Path(folder), make_tokenizer()
-    cpt, sft = stage_settings(resolve_recipe(PRETRAINING, {})[0], "cpt"), stage_settings(chat_recipe(), "sft")
+    cpt = stage_settings(resolve_recipe(PRETRAINING, Facts())[0], "cpt")
+    sft = stage_settings(chat_recipe(), "sft")
     chains = {"cpt_base": (general_text(tokenizer, tokens, seed), cpt),
               "cpt_weak": (general_text(tokenizer, weak_tokens, seed), cpt),
               "sft_chat": (chat_rows(tokenizer, chat_recipe()), sft)}

@@ -1,7 +1,6 @@
 """Advice: the rules R1 to R16 as code, the mode they add up to, warnings, and all of it as text.
 
-All work on `known`, a plain dict of what was measured or said about data, model, device and aims; any key may
-be absent or None, and a rule that lacks what it needs stays silent. Losses are in nats per token.
+A rule that lacks the facts it needs stays silent. Losses are in nats per token.
 """
 
 import math
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import BadInput
+from .facts import Facts
 from .hyperparameters import (
     WARMUP_RATIO,
     advised_epochs,
@@ -36,20 +36,16 @@ class Suggestion:
     sets: dict = field(default_factory=dict)
 
 
-def _rows(known: dict, role: str) -> int | None:
-    return (known.get("rows") or {}).get(role)
-
-
 def _votes(**votes: float) -> dict:
     """`_votes(m2=1)` is one vote for mode 2; a negative number speaks against it."""
     return {"mode_votes": {name[1:]: number for name, number in votes.items()}}
 
 
-def r1_foreign_text(known: dict) -> Suggestion | None:
+def r1_foreign_text(facts: Facts) -> Suggestion | None:
     """Text unlike what the model has read calls for CPT; the base's loss tells, or else the user."""
-    loss = known.get("base_loss") or {}
+    loss = facts.base_loss
     gap = (loss.get("domain_text") or math.nan) - (loss.get("general_text") or math.nan)
-    differs = gap > LOSS_GAP if math.isfinite(gap) else known.get("differs")
+    differs = gap > LOSS_GAP if math.isfinite(gap) else facts.differs
     if differs is None:
         return None
     because = "you say so of your text"
@@ -62,10 +58,10 @@ def r1_foreign_text(known: dict) -> Suggestion | None:
     return Suggestion("R1", "Leave CPT out: the model knows this kind of text", because, _votes(m1=3, m6=3))
 
 
-def r2_plenty_of_text(known: dict) -> Suggestion | None:
+def r2_plenty_of_text(facts: Facts) -> Suggestion | None:
     """A billion tokens of domain text are worth CPT where only the domain counts."""
-    tokens = (known.get("tokens") or {}).get("domain_text") or 0
-    if tokens < PLENTIFUL_TOKENS or known.get("wants") != "domain":
+    tokens = facts.tokens.get("domain_text") or 0
+    if tokens < PLENTIFUL_TOKENS or facts.wants != "domain":
         return None
     return Suggestion(
         "R2",
@@ -75,59 +71,59 @@ def r2_plenty_of_text(known: dict) -> Suggestion | None:
     )
 
 
-def r3_base_or_chat(known: dict) -> Suggestion | None:
+def r3_base_or_chat(facts: Facts) -> Suggestion | None:
     """For the domain alone it matters little whether SFT starts from a good base or its chat model."""
-    if known.get("wants") != "domain":
+    if facts.wants != "domain":
         return None
     return Suggestion("R3", "Compare modes 1 and 6 by the domain probes before you pay for a better start",
                       "from a good base both usually end close together in the domain")
 
 
-def r4_chat_forgets(known: dict) -> Suggestion | None:
+def r4_chat_forgets(facts: Facts) -> Suggestion | None:
     """A chat model that is tuned on the domain alone easily loses general ability."""
-    if known.get("wants") == "both":
+    if facts.wants == "both":
         return Suggestion("R4", "Be wary of modes 6 and 7, and watch the general probes after each stage",
                           "a chat model shown the domain alone easily forgets the rest", _votes(m6=-1, m7=-1))
-    if known.get("wants") == "domain":
+    if facts.wants == "domain":
         return Suggestion("R4", "A fall of the general probes may be ignored", "only the domain counts here")
     return None
 
 
-def r5_related_tasks(known: dict) -> Suggestion | None:
+def r5_related_tasks(facts: Facts) -> Suggestion | None:
     """General tasks first, domain tasks second, where the two are akin and only the domain counts."""
-    at_hand = _rows(known, "general_tasks") or not known.get("rows")
-    if not (known.get("related") and known.get("wants") == "domain" and at_hand):
+    at_hand = facts.row_count("general_tasks") or not facts.rows
+    if not (facts.related and facts.wants == "domain" and at_hand):
         return None
     return Suggestion("R5", "Two stages of SFT: general tasks, then the domain's",
                       "your tasks are akin to general ones, so skill carries over", _votes(m3=1.5))
 
 
-def r6_keep_both(known: dict) -> Suggestion | None:
+def r6_keep_both(facts: Facts) -> Suggestion | None:
     """Who wants the domain and general ability trains the base on both kinds of task side by side."""
-    if known.get("wants") != "both":
+    if facts.wants != "both":
         return None
     return Suggestion("R6", "Start from the base, mix general and domain tasks, try several general_share",
                       "what is practised all along is not forgotten, and the ratio decides who gains",
                       _votes(m4=3.5, m5=3.5))
 
 
-def r7_resources(known: dict) -> Suggestion | None:
+def r7_resources(facts: Facts) -> Suggestion | None:
     """Resources decide the main line: mode 2 or 5 with them, mode 6 without."""
-    if known.get("resources") == "little":
+    if facts.resources == "little":
         return Suggestion("R7", "Tune a chat model on your tasks, nothing more",
                           "resources are scarce and it already knows how to answer", _votes(m6=6))
-    if known.get("resources") != "much" or known.get("wants") not in ("domain", "both"):
+    if facts.resources != "much" or facts.wants not in ("domain", "both"):
         return None
-    if known["wants"] == "both":
+    if facts.wants == "both":
         return Suggestion("R7", "Mix tasks into the CPT, then tune on both kinds of task",
                           "resources allow the long way, and general ability is to stay", _votes(m5=2))
     return Suggestion("R7", "CPT on the text, then SFT on the tasks",
                       "resources allow it and only the domain counts", _votes(m2=2, m3=1))
 
 
-def r8_learning_rate(known: dict) -> Suggestion | None:
+def r8_learning_rate(facts: Facts) -> Suggestion | None:
     """SFT takes about a tenth of the pre-training rate, CPT a larger part of it."""
-    rate = known.get("pretraining_learning_rate")
+    rate = facts.pretraining_learning_rate
     if not rate:
         return None
     sft, cpt = full_learning_rate("sft", rate), full_learning_rate("cpt", rate)
@@ -136,9 +132,9 @@ def r8_learning_rate(known: dict) -> Suggestion | None:
                       {"learning_rate": sft, "cpt_learning_rate": cpt})
 
 
-def r9_warm_up(known: dict) -> Suggestion | None:
+def r9_warm_up(facts: Facts) -> Suggestion | None:
     """SFT warms up for a smaller part of its steps than pre-training; a higher rate wants a larger part."""
-    rate = known.get("pretraining_learning_rate")
+    rate = facts.pretraining_learning_rate
     if not rate:
         return None
     sft, cpt = WARMUP_RATIO["sft"], WARMUP_RATIO["cpt"]
@@ -150,9 +146,9 @@ def r9_warm_up(known: dict) -> Suggestion | None:
     )
 
 
-def r10_epochs(known: dict) -> Suggestion | None:
+def r10_epochs(facts: Facts) -> Suggestion | None:
     """Few rows want more passes; follow the loss, and rather overfit than underfit."""
-    rows = _rows(known, "domain_tasks")
+    rows = facts.row_count("domain_tasks")
     if not rows:
         return None
     passes = advised_epochs("sft", rows)
@@ -164,18 +160,18 @@ def r10_epochs(known: dict) -> Suggestion | None:
     )
 
 
-def r11_system_prompts(known: dict) -> Suggestion | None:
+def r11_system_prompts(facts: Facts) -> Suggestion | None:
     """Several types of task want a system prompt each."""
-    types = known.get("task_types") or 0
-    if types < 2 or known.get("system_prompts"):
+    types = facts.task_types or 0
+    if types < 2 or facts.system_prompts:
         return None
     return Suggestion("R11", "Give each type of task a system prompt of its own",
                       f"{types} types without one must be told apart by the question alone")
 
 
-def r12_good_base(known: dict) -> Suggestion | None:
+def r12_good_base(facts: Facts) -> Suggestion | None:
     """No tuning makes up for a weak base, so compare bases first."""
-    accuracy = known.get("base_accuracy") or {}
+    accuracy = facts.base_accuracy
     if not accuracy:
         return None
     scores = ", ".join(f"{value:.0%} of {role}" for role, value in accuracy.items())
@@ -183,87 +179,87 @@ def r12_good_base(known: dict) -> Suggestion | None:
                       f"the base decides much of the result; untuned, this one answers {scores}")
 
 
-def r13_loss(known: dict) -> Suggestion | None:
+def r13_loss(facts: Facts) -> Suggestion | None:
     """The loss is the signal to go by, though in SFT it often rises before it falls."""
-    loss = (known.get("base_loss") or {}).get("domain_tasks")
+    loss = facts.base_loss.get("domain_tasks")
     if loss is None:
         return None
     return Suggestion("R13", "Judge a run by its held-out loss, and do not stop at a rise in the first steps",
                       f"SFT starts here at {loss:.2f} nats per token and often climbs before it falls")
 
 
-def r14_combinations(known: dict) -> Suggestion | None:
+def r14_combinations(facts: Facts) -> Suggestion | None:
     """Tasks inside CPT, or good text inside SFT, are worth a try where both kinds of data are at hand."""
-    if not (_rows(known, "domain_text") and _rows(known, "domain_tasks")):
+    if not (facts.row_count("domain_text") and facts.row_count("domain_tasks")):
         return None
     return Suggestion("R14", "Try tasks inside CPT (mode 5), or text inside SFT (a mode of your own)",
                       "you have text and tasks, and a mixture may beat a clean cut between stages")
 
 
-def r15_lora(known: dict) -> Suggestion | None:
+def r15_lora(facts: Facts) -> Suggestion | None:
     """LoRA keeps more of what was known and overfits less than full."""
-    little = known.get("resources") == "little"
-    if not little and known.get("wants") != "both":
+    little = facts.resources == "little"
+    if not little and facts.wants != "both":
         return None
     return Suggestion("R15", "Take lora" if little else "Run lora beside full, compare the general probes",
                       "it keeps more of what was known and overfits less" + ", in less memory" * little,
                       {"method": "lora"} if little else {})
 
 
-def r16_freeze(known: dict) -> Suggestion | None:
+def r16_freeze(facts: Facts) -> Suggestion | None:
     """Frozen parts cannot be overwritten, while the free ones learn the new task."""
-    if known.get("wants") != "both":
+    if facts.wants != "both":
         return None
     return Suggestion("R16", "Run freeze beside full and compare the general probes",
                       "what is frozen stays as it was, and the free layers draw the new distinctions")
 
 
-RULES: dict[str, Callable[[dict], Suggestion | None]] = {f"R{number}": rule for number, rule in enumerate((
+RULES: dict[str, Callable[[Facts], Suggestion | None]] = {f"R{number}": rule for number, rule in enumerate((
     r1_foreign_text, r2_plenty_of_text, r3_base_or_chat, r4_chat_forgets, r5_related_tasks, r6_keep_both,
     r7_resources, r8_learning_rate, r9_warm_up, r10_epochs, r11_system_prompts, r12_good_base, r13_loss,
     r14_combinations, r15_lora, r16_freeze), 1)}
 
 
-def apply_rules(known: dict) -> list[Suggestion]:
+def apply_rules(facts: Facts) -> list[Suggestion]:
     """What the rules say, in their order; silent rules are left out."""
-    return [said for rule in RULES.values() if (said := rule(known))]
+    return [said for rule in RULES.values() if (said := rule(facts))]
 
 
-def suggest_mode(known: dict) -> tuple[str, list[Suggestion]]:
+def suggest_mode(facts: Facts) -> tuple[str, list[Suggestion]]:
     """The mode with most votes among those that can run, and the rules that spoke for or against it.
 
     A mode can run if its roles have rows and it has a model to start from: `chat_model` False rules out chat.
     Ties go to the recipe's own default, then to the lower number. Raises BadInput where no mode has its data.
     """
-    starts = ("base",) if known.get("chat_model") is False else ("base", "chat")
+    starts = ("base",) if facts.chat_model is False else ("base", "chat")
     can_run = [number for number, mode in MODES.items()
-               if mode.start in starts and not _missing_roles(mode, known)]
+               if mode.start in starts and not _missing_roles(mode, facts)]
     if not can_run:
         raise BadInput("no mode can run: each ends with SFT on domain_tasks, which has no rows; "
                        "give questions and answers of your field")
-    voting = [said for said in apply_rules(known) if "mode_votes" in said.sets]
+    voting = [said for said in apply_rules(facts) if "mode_votes" in said.sets]
     scores = {mode: sum(said.sets["mode_votes"].get(mode, 0) for said in voting) for mode in can_run}
     best = max(scores, key=lambda mode: (scores[mode], mode == Recipe().mode))
     return best, [said for said in voting if best in said.sets["mode_votes"]]
 
 
-def _missing_roles(mode: Mode, known: dict) -> list[str]:
+def _missing_roles(mode: Mode, facts: Facts) -> list[str]:
     """The roles of the mode that have no rows; none as long as nothing was counted."""
-    rows = known.get("rows")
+    rows = facts.rows
     return [role for role in mode.roles if not rows.get(role)] if rows else []
 
 
-def recipe_warnings(recipe: Recipe, known: dict) -> list[str]:
+def recipe_warnings(recipe: Recipe, facts: Facts) -> list[str]:
     """Where the user's mode or values depart far from the advice; raises BadInput for an unknown mode."""
-    return [*_mode_warnings(recipe, known), *hyperparameter_warnings(recipe, known)]
+    return [*_mode_warnings(recipe, facts), *hyperparameter_warnings(recipe, facts)]
 
 
-def _mode_warnings(recipe: Recipe, known: dict) -> list[str]:
+def _mode_warnings(recipe: Recipe, facts: Facts) -> list[str]:
     mode, found = load_mode(recipe.mode), []
-    if lacking := _missing_roles(mode, known):
+    if lacking := _missing_roles(mode, facts):
         found.append(f"mode {recipe.mode} lacks rows of {' and '.join(lacking)}: give data or change mode")
     last = recipe_stages(recipe, mode)[-1].shares
-    if known.get("wants") == "both" and "general_tasks" not in last:
+    if facts.wants == "both" and "general_tasks" not in last:
         cause = f"the last stage of mode {recipe.mode} has no general tasks"
         if recipe.general_share == 0:
             cause = "general_share is 0"
@@ -272,28 +268,28 @@ def _mode_warnings(recipe: Recipe, known: dict) -> list[str]:
     return found
 
 
-def format_advice(recipe: Recipe, known: dict) -> str:
+def format_advice(recipe: Recipe, facts: Facts) -> str:
     """The advice as plain text of at most 100 columns: mode, rules, values with reasons, warnings."""
     if recipe.pretraining_learning_rate:
-        known = {**known, "pretraining_learning_rate": recipe.pretraining_learning_rate}
-    lines, led = _mode_lines(recipe, known)
-    lines += _section("Worth knowing", [_rule_lines(said) for said in apply_rules(known) if said not in led])
-    full, reasons = resolve_recipe(recipe, known)
+        facts = facts.add("stated", pretraining_learning_rate=recipe.pretraining_learning_rate)
+    lines, led = _mode_lines(recipe, facts)
+    lines += _section("Worth knowing", [_rule_lines(said) for said in apply_rules(facts) if said not in led])
+    full, reasons = resolve_recipe(recipe, facts)
     others = {name for names in METHOD_OPTIONS.values() for name in names}
     others -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
-    reasons = {name: text for name, text in reasons.items() if name not in others}
-    rows = [(name, *text.split(" because ", 1)) for name, text in reasons.items()]
+    rows = [(name, *str(advised).split(" because ", 1)) for name, advised in reasons.items()
+            if name not in others]
     left, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     table = [_wrapped(f"  {name:<{left}}  {value:<{middle}}  ", why) for name, value, why in rows]
     lines += _section("Advised values (a value that you set stays)", table)
-    lines += _section("Warnings", [_wrapped("  ! ", text) for text in recipe_warnings(recipe, known)])
+    lines += _section("Warnings", [_wrapped("  ! ", text) for text in recipe_warnings(recipe, facts)])
     return "\n".join(lines)
 
 
-def _mode_lines(recipe: Recipe, known: dict) -> tuple[list[str], list[Suggestion]]:
+def _mode_lines(recipe: Recipe, facts: Facts) -> tuple[list[str], list[Suggestion]]:
     """The suggested mode as text, with the rules that led to it."""
     try:
-        best, led = suggest_mode(known)
+        best, led = suggest_mode(facts)
     except BadInput as error:
         return _wrapped("Suggested mode: ", str(error)), []
     mode = MODES[best]

@@ -16,7 +16,7 @@ from ..data.readers import open_sources
 from ..data.roles import DROPPED_EXAMPLES, Role, Rows, load_system_prompts, read_rows, split_role
 from ..data.tokenization import cut_rows, encode_role
 from ..errors import BadInput
-from ..models.loading import load_tokenizer, silence_libraries
+from ..models.loading import load_model_config, load_tokenizer, silence_libraries
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
 from ..training.prepare import measure_facts
@@ -112,8 +112,9 @@ def _measure_tokens(report: dict, recipe: Recipe, role: Role) -> None:
     name, tokenizer = report["role"], load_tokenizer(recipe.model)
     report |= {"train": len(role.train), "probe": len(role.probe), "template": describe_template(tokenizer)}
     tokens = encode_role(tokenizer, role)
-    known = measure_facts(recipe.model, None, tokenizer, {name: role}, {name: tokens})
-    most = resolve_recipe(recipe, known)[0].max_length
+    facts = measure_facts(load_model_config(recipe.model), recipe.model, tokenizer, {name: role},
+                          {name: tokens})
+    most = resolve_recipe(recipe, facts)[0].max_length
     pieces, reasons = cut_rows(tokens, most, name.endswith("_text"))
     for reason, found in reasons.items():
         role.drop(reason, role.chosen[found])

@@ -121,7 +121,7 @@ def _stage_memory(ready: PreparedRun, stage: Stage, base: int) -> dict:
         parts = {"base": base} | predict_memory(config, stage.settings, ready.tokenizer, width)
         # probes are scored while the optimiser holds its state; CUDA then uses the activations' memory again,
         # where glibc keeps it for pieces of its size
-        scoring = max((scoring_bytes(rows, ready.known["vocabulary"]) for rows in ready.live_probes.values()),
+        scoring = max((scoring_bytes(rows, ready.facts.vocabulary) for rows in ready.live_probes.values()),
                       default=0)
         parts["probes"] = max(scoring - torch.cuda.is_available() * parts["activations"], 0)
     except Exception:  # a family that the meta device cannot run: better no forecast than no run

@@ -60,7 +60,7 @@ def check_disk_space(folder: Path, ready: PreparedRun) -> None:
         raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
                        field="output_dir", where=str(folder)) from error
     store = store_folder(folder)
-    weights = 4 * ready.known["parameters"]
+    weights = 4 * ready.facts.parameters
     untrained = [stage for stage in ready.stages if not (store / stage.key / MANIFEST).exists()]
     needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in untrained)
     if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:

@@ -17,6 +17,7 @@ from .. import __version__
 from ..data.chat_template import describe_template
 from ..data.packing import build_stage_dataset
 from ..data.roles import Role, load_roles
+from ..data.sources import card_rate
 from ..data.tokenization import (
     EncodedRow,
     Pieces,
@@ -38,7 +39,6 @@ from ..models.loading import (
     load_model_config,
     load_tokenizer,
     locate_model,
-    read_model_card,
     resolve_revision,
     select_device,
     silence_libraries,
@@ -46,6 +46,7 @@ from ..models.loading import (
 )
 from ..models.methods import check_parts
 from ..pocket import FOLDERS
+from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
 from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import ROLES, Recipe, override
@@ -72,7 +73,7 @@ class PreparedRun:
     tokenizer: PreTrainedTokenizerBase
     start: str  # folder or hub name of the start model
     revision: str
-    known: dict
+    facts: Facts
     tokens: dict[str, RoleTokens]
     pieces: dict[str, Pieces]
     warnings: tuple[str, ...] = ()  # where a value is far from the advised one, or does not fit
@@ -119,9 +120,10 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     check_roles(recipe, plans, roles)
     tokenizer = load_tokenizer(start, recipe.model_revision)
     tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
-    known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens)
-    resolved, reasons = resolve_recipe(recipe, known)
-    reasons |= derived_settings(resolved, known) | {"chat_template": describe_template(tokenizer)}
+    facts = measure_facts(config, start, tokenizer, roles, tokens)
+    resolved, advised = resolve_recipe(recipe, facts)
+    reasons = {name: str(value) for name, value in advised.items()}
+    reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer)}
     for kind in {plan.kind for plan in plans}:
         check_parts(config, stage_settings(resolved, kind))
     pieces = cut_roles(resolved, plans, roles, tokens)
@@ -129,8 +131,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     if not Path(locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
     return PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
-                       tokenizer, start, revision, known, tokens, pieces,
-                       tuple(recipe_warnings(recipe, known)))
+                       tokenizer, start, revision, facts, tokens, pieces,
+                       tuple(recipe_warnings(recipe, facts)))
 
 
 def _start_key(revision: str) -> str:
@@ -219,31 +221,29 @@ def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int) -> di
     return {name: rows for name, rows in encoded.items() if rows}
 
 
-def measure_facts(start: str, revision: str | None, tokenizer, roles: dict[str, Role],
-            tokens: dict[str, RoleTokens]) -> dict:
+def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
+                  tokens: dict[str, RoleTokens]) -> Facts:
     """What advice can know before training: sizes of model and data, and what the device can do."""
-    config = load_model_config(start, revision)
-    tasks = [name for name in roles if name.endswith("_tasks")]
+    text_config, tasks = config.get_text_config(), [name for name in roles if name.endswith("_tasks")]
     lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
     answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
                if "messages" in row]
-    known = {
-        "rows": {name: len(role.train) for name, role in roles.items()},
-        "tokens": {name: int(made.lengths.sum()) for name, made in tokens.items()},
-        "device": select_device().type, "bf16": supports_bf16(), "pocket": start in FOLDERS,
-        "context": getattr(config.get_text_config(), "max_position_embeddings", 2048),
-        "vocabulary": config.get_text_config().vocab_size,
-        "system_prompts": any(roles[name].rows.about["systems"] for name in tasks),
-        "task_types": len({kind for name in tasks for kind in roles[name].rows.about["types"]})}
-    if len(lengths):
-        known["row_tokens"] = int(lengths[int(len(lengths) * 0.99)])
-    if answers:
-        known["answer_tokens"] = max(len(tokenizer(text)["input_ids"]) for text in answers)
-    return known | count_parameters(config) | read_model_card(start, revision)
+    facts = Facts().add(
+        "measured",
+        rows={name: len(role.train) for name, role in roles.items()},
+        tokens={name: int(encoded.lengths.sum()) for name, encoded in tokens.items()},
+        row_tokens=int(lengths[int(len(lengths) * 0.99)]) if len(lengths) else None,
+        answer_tokens=max((len(tokenizer(text)["input_ids"]) for text in answers), default=None),
+        task_types=len({kind for name in tasks for kind in roles[name].rows.about["types"]}),
+        system_prompts=any(roles[name].rows.about["systems"] for name in tasks),
+        pocket=start in FOLDERS, vocabulary=text_config.vocab_size,
+        context=getattr(text_config, "max_position_embeddings", 2048),
+        device=select_device().type, bf16=supports_bf16(), **count_parameters(config))
+    return facts.add("card", pretraining_learning_rate=card_rate(getattr(config, "sftbench", None)))
 
 
-def advise_recipe(recipe: Recipe, said: dict, with_losses: bool = True, settle_mode: bool = False) -> str:
-    """The advice as text for this recipe's data and model; `said` is what the user wants and has.
+def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True, settle_mode: bool = False) -> str:
+    """The advice as text for this recipe's data and model; `stated` is what the user wants and has.
 
     `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
     `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike `prepare`,
@@ -253,13 +253,15 @@ def advise_recipe(recipe: Recipe, said: dict, with_losses: bool = True, settle_m
     start = find_start_model(recipe)
     roles, tokenizer = load_roles(recipe), load_tokenizer(start, recipe.model_revision)
     tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
-    known = measure_facts(start, recipe.model_revision, tokenizer, roles, tokens) | said
+    config = load_model_config(start, recipe.model_revision)
+    facts = measure_facts(config, start, tokenizer, roles, tokens).add("stated", **stated)
     if with_losses and roles:
-        known["base_loss"] = measure_probe_losses(load_model(start, recipe.model_revision), tokenizer, roles)
+        facts = facts.add("measured", base_loss=measure_probe_losses(
+            load_model(start, recipe.model_revision), tokenizer, roles))
     if settle_mode:
-        recipe = override(recipe, mode=suggest_mode(known)[0])
+        recipe = override(recipe, mode=suggest_mode(facts)[0])
     rows = ", ".join(f"{name} {len(role.train):,} rows" for name, role in roles.items())
-    return (f"For {start}, with {rows or 'no data yet'}.\n\n{format_advice(recipe, known)}\n\n"
+    return (f"For {start}, with {rows or 'no data yet'}.\n\n{format_advice(recipe, facts)}\n\n"
             f"next: {format_command(recipe)}")
 
 

@@ -6,7 +6,8 @@ import ipywidgets as widgets
 
 from ..data.sources import check_source, find_model_folder
 from ..errors import BadInput
-from ..recipes.hyperparameters import ADVISED, resolve_recipe
+from ..recipes.facts import Facts
+from ..recipes.hyperparameters import ADVISED, Advised, resolve_recipe
 from ..recipes.modes import StagePlan
 from ..recipes.recipe import (
     FIELDS,
@@ -39,10 +40,11 @@ IN_TABLE = {name for names in GROUPS.values() for name in names}
 ADVICE = ""  # stands for None in a list of choices, where ipywidgets 8.1 takes None for nothing chosen
 
 
-def advised(recipe: Recipe, known: dict) -> dict[str, tuple[Any, str]]:
+def advised(recipe: Recipe, facts: Facts) -> dict[str, Advised]:
     """For every field its value if nothing is said, and why: advice, or the fixed default and its help."""
-    full, _ = resolve_recipe(recipe, known)
-    return {name: ADVISED[name](full, known) if name in ADVISED else (FIELDS[name].default, field_words(name))
+    full, _ = resolve_recipe(recipe, facts)
+    return {name: ADVISED[name](full, facts) if name in ADVISED else
+            Advised(FIELDS[name].default, field_words(name))
             for name in FIELDS}
 
 
@@ -177,25 +179,25 @@ def values_fold(form) -> Fold:
     fold = Fold("Values", box(*cells, classes=("sftb-values",), kind=widgets.Box))
 
     def refresh(_=None) -> None:
-        best, used = advised(form.recipe, form.known), in_use(form.recipe, form.stages())
+        best, used = advised(form.recipe, form.facts), in_use(form.recipe, form.stages())
         warned = {line.split()[0]: line for line in form.warnings()}
         for name, (control, value, why) in rows.items():
             for cell in (control, value, why):
                 show(cell, name in used)
-            value.value = format_value(best[name][0])
-            _tell(why, form.errors.get(name) or warned.get(name), best[name][1])
+            value.value = format_value(best[name].value)
+            _tell(why, form.errors.get(name) or warned.get(name), best[name].explanation)
             if isinstance(control, widgets.Text):
-                control.placeholder = format_value(best[name][0])
-        rows["bf16"][0].disabled = form.known.get("bf16") is False and not form.recipe.bf16
+                control.placeholder = format_value(best[name].value)
+        rows["bf16"][0].disabled = form.facts.bf16 is False and not form.recipe.bf16
         for group, head in heads.items():
             show(head, bool(used & set(GROUPS[group])))
         own = [name for name in rows if name in used
-               and getattr(form.recipe, name) not in (FIELDS[name].default, best[name][0])]
+               and getattr(form.recipe, name) not in (FIELDS[name].default, best[name].value)]
         marked = sum(name in warned or name in form.errors for name in rows)
         fold.say((f"yours: {', '.join(own)}" if own else "all as advised")
                  + (f"; {marked} to look at" if marked else ""))
 
-    form.observe(refresh, ["recipe", "known", "errors"])
+    form.observe(refresh, ["recipe", "facts", "errors"])
     refresh()
     return fold
 

@@ -6,9 +6,10 @@ import threading
 import ipywidgets as widgets
 import traitlets
 
-from ..data.sources import read_local_card
+from ..data.sources import read_card_rate
 from ..errors import BadInput
 from ..pocket import FOLDERS
+from ..recipes.facts import Facts
 from ..recipes.modes import MODES, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import FIELDS, Recipe, differing_fields, override, recipe_to_dict
 from ..recipes.rules import recipe_warnings
@@ -38,12 +39,12 @@ class Form(traitlets.HasTraits):
     """
 
     recipe = traitlets.Instance(Recipe)
-    known = traitlets.Dict()
+    facts = traitlets.Instance(Facts)
     errors = traitlets.Dict()
 
     def __init__(self, recipe: Recipe | None = None):
-        super().__init__(recipe=recipe or Recipe())
-        self.known = self._known_before()
+        super().__init__(recipe=recipe or Recipe(), facts=Facts())
+        self.facts = self._facts_before()
         self.controls, self.said, self.suggested = {}, {}, ""
         self._quiet = threading.local()
         self.status = text_label("", "sftb-told")
@@ -140,7 +141,7 @@ class Form(traitlets.HasTraits):
             check_method_chain(self.recipe)
         except BadInput as error:
             return [str(error)]
-        return recipe_warnings(self.recipe, {**self.known, **self.said})
+        return recipe_warnings(self.recipe, self.facts.add("stated", **self.said))
 
     def _summarise(self, _=None) -> None:
         mode = load_mode(self.recipe.mode)
@@ -153,15 +154,16 @@ class Form(traitlets.HasTraits):
         if differing_fields(
             recipe_to_dict(change.old), recipe_to_dict(change.new), ignore=set(FIELDS) - COUNTED
         ):
-            self.known = self._known_before()
+            self.facts = self._facts_before()
 
-    def _known_before(self) -> dict:
+    def _facts_before(self) -> Facts:
         """What can be known of the start model before its data are looked at."""
         try:
             start = find_start_model(self.recipe)
-            return {"pocket": start in FOLDERS, **read_local_card(start)}
+            facts = Facts().add("measured", pocket=start in FOLDERS)
+            return facts.add("card", pretraining_learning_rate=read_card_rate(start))
         except BadInput:
-            return {}
+            return Facts()
 
     def to_correct(self) -> list[str]:
         """What the controls hold that is no value, each with what is wrong."""

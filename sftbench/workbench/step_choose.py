@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import ipywidgets as widgets
 
 from ..errors import BadInput
+from ..recipes.facts import Facts
 from ..recipes.modes import MODES, check_method_chain, find_start_model, recipe_stages
 from ..recipes.recipe import METHOD_DESCRIPTIONS, METHODS, ROLES, Recipe, override
 from ..recipes.rules import suggest_mode
@@ -26,11 +27,11 @@ QUESTIONS = {  # question: (answers: what each says to the rules)
 }
 
 
-def impossible_modes(recipe: Recipe, known: dict) -> dict[str, str]:
+def impossible_modes(recipe: Recipe, facts: Facts) -> dict[str, str]:
     """Modes that cannot run with this recipe's models and data as far as known, each with the reason."""
     reasons = {}
     for number, mode in MODES.items():
-        lacking = [role for role in mode.roles if known.get("rows") and not known["rows"].get(role)]
+        lacking = [role for role in mode.roles if facts.rows and not facts.row_count(role)]
         try:
             find_start_model(override(recipe, mode=number), mode)
         except BadInput as error:
@@ -89,7 +90,7 @@ def mode_grid(form) -> widgets.Widget:
     def refresh(_=None) -> None:
         recipe = form.recipe
         chosen.set_trait("value", _number(recipe.mode))
-        chosen.rule_out(reasons := impossible_modes(recipe, form.known))
+        chosen.rule_out(reasons := impossible_modes(recipe, form.facts))
         for prefix, numbers, made in boxes:
             lit = chosen.value in numbers
             (made.add_class if lit else made.remove_class)("sftb-lit")
@@ -98,7 +99,7 @@ def mode_grid(form) -> widgets.Widget:
             label.value = reasons.get(number, MODES[number].sentence)
 
     chosen.observe(lambda change: change.new and form.set(mode=change.new), "value")
-    form.observe(refresh, ["recipe", "known"])
+    form.observe(refresh, ["recipe", "facts"])
     refresh()
     return grid
 
@@ -203,7 +204,7 @@ def advice_fold(form) -> Fold:
         for control, answers in zip(asked, QUESTIONS.values(), strict=True):
             said |= answers[control.value]
         form.said = said
-        best, led = suggestion({**form.known, **said})
+        best, led = suggestion(form.facts.add("stated", **said))
         form.suggested = best
         says.value = f"Suggested: mode {best}. {MODES[best].sentence}" if best else led[0]
         rules.value = "\n".join(led if best else []) or "No rule speaks yet: answer what you know."
@@ -212,16 +213,16 @@ def advice_fold(form) -> Fold:
 
     for control in asked:
         control.observe(refresh, "value")
-    form.observe(refresh, ["recipe", "known"])
+    form.observe(refresh, ["recipe", "facts"])
     fold = Fold("Which mode? Four questions", *asked, row(says, take), rules)
     refresh()
     return fold
 
 
-def suggestion(known: dict) -> tuple[str, list[str]]:
+def suggestion(facts: Facts) -> tuple[str, list[str]]:
     """The suggested mode, or an empty text, and the rules that led to it as lines."""
     try:
-        best, led = suggest_mode(known)
+        best, led = suggest_mode(facts)
     except BadInput as error:
         return "", [str(error)]
     return best, [f"{said.rule}  {said.says}, because {said.because}." for said in led]
@@ -236,7 +237,7 @@ def choose_step(form) -> widgets.Widget:
         warned.value = "\n".join(f"! {line}" for line in found)
         show(warned, bool(found))
 
-    form.observe(refresh, ["recipe", "known"])
+    form.observe(refresh, ["recipe", "facts"])
     refresh()
     note = text_label("A box over several modes is trained once and shared. Blue: domain; orange: general.",
                 "sftb-quiet", "sftb-note")

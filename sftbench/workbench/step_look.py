@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 
+from ..recipes.facts import Facts, facts_from_dict
 from ..recipes.recipe import ROLES, recipe_to_dict
 from .step_choose import SHADES, share_bar
 from .widgets import Fold, box, button, html_area, row, show, text_label
@@ -62,18 +63,19 @@ class LookStep:
             show(self.whole, False)
             raise
         self.seen = recipe
-        self._roles(answer["known"])
+        facts = facts_from_dict(answer["facts"])
+        self._roles(facts)
         self._stages(answer)
         self.rows.value, self.resolved.value = answer["markup"], answer["recipe_text"]
         self.told.value = f"Start model: {answer['start']}."
         show(self.whole, True)
-        self.form.known = answer["known"]
+        self.form.facts = facts
         self.form.say("Looked at the data; advice now counts its rows.")
 
-    def _roles(self, known: dict) -> None:
+    def _roles(self, facts: Facts) -> None:
         cells = [text_label(title, "sftb-quiet") for title in ("role", "rows to train on", "tokens")]
         for role in ROLES:
-            rows, tokens = known["rows"].get(role), known["tokens"].get(role)
+            rows, tokens = facts.row_count(role), facts.tokens.get(role)
             cells += [
                 text_label(role.replace("_", " ")),
                 text_label(f"{rows:,}" if rows is not None else "no data"),

@@ -96,7 +96,7 @@ def _answer(request: dict, prepared: dict, connection: Connection) -> dict:
 def _score_ahead(prepared: dict) -> None:
     """Score a small start model while the user still chooses, into the store where the run will look."""
     for ready in prepared.values():
-        if ready.known["parameters"] < SMALL_MODEL:
+        if ready.facts.parameters < SMALL_MODEL:
             recipe = ready.recipe
             folder = new_run_folder(recipe.mode, recipe.method, recipe.output_dir)
             with contextlib.suppress(Exception):  # the run will say it
@@ -162,20 +162,20 @@ def _asked(request: dict) -> Recipe:
 
 
 def _answer_prepare(request: dict, kept: dict) -> dict:
-    """The resolved recipe with reasons and warnings, the chain and what is known of data and model."""
+    """The resolved recipe with reasons and warnings, the chain, and the facts of data and model."""
     from ..recipes.rules import recipe_warnings
     ready = _prepared(_asked(request), kept)
     return {"recipe": recipe_to_dict(ready.recipe), "reasons": ready.reasons,
             "stages": [asdict(stage) for stage in ready.stages],
-            "start": ready.start, "revision": ready.revision, "known": ready.known,
-            "warnings": recipe_warnings(ready.recipe, ready.known)}
+            "start": ready.start, "revision": ready.revision, "facts": ready.facts.to_dict(),
+            "warnings": recipe_warnings(ready.recipe, ready.facts)}
 
 
 def _answer_look(request: dict, kept: dict) -> dict:
     """As `prepare`, and as text the recipe and the data with its mask (as markup too), steps, forecast."""
     from ..reports.text import format_recipe, look_at_data
     ready = _prepared(_asked(request), kept)
-    small, page = ready.known["parameters"] <= TRIED_AT_ONCE, look_at_data(ready, request.get("rows", 1))
+    small, page = ready.facts.parameters <= TRIED_AT_ONCE, look_at_data(ready, request.get("rows", 1))
     return _answer_prepare(request, kept) | {
         "text": page, "markup": page.markup, "recipe_text": format_recipe(ready),
         "plan": ready.plan} | _answer_forecast(request | {"timed": small}, kept)
