@@ -49,6 +49,7 @@ lab: setup  ## open JupyterLab on the notebooks; runs gather in runs/
 	@SFTBENCH_RUNS="$${SFTBENCH_RUNS:-$(CURDIR)/runs}" PATH="$$(cd "$(ENV)/bin" && pwd):$$PATH" $(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(AS_ROOT) $(ARGS)
 
 test: setup  ## run every test (make test ARGS="-k word" for some)
+	@$(PY) tests/browser.py
 	@$(EACH_CORE) $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 quick: setup  ## run the tests that take seconds

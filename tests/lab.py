@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+from tests.browser import find_browser
+
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]
 
@@ -54,8 +54,9 @@ def server(folder: Path, **environment: str):
 def page(width: int = 1280, height: int = 800):
     """An empty page of a headless Chromium."""
     from playwright.sync_api import sync_playwright
+    chromium = find_browser()  # before playwright runs: it looks for its own by another one
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         try:
             yield browser.new_page(viewport={"width": width, "height": height})
         finally:
