@@ -66,8 +66,10 @@ def test_runs_are_listed_newest_first_and_broken_ones_harm_none(make, tmp_path):
 
 def test_differences_of_recipes_as_a_table(make):
     one, two = make("one", 0, method="lora", learning_rate=1e-3), make("two", 1, seed=2, output_dir="x")
-    assert [line.split() for line in format_differences([one, two]).splitlines()] == [
-        ["one", "two"], ["method", "lora", "full"], ["learning_rate", "0.001", "None"], ["seed", "0", "2"]]
+    heading, rule, *rows = format_differences([one, two]).splitlines()
+    assert heading.split() == ["recipe", "one", "two"] and set(rule) == {"-"}
+    assert [row.split() for row in rows] == [
+        ["method", "lora", "full"], ["learning_rate", "0.001", "None"], ["seed", "0", "2"]]
     assert format_differences([one, one]) == "Their recipes are the same."
     assert format_differences([one]) == "Choose two runs or more."
 

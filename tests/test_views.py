@@ -1,14 +1,14 @@
 """What a person sees: ledger, pictures, live view, look, answers."""
 
 import io
-import time
+import re
 
 import pytest
 from matplotlib.image import imread
 
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports import progress
-from sftbench.reports.ledger import format_ledger, format_result_ledger
+from sftbench.reports.ledger import COLUMNS, format_ledger, format_result_ledger
 from sftbench.reports.plots import COLOURS, _smooth, figure_png, loss_figure
 from sftbench.reports.progress import LivePlot
 from sftbench.reports.text import ask_probes, format_recipe, look_at_data
@@ -28,17 +28,20 @@ def result(**last) -> dict:
 
 def test_the_ledger_lines_up_and_says_gain_and_loss():
     lines = format_result_ledger(result()).splitlines()
-    assert lines[0].split() == ["probe", "after", "domain", "tasks", "general", "text"]
+    assert lines[0].split() == ["domain", "tasks", "general", "text"]
+    assert lines[1].split() == ["probe", "after", "loss", "accuracy", "f1", "loss"]
     assert lines[3].split() == ["start", "(base)", "3.00", "0.10", "0.20", "1.00"]
     assert lines[6].split() == ["change", "-2.00", "+0.50", "+0.50", "+0.80"]
-    assert len({len(line) for line in lines[1:7]}) == 1
-    assert ("lora, 100 parameters trained (10.0% of 1,000), 7 steps, 12,345 tokens, 1 min 1 s, "
-            "taken from the store") in lines[8]
-    assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[10]
-    assert "1.00 -> 1.80 nats per token; it rose" in lines[11]
-    kept = format_result_ledger(result(general_text={"loss": 1.01}))
-    assert "it rose by 0.01: little was forgotten" in kept, "a small loss is told as well"
-    assert "it rose by 0.80: so much was forgotten" in lines[11]
+    assert len({len(line) for line in lines[:7]}) == 1
+    table = lines[8:lines.index("", 8)]
+    costs = dict(re.split(r"\s{2,}", line.strip()) for line in table if "--" not in line)
+    assert costs == {"stage": "cpt", "method": "lora", "parameters": "1,000", "trained": "100 (10.0%)",
+                     "steps": "7", "tokens": "12,345", "time": "1 min 1 s", "from the store": "yes"}
+    assert "10% of the probe's questions answered exactly as wanted before, 60% after" in lines[-2]
+    assert "1.00 -> 1.80 nats per token; it rose" in lines[-1]
+    little = format_result_ledger(result(general_text={"loss": 1.01}))
+    assert "it rose by 0.01: little was forgotten" in little, "a small loss is reported as well"
+    assert "it rose by 0.80: so much was forgotten" in lines[-1]
     assert "it did not rise" in format_result_ledger(result(general_text={"loss": 1.0}))
 
 
@@ -49,15 +52,33 @@ def test_table_and_sentence_round_the_same_number_alike():
     assert "8% after" in text
 
 
-def test_the_ledger_tells_the_rows_of_each_probe_and_which_are_few(tmp_path):
+def test_the_ledger_names_the_rows_of_each_probe_and_which_are_few(tmp_path):
     write_json(tmp_path / "result.json", {"schema": 1, "complete": True, **result(), "recipe": {
         "mode": "2", "probe_rows": 200}} | {"start": {**result()["start"], "model": "pocket"}})
-    assert "at most 200 rows a probe" in format_ledger(tmp_path), "a folder that does not tell"
+    assert "At most 200 rows of each probe" in format_ledger(tmp_path), "a folder without their number"
     write_json(tmp_path / "recipe.json", {"schema": 1, "data": {
         "domain_tasks": {"probe_rows": 200}, "general_text": {"probe_rows": 1}}})
-    said = format_ledger(tmp_path)
-    assert said.startswith("Mode 2 from pocket, rows scored: domain tasks 200, general text 1\n")
-    assert said.endswith("too few probe rows to tell a change from chance: general text (1).")
+    text = format_ledger(tmp_path)
+    assert text.startswith("Mode 2 from pocket\nRows scored: domain tasks 200, general text 1\n")
+    assert text.endswith("too few probe rows to tell a change from chance: general text (1).")
+
+
+def test_a_forecast_stands_beside_what_was_used(tmp_path):
+    stage = result()["stages"][0] | {"reused": False, "peak_memory_bytes": 2 * 10**9}
+    forecast = {"stages": {"cpt": {"seconds": 59, "peak_memory_bytes": 15 * 10**8}}}
+    text = format_result_ledger(result() | {"stages": [stage], "forecast": forecast})
+    assert re.search(r"time +1 min 1 s\n  forecast +59 s\nmemory +2.00 GB\n  forecast +1.50 GB\n", text)
+
+
+def test_a_ledger_of_all_probes_stays_within_the_page():
+    probes = {role: dict.fromkeys(("loss", "accuracy", "f1"), 100.0) for role in COLUMNS}
+    yardstick = {"yardstick": {"loss": 1.0, "accuracy": 0.5, "accuracy_en": 0.5, "accuracy_zh": 0.5}}
+    stages = [stage | {"name": f"{number} a stage of a mode with a long name", "probes": probes | yardstick}
+              for number, stage in enumerate(result()["stages"] * 5)]
+    start = {"name": "base", "probes": probes | yardstick}
+    lines = format_result_ledger({"start": start, "stages": stages}).splitlines()
+    assert max(map(len, lines)) <= 100 and all(line == line.rstrip() for line in lines)
+    assert [word for line in lines for word in line.split()].count("yardstick") == 1
 
 
 def events(steps: int = 20) -> list[dict]:
@@ -116,7 +137,7 @@ def test_live_drawing_is_at_most_once_a_second_and_two_percent(monkeypatch):
     assert drawn[-1] == len(plot.events)
 
 
-def test_the_live_line_tells_state_and_time_left(monkeypatch):
+def test_the_live_line_has_state_and_time_left(monkeypatch):
     handle = type("Handle", (), {"update": lambda *args, **more: None})
     monkeypatch.setattr(progress, "_display", lambda *args, **more: handle())
     plot = LivePlot()
@@ -143,18 +164,19 @@ def ready(make_model, tmp_path_factory):
 
 def test_the_recipe_as_text_gives_each_value_its_reason(ready):
     text = format_recipe(ready)
-    assert "learning_rate                    0.001 as you set it" in text
+    assert re.search("^learning_rate +0.001 as you set it$", text, re.M)
     assert "(R8)" in text and "num_train_epochs" in text and "answers end with '<eos>'" in text
     assert all(len(line) <= 100 for line in text.splitlines())
-    asked = override(ready.recipe, learning_rate=5.0)
-    assert format_recipe(prepare_recipe(asked)).splitlines()[-1].startswith("Warning: learning_rate 5 is ")
+    bold = override(ready.recipe, learning_rate=5.0)
+    assert format_recipe(prepare_recipe(bold)).splitlines()[-1].startswith("Warning: learning_rate 5 is ")
     assert "probe_share" not in text and "probe_share" in format_recipe(ready, everything=True)
 
 
 def test_look_shows_mask_and_shares(ready):
     text = look_at_data(ready)
-    assert "«Where" not in text and "<assistant>« Lisbon|<eos>»" in text
-    assert "<user> Where is item" in text.replace("|", "").replace("\n      ", "")
+    tokens = text.replace("\n      ", "")
+    assert "«Where" not in tokens and "<assistant>« Lisbon|<eos>»" in tokens
+    assert "<user> Where is item" in tokens.replace("|", "")
     assert "% of the stage" in text and "Stage mixed_sft" in text
 
 
@@ -163,4 +185,3 @@ def test_ask_shows_the_wanted_and_the_given_answer(ready):
     assert before.count("wanted:") == 4 and "Where is person" in before
     folder = run_chain(ready)
     assert ask_probes(folder, ready, rows=1).count("answer:") == 2
-    assert time.time() > 0

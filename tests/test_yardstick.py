@@ -135,8 +135,8 @@ def test_it_has_its_own_column_and_is_absent_when_off(make_model, small_files, t
         assert all(math.isfinite(value) for value in probes["yardstick"].values())
     assert before["yardstick"]["loss"] != after["yardstick"]["loss"]
     text = format_ledger(on)
-    assert text.splitlines()[2].split()[-1] == "yardstick" and "questions right: English" in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert text.splitlines()[3].split()[-1] == "yardstick" and "questions right: English" in text
+    assert max(map(len, text.splitlines())) <= 100
     off = run_chain(override(Recipe(), **mine, yardstick=False, output_dir=str(tmp_path / "off")))
     result = read_result(off)
     assert (

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from ..recipes.recipe import differing_fields
 from ..runs.folder import runs_root
+from .text_table import format_table, shorten_start
 
-GENERAL_ROLES = ("general_tasks", "yardstick")  # in this order, whichever was answered
+GENERAL_ROLES = ("general_tasks", "yardstick")  # the first that was scored is general ability
+MAX_CELL = 40  # characters of a value in the table of differences
 
 
 def list_runs(root: Path | None = None) -> list[Path]:
     """The runs under `root` (by default where runs lie), newest first."""
-    found = [path.parent for path in (root or runs_root()).glob("*/recipe.json")]
-    return sorted(found, key=lambda folder: (folder / "recipe.json").stat().st_mtime, reverse=True)
+    folders = [path.parent for path in (root or runs_root()).glob("*/recipe.json")]
+    return sorted(folders, key=lambda folder: (folder / "recipe.json").stat().st_mtime, reverse=True)
 
 
 def summarise_run(folder: Path) -> dict:
@@ -23,20 +25,19 @@ def summarise_run(folder: Path) -> dict:
     """
     recipe, result = _read(folder, "recipe.json").get("recipe") or {}, _read(folder, "result.json")
     stages = result.get("stages") or []
-    states = [probes for probes in [(result.get("start") or {}).get("probes"),
-                                    *(stage.get("probes") for stage in stages)] if probes]
+    states = [state["probes"] for state in [result.get("start") or {}, *stages] if state.get("probes")]
     method = recipe.get("method") or "?"
     if recipe.get("cpt_method") not in (None, method):
         method = f"{recipe['cpt_method']}, {method}"
     return {"folder": folder, "name": folder.name, "mode": Path(str(recipe.get("mode", "?"))).stem,
             "method": method, "state": result.get("state") or "unfinished",
             "stages": [stage["name"] for stage in stages],
-            "domain": _pair(states, ("domain_tasks",)), "general": _pair(states, GENERAL_ROLES),
+            "domain": _accuracies(states, ("domain_tasks",)), "general": _accuracies(states, GENERAL_ROLES),
             "seconds": sum(stage["seconds"] for stage in stages) if stages else None,
             "memory_bytes": max((stage["peak_memory_bytes"] for stage in stages), default=None)}
 
 
-def _pair(states: list[dict], roles: tuple) -> tuple[float, float] | None:
+def _accuracies(states: list[dict], roles: tuple) -> tuple[float, float] | None:
     for role in roles:
         if len(states) > 1 and all("accuracy" in probes.get(role, {}) for probes in (states[0], states[-1])):
             return states[0][role]["accuracy"], states[-1][role]["accuracy"]
@@ -52,20 +53,16 @@ def _read(folder: Path, name: str) -> dict:
     return data if isinstance(data, dict) else {}
 
 
-def format_differences(chosen: list[Path]) -> str:
+def format_differences(folders: list[Path]) -> str:
     """The values in which the runs' recipes differ, as a table of text; one line if they do not."""
-    recipes = [_read(folder, "recipe.json").get("recipe") or {} for folder in chosen]
+    recipes = [_read(folder, "recipe.json").get("recipe") or {} for folder in folders]
     names = sorted({name for other in recipes[1:] for name in differing_fields(recipes[0], other)},
                    key=list(recipes[0]).index) if recipes else []
     if not names:
-        return "Their recipes are the same." if len(chosen) > 1 else "Choose two runs or more."
-    rows = [["", *(folder.name for folder in chosen)]]
-    rows += [[name, *(_short(recipe.get(name)) for recipe in recipes)] for name in names]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in rows)
+        return "Their recipes are the same." if len(folders) > 1 else "Choose two runs or more."
+    rows = [[name, *(_short(recipe.get(name)) for recipe in recipes)] for name in names]
+    return format_table(rows, ["recipe", *(shorten_start(folder.name, MAX_CELL) for folder in folders)])
 
 
-def _short(value, most: int = 40) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= most else f"…{text[1 - most:]}"
+def _short(value) -> str:
+    return shorten_start(f"{value:.3g}" if isinstance(value, float) else str(value), MAX_CELL)
