@@ -1,9 +1,22 @@
-"""What is followed of a run: stages, last values, and the ledger so far, from events written by hand."""
+"""A run as it goes on: stages, last values, ledger so far, a terminal's line, from events written by hand."""
+
+import io
+import sys
+import time
 
 import pytest
 
+from sftbench.reports import progress
 from sftbench.reports.ledger import format_partial_ledger
-from sftbench.runs.events import describe_activity, format_last_values, stage_progress, tokens_per_second
+from sftbench.reports.progress import show_progress
+from sftbench.runs.events import (
+    append_event,
+    describe_activity,
+    format_last_values,
+    stage_progress,
+    tokens_per_second,
+)
+from sftbench.runs.ownership import FLAG
 
 PLAN = {"stage": "start", "step": 0, "time": 0.0, "plan": {"cpt": 4, "sft": 2}}
 SCORED = {"stage": "start", "step": 0, "time": 1.0, "eval_domain_tasks_loss": 3.0,
@@ -20,7 +33,7 @@ def states(events, alive=True):
             for stage in stage_progress(events, alive)]
 
 
-def test_stages_are_told_as_they_stand():
+def test_each_stage_has_its_state():
     assert stage_progress([]) == []
     assert states([PLAN]) == [("cpt", 0, 4, "waiting"), ("sft", 0, 2, "waiting")]
     going = [PLAN, step("cpt", 1), step("cpt", 2)]
@@ -30,7 +43,7 @@ def test_stages_are_told_as_they_stand():
     assert states(later) == [("cpt", 4, 4, "from the store"), ("sft", 2, 2, "done")]
 
 
-def test_what_a_run_does_is_told_in_words():
+def test_what_a_run_does_in_words():
     assert describe_activity([]) == ""
     assert describe_activity([PLAN]) == "scoring the start model"
     assert describe_activity([PLAN, SCORED]) == "training" == describe_activity([PLAN, step("cpt", 2)])
@@ -63,3 +76,61 @@ def test_the_ledger_fills_as_stages_end_and_passes_over_scores_within_them():
     ended = SCORED | {"stage": "cpt", "step": 4, "eval_domain_tasks_accuracy": 0.35}
     lines = format_partial_ledger([PLAN, SCORED, *within, ended]).splitlines()
     assert lines[-1].split() == ["change", "+0.00", "+0.25", "+0.00"] and lines[-3].startswith("cpt")
+
+
+class Terminal(io.StringIO):
+    """Text that is written to a terminal, or to a log."""
+
+    def __init__(self, is_terminal: bool):
+        super().__init__()
+        self.isatty = lambda: is_terminal
+
+
+FORECAST = {"steps": {"cpt": 4, "sft": 2}, "seconds": 9, "probe_seconds": 1, "fits": None,
+            "stages": dict.fromkeys(("cpt", "sft"), {"seconds": 4, "memory": {}, "peak_memory_bytes": None})}
+
+
+def begun() -> dict:
+    """The event by which a run begins now."""
+    return PLAN | {"time": time.time() + 60, "forecast": FORECAST, "warnings": ["too bold"]}
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_one_line_in_a_terminal_and_a_few_in_a_log(is_terminal, tmp_path, monkeypatch):
+    out, err = Terminal(is_terminal), Terminal(is_terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(progress, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0)
+
+    def wait_for(text: str) -> None:
+        for _ in range(1000):
+            if text in out.getvalue():
+                return
+            time.sleep(0.01)
+        pytest.fail(f"{text!r} not in {out.getvalue()!r}")
+
+    append_event(tmp_path, PLAN | {"time": 1.0, "forecast": {}, "warnings": ["of an earlier life"]})
+    with show_progress(tmp_path):
+        wait_for("loading libraries")
+        append_event(tmp_path, begun())
+        append_event(tmp_path, {"stage": "cpt", "step": 3, "loss": 1.25})
+        wait_for("[##########..........]  50%")
+        (tmp_path / FLAG).touch()
+        wait_for("Ctrl-C once more")
+    text = out.getvalue()
+    assert "loss 1.25, cpt: 3 of 6 steps" in text
+    assert text.count("Time: 9 s") == text.count("Ctrl-C once more") == 1
+    assert err.getvalue().strip() == "warning: too bold"
+    assert ("\r" in text) == is_terminal, "a log has lines only"
+    assert text.lstrip("\r").startswith("[....................]   0%  loading libraries, model and data")
+
+
+def test_a_run_of_a_moment_shows_its_forecast_and_warnings_too(tmp_path, capsys):
+    with show_progress(tmp_path):
+        append_event(tmp_path, begun())
+    out, err = capsys.readouterr()
+    assert "Time: 9 s" in out and "warning: too bold" in err
+    with show_progress(tmp_path, warn=False):
+        append_event(tmp_path, begun())
+    assert "too bold" not in capsys.readouterr().err

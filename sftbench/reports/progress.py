@@ -1,15 +1,20 @@
-"""The live view of a run in a notebook cell: one picture and one line of progress, redrawn at each event."""
+"""A run as it goes on: a picture in a notebook cell, a rewritten line in a terminal, lines in a log."""
 
 import contextlib
+import io
 import sys
 import threading
 import time
 from pathlib import Path
 
-from ..runs.events import EventTail, format_duration, read_events, run_progress
+from ..runs.events import EventTail, format_duration, run_progress
 from ..runs.ownership import FLAG
 from .ledger import format_forecast
 
+READ_SECONDS = 0.5  # between two looks at a run's events
+LOG_SECONDS = 10  # between two lines of progress in a log
+LOADING = "loading libraries, model and data"
+STOPPING = "stopping after this step, with a checkpoint; Ctrl-C once more stops at once"
 DRAWING_SHARE = 0.02  # drawing may take this part of the time, and never happens more than once a second
 
 
@@ -83,46 +88,49 @@ def show_progress(folder: Path, warn: bool = True):
 
 
 def _watch(folder: Path, done: threading.Event, warn: bool) -> None:
-    began, last, terminal = time.time(), "", sys.stdout.isatty()
-    shown_at, told, tail = 0.0, False, EventTail(folder)
-    while not done.wait(0.5):
+    from tqdm import tqdm  # here, as the command line starts without it
+    began, terminal, tail = time.time(), sys.stdout.isatty(), EventTail(folder)
+    printed, ended, forecast_shown, stop_shown = 0.0, False, False, False
+    # tqdm rewrites its line by carriage returns; in a log those run together, so lines are printed there
+    bar = tqdm(total=1, file=sys.stdout if terminal else io.StringIO(), disable=False, leave=False,
+               ascii=".#", bar_format="[{bar:20}] {percentage:3.0f}%  {desc}", desc=LOADING,
+               dynamic_ncols=terminal)
+    while not ended:
+        ended = done.wait(READ_SECONDS)
         tail.read()
-        now = any("plan" in event and event["time"] >= began for event in tail.events)
-        told = told or now and _tell_forecast(tail.events, terminal, warn)
-        if now and "state" in tail.events[-1]:
+        # until a run that goes on has its plan, the events are those of its earlier life
+        plan = next((event for event in tail.events if "plan" in event and event["time"] >= began), None)
+        if plan and not forecast_shown:
+            _show_forecast(plan, warn)
+            forecast_shown = True
+        if plan and not stop_shown and (folder / FLAG).exists():
+            tqdm.write(STOPPING)
+            stop_shown = True
+        if ended or plan and "state" in tail.events[-1]:
             continue
-        line = _progress_line(tail.events if now else [], time.time() - began)
-        if (folder / FLAG).exists() and now:
-            line = "stopping after this step, with a checkpoint; Ctrl-C once more stops at once"
-        if terminal and line != last:
-            sys.stdout.write("\r\x1b[2K" + line)
-            sys.stdout.flush()
-        elif not terminal and time.time() - shown_at > 10:
-            print_line(line)
-            shown_at = time.time()
-        last = line
-    if terminal:
-        sys.stdout.write("\r\x1b[2K")
-    if not told:
-        _tell_forecast(read_events(folder), terminal, warn)
+        bar.n, text = _status(tail.events if plan else [], time.time() - began)
+        bar.set_description_str(text, refresh=terminal)
+        if not terminal and time.time() - printed > LOG_SECONDS:
+            print_line(str(bar))
+            printed = time.time()
+    bar.close()
 
 
-def _tell_forecast(events: list[dict], terminal: bool, warn: bool) -> bool:
-    """Show the run's forecast and what its recipe is warned of, once they are there."""
-    found = next((event for event in events if "forecast" in event), None)
-    if found:
-        print_line(("\r\x1b[2K" if terminal else "") + format_forecast(found["forecast"]) + "\n")
-        for warning in found.get("warnings", []) if warn else []:
-            sys.stderr.write(f"warning: {warning}\n")
-    return found is not None
+def _show_forecast(plan: dict, warn: bool) -> None:
+    """Show the run's forecast and what its recipe is warned of, above the line of progress."""
+    from tqdm import tqdm
+    if "forecast" in plan:
+        tqdm.write(format_forecast(plan["forecast"]) + "\n")
+    for warning in plan.get("warnings", []) if warn else []:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
-def _progress_line(events: list[dict], seconds: float) -> str:
+def _status(events: list[dict], seconds: float) -> tuple[float, str]:
+    """The share of the run that is done, and its line, of which a narrow terminal cuts off the end."""
     if not events:
-        return f"loading libraries, model and data ({format_duration(seconds)})"
-    now = run_progress(events)
-    filled = round(now["share"] * 20)
-    loss = next((f", loss {event['loss']:.2f}" for event in reversed(events)
-                 if event.get("loss") is not None), "")
-    left = f", {format_duration(now['seconds_left'])} left" if now["seconds_left"] is not None else ""
-    return f"[{'#' * filled}{'.' * (20 - filled)}] {now['share']:4.0%}  {now['text']}{loss}{left}"
+        return 0.0, f"{LOADING} ({format_duration(seconds)})"
+    progress = run_progress(events)
+    loss = next((event["loss"] for event in reversed(events) if event.get("loss") is not None), None)
+    parts = [] if progress["seconds_left"] is None else [f"{format_duration(progress['seconds_left'])} left"]
+    parts += [] if loss is None else [f"loss {loss:.2f}"]
+    return progress["share"], ", ".join([*parts, progress["text"]])
