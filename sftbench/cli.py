@@ -274,13 +274,15 @@ def _show(options) -> None:
 
 
 def _talk(options) -> None:
-    from .evaluation.chat import format_answers, talk
+    from .evaluation.chat import talk
+    from .reports.text import format_answers
     answers = talk(options.checkpoint, options.prompt, options.system, options.max_new_tokens)
     print_line(json.dumps(answers, ensure_ascii=False, indent=1) if options.json else format_answers(answers))
 
 
 def _eval(options) -> None:
-    from .evaluation.benchmarks import format_scores, run_benchmarks
+    from .evaluation.benchmarks import run_benchmarks
+    from .reports.text import format_scores
     tasks = [task for part in options.tasks for task in part.split(",") if task]
     print_line(format_scores(run_benchmarks(options.run, tasks, options.stages, options.limit)))
 
@@ -306,14 +308,14 @@ def _look(options) -> None:
 
 def _check(options) -> None:
     from .reports.data_report import draw_lengths, format_report, join_sources, measure_data
-    report = measure_data(join_sources(options.file), options.role, options.model, options.probe,
-                           options.max_length, options.system_prompts)
+    report = measure_data(join_sources(options.file), options.role, options.probe, model=options.model,
+                          max_length=options.max_length, system_prompts=options.system_prompts)
     print_line(format_report(report))
     if options.picture:
         draw_lengths(report, options.picture)
         print_line(f"\nhistogram: {options.picture}")
-    if report["stops"]:
-        raise BadInput("; ".join(report["stops"]))
+    if report.stops:
+        raise BadInput("; ".join(report.stops))
 
 
 def _modes(options) -> None:

@@ -10,14 +10,9 @@ from matplotlib.image import imread
 
 from sftbench.cli import main
 from sftbench.errors import BadInput
-from sftbench.reports.data_report import (
-    _runs,
-    check_data,
-    format_report,
-    histogram_borders,
-    length_figure,
-    measure_data,
-)
+from sftbench.reports.data_report import check_data, format_report, measure_data
+from sftbench.reports.plots import histogram_borders, length_figure
+from sftbench.reports.token_view import script_runs
 from tests.conftest import small_rows
 
 
@@ -37,29 +32,39 @@ def mine(tmp_path):
 
 def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tokenizer):
     report = measure_data(mine, model=make_model(), max_length=100)
-    assert report["role"] == "domain_tasks" and report["rows"] == 59 and report["bad"] == 2
-    assert report["shapes"] == {"messages": 57, "prompt": 1, "qa": 1} and report["types"] == {"map": 1}
-    assert [place.split(": ")[0] for place in report["first_bad"]] == [f"{mine}, line 55", f"{mine}, line 56"]
-    assert report["duplicates"] == {"rows": 3, "first": [
-        (f"{mine}, line {57 + number}", f"{mine}, line {1 + number}") for number in range(3)]}
-    assert report["dropped"]["task longer than max_length"]["rows"] == 1
-    whole = [row for row in report["lengths"] if row <= 100]
-    assert report["tokens"] == sum(report["lengths"]) and len(whole) == len(report["lengths"]) - 1
-    chinese = report["scripts"]["by_script"]["Chinese"]
-    assert chinese == {"characters": 17, "tokens": 51, "unknown": 0}  # three bytes a character, none merged
-    assert report["scripts"]["worst"][0][1] == 3
-    said = format_report(report)
-    assert all(len(line) <= 100 for line in said.splitlines())
-    assert "Chinese" in said and "badly split" in said and "line 55: field 'answer'" in " ".join(said.split())
+    counts = report.counts
+    assert report.role == "domain_tasks" and report.rows == 59 and report.bad == 2
+    assert report.shapes == {"messages": 57, "prompt": 1, "qa": 1} and report.types == {"map": 1}
+    assert [place.split(": ")[0] for place in report.first_bad] == [f"{mine}, line 55", f"{mine}, line 56"]
+    assert report.duplicates == 3 and report.first_duplicates == [
+        (f"{mine}, line {57 + number}", f"{mine}, line {1 + number}") for number in range(3)]
+    assert counts.dropped["task longer than max_length"]["rows"] == 1
+    assert counts.tokens == sum(counts.lengths) and sum(counts.lengths > 100) == 1
+    chinese = counts.scripts["Chinese"]  # three bytes a character, none merged
+    assert (chinese.characters, chinese.tokens, chinese.unknown) == (17, 51, 0)
+    assert list(counts.costly.values())[0] == 3
+    text = format_report(report)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "Chinese" in text and "badly split" in text and "line 55: field 'answer'" in " ".join(text.split())
+
+
+def test_a_report_is_json_with_quantiles_for_lengths(mine, make_model):
+    report = measure_data(mine, model=make_model(), max_length=100)
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["rows"] == 59 and values["counts"]["trained"] == report.counts.trained
+    assert values["counts"]["lengths"]["longest"] == max(report.counts.lengths)
+    assert values["stops"] == report.stops and "2 rows" in values["stops"][0]
+    assert measure_data(mine, model=make_model(), max_length=8).to_dict()["stops"]
 
 
 def test_rows_in_both_training_and_probe_are_found_all_of_them(tmp_path, make_model):
     rows = small_rows("domain_text", 500)
     train, probe = lines(tmp_path / "a.jsonl", *rows), lines(tmp_path / "b.jsonl", *rows[:300])
     report = measure_data(train, model=make_model(), probe=probe)
-    assert report["dropped"]["also in the probe"] == {
+    assert report.counts.dropped["also in the probe"] == {
         "rows": 300, "examples": [f"{train}, line {number}" for number in range(1, 6)]}
-    assert report["role"] == "domain_text" and report["train"] == 200 and "300 rows" in format_report(report)
+    assert report.role == "domain_text" and report.counts.train == 200
+    assert "300 rows" in format_report(report)
 
 
 def test_trained_tokens_are_those_of_a_run(mine, make_model):
@@ -78,20 +83,23 @@ def test_trained_tokens_are_those_of_a_run(mine, make_model):
         )
     )
     drawn = stage_dataset(ready, ready.stages[0])[1]["domain_tasks"]
-    assert report["trained"] == drawn["trained_tokens"] and report["train"] == drawn["rows"] + 1
+    assert report.counts.trained == drawn["trained_tokens"] and report.counts.train == drawn["rows"] + 1
 
 
-def test_a_file_without_a_usable_row_is_told_and_a_missing_one_refused(tmp_path):
+def test_a_file_without_a_usable_row_is_reported_and_a_missing_one_refused(tmp_path):
     report = measure_data(lines(tmp_path / "a.jsonl", "[]", '{"x": 1}'))
-    assert report["bad"] == 2 and "tokens" not in report
+    assert report.bad == 2 and report.counts is None and json.dumps(report.to_dict())
     assert "line 2: no field" in " ".join(format_report(report).split())  # wrapped where the path is long
     with pytest.raises(BadInput, match="no such file"):
         measure_data(str(tmp_path / "none.jsonl"))
-    with pytest.raises(BadInput, match="did you mean 'domain_text'"):
+    with pytest.raises(BadInput, match="did you mean 'domain_text'") as error:
         measure_data(str(tmp_path / "a.jsonl"), role="domain_txt")
+    assert error.value.field == "role"
+    with pytest.raises(BadInput, match="did you mean 'max_length'"):
+        measure_data(str(tmp_path / "a.jsonl"), max_lenght=8)
 
 
-def test_whatever_would_stop_a_run_is_told_and_ends_with_2(tmp_path, make_model, capsys):
+def test_whatever_would_stop_a_run_is_reported_and_ends_with_2(tmp_path, make_model, capsys):
     tasks, texts = small_rows("domain_tasks", 12), small_rows("domain_text", 12)
     good, model = lines(tmp_path / "good.jsonl", *tasks), ["--model", make_model()]
     bad_probe = lines(tmp_path / "probe.jsonl", *tasks[:2], "[]", '{"x": 1}')
@@ -101,21 +109,21 @@ def test_whatever_would_stop_a_run_is_told_and_ends_with_2(tmp_path, make_model,
              ([good, "--probe", good], "every row is also in the probe"),
              ([good, "--max-length", "8"], "within max_length 8 (task longer than max_length: "),
              ([lines(tmp_path / "a_text.jsonl", *texts), good], "12 rows would stop a run")]
-    said = {}
+    texts = {}
     for words, error in cases:
         assert main(["check", *words, *model]) == 2
         printed = capsys.readouterr()
         assert error in printed.err
-        said[error] = " ".join(printed.out.split())
-    assert f"{bad_probe}, line 3:" in said["2 rows would stop a run"]
-    assert "NOTHING TO TRAIN: every row is also in the probe" in said["every row is also in the probe"]
-    assert "12 rows of the file would do as tasks, not as text" in said["12 rows would stop a run"]
+        texts[error] = " ".join(printed.out.split())
+    assert f"{bad_probe}, line 3:" in texts["2 rows would stop a run"]
+    assert "NOTHING TO TRAIN: every row is also in the probe" in texts["every row is also in the probe"]
+    assert "12 rows of the file would do as tasks, not as text" in texts["12 rows would stop a run"]
     assert main(["check", str(tmp_path / "a_text.jsonl"), *model]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "a run takes its length from the task rows (" in text
 
 
-def test_no_token_to_train_is_cried_out(mine, make_model):
+def test_no_token_to_train_stands_out(mine, make_model):
     assert "NOTHING TO TRAIN" in check_data(mine, model=make_model(), max_length=8)
 
 
@@ -123,8 +131,7 @@ def test_no_token_to_train_is_cried_out(mine, make_model):
 def test_the_histogram_holds_every_row(longest):
     order = random.Random(0)
     lengths = np.array([order.randint(5, 40) for _ in range(300)] + [longest])
-    report = {"role": "domain_tasks", "lengths": lengths, "max_length": 32, "tokens": 1, "trained": 1}
-    figure = length_figure(report)
+    figure = length_figure("domain_tasks", lengths, 32)
     axes = figure.axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 301
     assert axes.get_xscale() == ("log" if longest > 1000 else "linear")
@@ -133,9 +140,9 @@ def test_the_histogram_holds_every_row(longest):
 
 
 def test_scripts_are_told_apart_and_white_space_stays_with_its_word():
-    assert list(_runs("ab, 北京 12 Жук")) == [
+    assert list(script_runs("ab, 北京 12 Жук")) == [
         ("Latin", "ab"), ("signs", ", "), ("Chinese", "北京 "), ("digits", "12 "), ("Cyrillic", "Жук")]
-    assert list(_runs("  ")) == []
+    assert list(script_runs("  ")) == []
 
 
 def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, capsys):
@@ -156,12 +163,12 @@ def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, 
     ("notes.jsonl", "domain_text")])
 def test_a_file_named_after_a_role_is_checked_as_that(name, role, tmp_path, make_model):
     rows = small_rows(role)
-    assert measure_data(lines(tmp_path / name, *rows), model=make_model())["role"] == role
+    assert measure_data(lines(tmp_path / name, *rows), model=make_model()).role == role
 
 
 def test_the_command_looks_at_a_row(mine, make_model, capsys):
     words = ["look", "1", "-p", "model", make_model(), "-p", "domain_tasks", mine, "-p", "bad_rows", "drop"]
     assert main([*words, "--role", "domain_tasks", "--row", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "row 2 (" in said and "«" in said and "end <eos> trained" in said
+    text = capsys.readouterr().out
+    assert "row 2 (" in text and "«" in text and "end <eos> trained" in text
     assert main([*words, "--role", "domain_tasks", "--row", "1000"]) == 2

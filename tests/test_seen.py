@@ -12,7 +12,7 @@ from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.html import HtmlText, escape_html, make_visible
 from sftbench.reports.text import look_at_data
-from sftbench.reports.token_view import summarise_view, token_texts, view_as_text, view_row
+from sftbench.reports.token_view import format_view, summarise_view, token_texts, view_row
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import small_rows
 from tests.test_blocks import TURNS, with_bos
@@ -35,19 +35,19 @@ def test_a_page_prints_as_text_and_shows_as_html():
     assert str(page) == "text" and repr(page) == "text" and page._repr_html_() == "<b>text</b>"
 
 
-def test_tokens_masks_special_tokens_and_ends_are_told(tokenizer):
+def test_tokens_masks_special_tokens_and_ends_are_shown(tokenizer):
     one, = view_row(tokenizer, {"messages": TURNS}, 64)
     encoded = encode_last(tokenizer, {"messages": TURNS})
-    assert [token["id"] for token in one["tokens"]] == encoded.input_ids
-    assert [token["trained"] for token in one["tokens"]] == [
+    assert [token.id for token in one.tokens] == encoded.input_ids
+    assert [token.trained for token in one.tokens] == [
         label != IGNORE_INDEX for label in encoded.labels]
-    assert "".join(token["text"] for token in one["tokens"]) == tokenizer.decode(encoded.input_ids)
-    special = [token["text"] for token in one["tokens"] if token["special"]]
+    assert "".join(token.text for token in one.tokens) == tokenizer.decode(encoded.input_ids)
+    special = [token.text for token in one.tokens if token.special]
     assert special == ["<system>", "<user>", "<assistant>", "<eos>", "<user>", "<assistant>", "<eos>"]
-    assert (one["bos"], one["end"], one["fate"]) == (0, "<eos>", "nothing cut")
-    said = summarise_view(one)
-    assert f"{len(encoded.input_ids)} tokens" in said and "end <eos> trained" in said
-    shown = view_as_text(one)
+    assert (one.bos, one.end, one.fate) == (0, "<eos>", "nothing cut")
+    summary = summarise_view(one)
+    assert f"{len(encoded.input_ids)} tokens" in summary and "end <eos> trained" in summary
+    shown = format_view(one, indent=0)
     assert re.sub(r"[|«»\n]", "", shown) == tokenizer.decode(encoded.input_ids)
     assert re.findall("«(.*?)»", shown)[0].replace("|", "") == " Lima<eos>"
     assert all(len(line) <= 100 for line in shown.splitlines())
@@ -57,23 +57,23 @@ def test_the_first_token_of_a_row_and_of_each_piece_is_not_trained(tokenizer):
     row = {"text": "The item 1 is in Oslo. " * 5}
     one, = view_row(tokenizer, row, 16)
     size = len(encode_last(tokenizer, row).input_ids)
-    assert [number for number, token in enumerate(one["tokens"]) if not token["trained"]] == list(
+    assert [number for number, token in enumerate(one.tokens) if not token.trained] == list(
         range(0, size, 16))
     pieces, _ = encode_probe(tokenizer, [row], 16)
-    assert one["trained"] == sum(piece.trained for piece in pieces)
-    assert one["fate"] == f"cut into {len(pieces)} pieces of at most 16 tokens"
-    assert view_as_text(one).count("‖") == len(pieces) - 1
+    assert one.trained == sum(piece.trained for piece in pieces)
+    assert one.fate == f"cut into {len(pieces)} pieces of at most 16 tokens"
+    assert format_view(one).count("‖") == len(pieces) - 1
 
 
-def test_what_is_dropped_is_said(tokenizer):
+def test_what_is_dropped_is_reported(tokenizer):
     one, = view_row(tokenizer, {"messages": TURNS}, 8)
-    assert one["fate"] == "dropped: longer than max_length 8"
+    assert one.fate == "dropped: longer than max_length 8"
 
 
-def test_the_number_of_bos_is_told(tokenizer):
+def test_the_number_of_bos_is_reported(tokenizer):
     other = with_bos(tokenizer, "{{ bos_token }}{{ bos_token }}" + tokenizer.chat_template)
     one, = view_row(other, {"messages": TURNS[1:3]})
-    assert one["bos"] == 2 and "BOS 2" in summarise_view(one)
+    assert one.bos == 2 and "BOS 2" in summarise_view(one)
 
 
 def test_parts_of_a_character_are_shown_by_their_names(tokenizer):
@@ -116,10 +116,10 @@ def test_look_tells_shares_system_messages_drops_and_places(ready):
 def test_look_at_one_role_and_row_and_what_is_not_there(ready):
     page = look_at_data(ready, 2, "general_text", 3)
     assert "Stage" not in page and page.count("row ") == 2 and "row 3 (" in page and "row 4 (" in page
-    with pytest.raises(BadInput, match="did you mean 'domain_text'"):
-        look_at_data(ready, role="domain_texts")
-    with pytest.raises(BadInput, match="has training rows 1 to"):
-        look_at_data(ready, role="domain_text", row=0)
+    for field, values in (("role", {"role": "domain_texts"}), ("row", {"role": "domain_text", "row": 0})):
+        with pytest.raises(BadInput) as error:
+            look_at_data(ready, **values)
+        assert error.value.field == field
 
 
 def test_rows_reach_the_page_as_text_only(ready):

@@ -5,8 +5,9 @@
 of the user's. Changing a row changes what all later scores mean, so the rows are part of the scores' key.
 """
 
+import itertools
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -41,73 +42,65 @@ def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict:
     Chinese character says more than a letter. Accuracy is the share of questions (0 to 1, 0.25 by chance)
     whose right option is the likeliest: fewest nats by byte, so that its length decides nothing.
     """
-    texts, whole = yardstick_rows("texts"), encode_yardstick(tokenizer)
-    nats = row_nats(model, whole, tokenizer.pad_token_id)
-    tokens = sum(row.trained for row in whole[:len(texts)])
-    right = _answered(nats[len(texts):])
-    scores = {"loss": sum(nats[:len(texts)]) / tokens, "accuracy": sum(right) / len(right)}
+    texts, encoded = yardstick_rows("texts"), encode_yardstick(tokenizer)
+    nats = row_nats(model, encoded, tokenizer.pad_token_id)
+    text_nats, correct = nats[:len(texts)], _correct_answers(nats[len(texts):])
+    scores = {"loss": sum(text_nats) / sum(row.trained for row in encoded[:len(texts)]),
+              "accuracy": _mean(correct)}
     for language in LANGUAGES:
-        mine = [number for number, row in enumerate(texts) if row["language"] == language]
-        characters = sum(len(texts[number]["text"]) for number in mine)
-        scores[f"nats_per_character_{language}"] = sum(nats[number] for number in mine) / characters
-        hits = [
-            hit
-            for hit, row in zip(right, yardstick_rows("questions"), strict=True)
-            if row["language"] == language
-        ]
-        scores[f"accuracy_{language}"] = sum(hits) / len(hits)
+        costs, sizes = zip(*((cost, len(row["text"])) for cost, row in zip(text_nats, texts, strict=True)
+                             if row["language"] == language), strict=True)
+        scores[f"nats_per_character_{language}"] = sum(costs) / sum(sizes)
+        scores[f"accuracy_{language}"] = _mean([
+            hit for hit, row in zip(correct, yardstick_rows("questions"), strict=True)
+            if row["language"] == language])
     return {name: round(value, 5) for name, value in scores.items()}
+
+
+def _mean(values: list) -> float:
+    return sum(values) / len(values)
 
 
 def encode_yardstick(tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
     """All that is scored, as tokens: the texts, then each question with each option."""
-    return [*(_text(tokenizer, row["text"]) for row in yardstick_rows("texts")),
+    return [*(_encode(tokenizer, _token_ids(tokenizer, row["text"]), 0) for row in yardstick_rows("texts")),
             *(option for row in yardstick_rows("questions") for option in encode_options(tokenizer, row))]
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A token before every row, from which its first token is predicted: the beginning's, else the end's."""
-    begin = tokenizer.bos_token_id
-    return [tokenizer.eos_token_id if begin is None else begin]
+def _encode(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: int) -> EncodedRow:
+    """Tokens to score after the first `prompt`, and one before all, from which the first is predicted."""
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return EncodedRow([begin, *ids], [IGNORE_INDEX] * (1 + prompt) + ids[prompt:])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedRow:
-    ids = _ids(tokenizer, text)
-    return EncodedRow(_begin(tokenizer) + ids, [IGNORE_INDEX, *ids])
 
 
 def encode_options(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[EncodedRow]:
     """A question with each of its options as tokens; what is scored begins at the same token in all of them.
 
     Question and option are tokenised together, as a model meets them in running text, and without a chat
-    template, so that base and chat models are asked the same.
+    template, so that base and chat models see the same.
     """
     prompt = PROMPTS[row["language"]].format(row["question"])
-    wholes = [_ids(tokenizer, prompt + GAPS[row["language"]] + option) for option in row["options"]]
-    alone = _ids(tokenizer, prompt)
-    shared = min(_common(alone, whole) for whole in wholes)
-    begin = _begin(tokenizer)
-    return [
-        EncodedRow(begin + whole, [IGNORE_INDEX] * (len(begin) + shared) + whole[shared:]) for whole in wholes
-    ]
+    prompt_ids = _token_ids(tokenizer, prompt)
+    options = [_token_ids(tokenizer, prompt + GAPS[row["language"]] + option) for option in row["options"]]
+    # a tokenizer may join the prompt's last letters with the option's first
+    shared = min(map(partial(_common_start, prompt_ids), options))
+    return [_encode(tokenizer, option, shared) for option in options]
 
 
-def _common(one: list[int], other: list[int]) -> int:
+def _common_start(one: list[int], other: list[int]) -> int:
     """How many tokens at the beginning are the same."""
-    for number, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return number
-    return min(len(one), len(other))
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _answered(costs: list[float]) -> list[bool]:
+def _correct_answers(costs: list[float]) -> list[bool]:
     """For each question whether its right option costs the fewest nats by byte; `costs` are its options'."""
-    nats, right = iter(costs), []
+    nats, correct = iter(costs), []
     for row in yardstick_rows("questions"):
         by_byte = [next(nats) / len(option.encode()) for option in row["options"]]
-        right.append(by_byte.index(min(by_byte)) == row["answer"])
-    return right
+        correct.append(by_byte.index(min(by_byte)) == row["answer"])
+    return correct

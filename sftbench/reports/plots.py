@@ -1,12 +1,13 @@
-"""Pictures of runs, drawn from their events: the loss curve of a chain. No pyplot, so any thread may draw."""
+"""Pictures of runs, from their events, and of data. No pyplot, so any thread may draw."""
 
 import io
 import itertools
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 
 from ..runs.events import read_events
 
@@ -16,9 +17,7 @@ COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
-MIN_LOSS = (
-    0.01  # nats per token: below it, rows are known by heart; a log scale shows such losses at its foot
-)
+MIN_LOSS = 0.01  # nats per token: below it rows are known by heart; a log scale shows such losses at its foot
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 
 
@@ -28,9 +27,7 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
     Stage borders are shaded and named; the last values stand as text under the picture. `rates` adds the
     learning rate as a strip of its own.
     """
-    figure = _figure(9.6, 4.8)
-    axes, strip = figure.subplots(2, sharex=True, height_ratios=(5, 1)) if rates else (
-        figure.add_subplot(), None)
+    figure, axes, *strip = _figure(9.6, 4.8, rows=1 + rates, sharex=True, height_ratios=(5, 1)[:1 + rates])
     starts, end = _stage_starts(events)
     least = MIN_LOSS * log
     steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
@@ -52,17 +49,20 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
                       markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
             last.append(f"{side} {kind} {_few(points[-1][1])}")
     _dress(axes, starts, end, title, log)
-    if strip:
-        _draw_rates(axes, strip, steps, starts, end)
+    if rates:
+        _draw_rates(axes, *strip, steps, starts, end)
     figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that any thread may draw."""
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple:
+    """A figure of so many inches that any thread may draw, and its panels, without a frame."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure
+    panels = figure.subplots(rows, columns, squeeze=False, **options).flatten()
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, *panels
 
 
 def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: int) -> None:
@@ -78,8 +78,6 @@ def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: in
     strip.tick_params(labelsize=8)
     strip.set_xlabel("step")
     axes.set_xlabel("")
-    for side in ("top", "right"):
-        strip.spines[side].set_visible(False)
 
 
 def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool = True) -> Figure:
@@ -87,8 +85,7 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
 
     `kind` is `tasks` or `text`. A run has its line and marker in both panels and one legend below.
     """
-    figure = _figure(9.6, 3.6 + 0.2 * len(runs))
-    panels = figure.subplots(1, 2)
+    figure, *panels = _figure(9.6, 3.6 + 0.2 * len(runs), columns=2)
     for axes, side in zip(panels, ("domain", "general"), strict=True):
         for (name, events), (line, marker) in zip(runs.items(), itertools.cycle(LOOKS)):
             starts, _ = _stage_starts(events)
@@ -96,13 +93,10 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
                       if event["stage"] in starts and "steps" not in event
                       and event.get(key := f"eval_{side}_{kind}_loss") is not None]
             axes.plot(*_columns(points, MIN_LOSS * log), color=COLOURS[side], linestyle=line, marker=marker,
-                      markersize=5, linewidth=1.4,
-                      label=" " + name.replace("$", r"\$"))  # text, no mathematics
+                      markersize=5, linewidth=1.4, label=" " + _literal(name))
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-        for edge in ("top", "right"):
-            axes.spines[edge].set_visible(False)
         _scale(axes, log)
     panels[0].set_ylabel("loss (nats per token)")
     legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=9,
@@ -112,28 +106,29 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
     return figure
 
 
-def gain_figure(lines: list[dict]) -> Figure:
-    """Runs (lines of `compare.line`) in the plane of domain gained against general lost, in accuracy."""
-    figure = _figure(7.2, 4.0)
-    axes = figure.add_subplot()
+def gain_figure(runs: list[dict]) -> Figure:
+    """Runs, by `comparison.summarise_run`, in the plane of domain gained against general lost (accuracy)."""
+    figure, axes = _figure(7.2, 4.0)
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.axvline(0, color="#888888", linewidth=0.8)
-    names = [f"mode {entry['mode']} {entry['method']}" for entry in lines]
-    for name, entry in zip(names, lines, strict=True):
+    names = [f"mode {run['mode']} {run['method']}" for run in runs]
+    for name, run in zip(names, runs, strict=True):
         if names.count(name) > 1:  # alike in both: the run's own name tells them apart
-            name = entry["name"].replace("$", r"\$")
-        x, y = entry["general"][0] - entry["general"][1], entry["domain"][1] - entry["domain"][0]
+            name = _literal(run["name"])
+        x, y = run["general"][0] - run["general"][1], run["domain"][1] - run["domain"][0]
         axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
-        axes.annotate(name, (x, y), xytext=(7, 4),
-                      textcoords="offset points", fontsize=9)
+        axes.annotate(name, (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
     axes.set_xlabel("general lost (accuracy before − after; left is better)")
     axes.set_ylabel("domain gained (accuracy after − before)")
     axes.margins(0.25)
     axes.grid(color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return figure
+
+
+def _literal(name: str) -> str:
+    """A name as matplotlib shows it literally, not as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
@@ -188,8 +183,6 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
     axes.set_ylabel("loss (nats per token)")
     axes.set_xlabel("step")
     axes.grid(axis="y", color="#FFFFFF", linewidth=1)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     if title:
         axes.set_title(title, loc="left", fontsize=11, pad=20)
     if axes.get_legend_handles_labels()[0]:
@@ -219,6 +212,37 @@ class _PlainMinor(LogFormatter):
 
     def _num_to_string(self, value, low, high):
         return _plain_number(value)
+
+
+def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = "") -> Figure:
+    """The histogram of a role's rows by their length in tokens, with the median and `max_length`."""
+    figure, axes = _figure(9.6, 4.0)
+    if len(lengths):
+        borders = histogram_borders(lengths, 50)
+        axes.hist(lengths, borders, color=COLOURS[role.split("_")[0]], edgecolor="white", linewidth=0.4)
+        if borders[-1] - borders[-2] > borders[1] - borders[0] + 1:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        median, longer = float(np.median(lengths)), int((lengths > max_length).sum())
+        axes.axvline(median, color="#444444", linewidth=1, linestyle=":", label=f"median {median:,.0f}")
+        if max_length <= 3 * lengths.max():  # else the line would press the bars together
+            axes.axvline(max_length, color="#A33B00", linewidth=1.4, linestyle="--",
+                         label=f"max_length {max_length:,}: {longer:,} rows are longer")
+        axes.legend(loc="upper right", fontsize=9, frameon=False)
+    axes.set_xlabel("tokens of a row")
+    axes.set_ylabel("rows")
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure
+
+
+def histogram_borders(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Borders for a histogram of lengths: even, or growing where a few rows are far longer than others."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    if high > 20 * max(1, np.median(lengths)):
+        return np.unique(np.geomspace(max(1, low), high, count + 1).astype(int))
+    return np.unique(np.linspace(low, high, min(count, high - low) + 1).astype(int))
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -1,6 +1,5 @@
-"""What a person reads in a notebook: the resolved recipe, the data with its mask, answers."""
+"""What a person reads in a notebook and a terminal: recipe, data with its mask, answers, scores."""
 
-import textwrap
 from pathlib import Path
 
 from ..data.roles import Role
@@ -10,10 +9,11 @@ from ..models.checkpoint import load_stage
 from ..models.loading import load_model
 from ..recipes.recipe import FIELDS, Recipe, recipe_to_dict, suggest_name
 from ..training.prepare import PreparedRun
-from .html import HtmlText, escape_html
-from .token_view import summarise_view, view_as_html, view_as_text, view_row
+from .html import HtmlText, escape_html, make_visible
+from .text_table import format_pairs, format_table, plural, wrap_text
+from .token_view import format_view, summarise_view, view_row
 
-TEXT_WIDTH = 100
+LISTED_TYPES = 8
 
 
 def format_recipe(ready: PreparedRun, everything: bool = False) -> str:
@@ -22,33 +22,22 @@ def format_recipe(ready: PreparedRun, everything: bool = False) -> str:
     Its warnings come last.
     """
     defaults, values = recipe_to_dict(Recipe()), recipe_to_dict(ready.recipe)
-    lines = [f"Mode {ready.recipe.mode}: {ready.mode.sentence}", f"Start: {ready.start}", ""]
+    rows = {}
     for name, value in values.items():
         if name.startswith("bnb_") and "qlora" not in (ready.recipe.method, ready.recipe.cpt_method):
             continue
         if name in ready.reasons:
-            reason = ready.reasons[name]
+            rows[name] = ready.reasons[name]
         elif value != defaults[name]:
-            reason = f"{value} as you set it"
+            rows[name] = f"{value} as you set it"
         elif everything:
-            reason = f"{value}: {FIELDS[name].metadata['help']}"
-        else:
-            continue
-        lines += _reason(name, reason)
-    for name, reason in ready.reasons.items():
-        if name not in values:  # no field of the recipe: what follows from the model and the machine
-            lines += _reason(name, reason)
-    for number, warning in enumerate(ready.warnings):
-        lines += [""] * (number == 0) + textwrap.wrap(
-            f"Warning: {warning}", TEXT_WIDTH, subsequent_indent=" " * 9
-        )
-    return "\n".join(lines)
-
-
-def _reason(name: str, reason: str) -> list[str]:
-    return textwrap.wrap(
-        f"{name:<32} {reason}", TEXT_WIDTH, subsequent_indent=" " * 33, break_long_words=False
-    )
+            rows[name] = f"{value}: {FIELDS[name].metadata['help']}"
+    rows |= ready.reasons  # also what is no field of the recipe but follows from model and machine
+    parts = [f"Mode {ready.recipe.mode}: {ready.mode.sentence}\nStart: {ready.start}",
+             format_pairs(rows.items())]
+    if ready.warnings:
+        parts.append(format_pairs([("Warning:", warning) for warning in ready.warnings], gap=1))
+    return "\n\n".join(parts)
 
 
 def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row: int = 1) -> HtmlText:
@@ -56,63 +45,59 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
 
     For every stage: its blocks, and from each role rows, tokens, share of the tokens, passes, what was
     dropped, and `rows` training rows from number `row` on, each with its file and line. `role` shows that
-    role alone. Raises BadInput for a role or row that is not there.
+    role alone. Raises BadInput for a role or row that does not exist.
     """
     if role is not None:
         _check_row(ready, role, row)
-    lines, markup = [], []
-
-    def tell(line: str) -> None:
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        lines.extend(textwrap.wrap(line, TEXT_WIDTH, subsequent_indent=indent, break_on_hyphens=False))
-        markup.append(f'<pre style="margin:0;white-space:pre-wrap">{escape_html(line)}</pre>')
-
+    numbers, parts = range(row - 1, row - 1 + rows), []
     for stage in ready.stages:
         dataset, drawn = ready.datasets[stage.name]
-        shown = [name for name in drawn if role in (None, name)]
-        if shown:
-            tell(f"Stage {stage.name}: {len(dataset):,} blocks")
-        for name in shown:
-            for line in _role_lines(ready.roles[name], name, drawn[name]):
-                tell(line)
-            for number in range(row - 1, min(row - 1 + rows, len(ready.roles[name].train))):
-                _show_row(ready, name, number, tell, lines, markup)
-    if not lines:  # a role that no stage draws from
-        for number in range(row - 1, min(row - 1 + rows, len(ready.roles[role].train))):
-            _show_row(ready, role, number, tell, lines, markup)
-    return HtmlText("\n".join(lines), "".join(markup))
+        names = [name for name in drawn if role in (None, name)]
+        parts += [_line(f"Stage {stage.name}: {plural(len(dataset), 'block')}")] if names else []
+        for name in names:
+            parts += [*_role_lines(ready.roles[name], name, drawn[name]), *_row_views(ready, name, numbers)]
+    if not parts:  # a role that no stage draws from
+        parts = _row_views(ready, role, numbers)
+    return HtmlText("\n".join(parts), "".join(part.markup for part in parts))
 
 
 def _check_row(ready: PreparedRun, role: str, row: int) -> None:
     if role not in ready.roles:
         raise BadInput(f"no data for role {role!r}{suggest_name(role, ready.roles)}; "
-                       f"there is {', '.join(ready.roles)}")
+                       f"there is {', '.join(ready.roles)}", field="role")
     if not 1 <= row <= len(ready.roles[role].train):
-        raise BadInput(f"{role} has training rows 1 to {len(ready.roles[role].train)}, not {row}")
+        raise BadInput(f"{role} has training rows 1 to {len(ready.roles[role].train)}, not {row}",
+                       field="row")
 
 
-def _role_lines(role: Role, name: str, figures: dict) -> list[str]:
+def _line(text: str) -> HtmlText:
+    markup = f'<pre style="margin:0;white-space:pre-wrap">{escape_html(text)}</pre>'
+    return HtmlText(wrap_text(text), markup)
+
+
+def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
     """What a role gives to a stage, what was dropped of it, and where its system messages come from."""
-    lines = [f"  {name}: {figures['rows']:,} rows ({figures['passes']:g} passes), "
-             f"{figures['tokens']:,} tokens = {figures['share']:.0%} of the stage, "
-             f"{figures['trained_tokens']:,} of them trained"]
-    for reason, dropped in role.dropped.items():
-        lines.append(f"    {reason}: {dropped['rows']:,} rows, first {dropped['examples'][0]}")
+    lines = [f"  {name}: {drawn['rows']:,} rows ({drawn['passes']:g} passes), {drawn['tokens']:,} tokens = "
+             f"{drawn['share']:.0%} of the stage, {drawn['trained_tokens']:,} of them trained"]
+    lines += [f"    {reason}: {plural(dropped['rows'], 'row')}, first {dropped['examples'][0]}"
+              for reason, dropped in role.dropped.items()]
     about = role.rows.about
     if about["systems"] or about["types"]:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(about["types"].items())[:8])
-        lines.append(f"    with a system message: {about['systems']:,} of {len(role.rows.table):,} rows"
-                     + (f"; types: {kinds}" if kinds else ""))
-    return lines
+        types = list(about["types"].items())[:LISTED_TYPES]
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in types)
+        lines.append(f"    with a system message: {about['systems']:,} of "
+                     f"{plural(len(role.rows.table), 'row')}" + f"; types: {kinds}" * bool(kinds))
+    return [_line(line) for line in lines]
 
 
-def _show_row(ready: PreparedRun, role: str, number: int, tell, lines: list[str], markup: list[str]) -> None:
-    held = ready.roles[role]
-    place = held.rows.where(held.chosen[number])
-    for one in view_row(ready.tokenizer, held.train[number], ready.recipe.max_length):
-        tell(f"    row {number + 1} ({place}): {summarise_view(one)}")
-        lines.append(textwrap.indent(view_as_text(one), "      "))
-        markup.append(view_as_html(one))
+def _row_views(ready: PreparedRun, name: str, numbers: range) -> list[HtmlText]:
+    """Training rows by number: each with its place, a summary and its tokens."""
+    role, parts = ready.roles[name], []
+    for number in numbers[:max(0, len(role.train) - numbers.start)]:
+        place = role.rows.where(role.chosen[number])
+        for view in view_row(ready.tokenizer, role.train[number], ready.recipe.max_length):
+            parts += [_line(f"    row {number + 1} ({place}): {summarise_view(view)}"), format_view(view)]
+    return parts
 
 
 def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3) -> str:
@@ -121,15 +106,41 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
         model, tokenizer = load_model(run.start, run.recipe.model_revision), run.tokenizer
     else:
         model, tokenizer = load_stage(run)
-    lines = []
+    parts = []
     for role in ("domain_tasks", "general_tasks"):
-        asked = ready.roles[role].probe[:rows] if role in ready.roles else []
-        found = generate_answers(model, tokenizer, [row["messages"][:-1] for row in asked],
-                                 ready.recipe.max_new_tokens) if asked else []
-        for row, answer in zip(asked, found, strict=True):
-            turns = " / ".join(message["content"] for message in row["messages"][:-1])
-            right = "right" if exact_match(answer, row["messages"][-1]["content"]) else "wrong"
-            lines.append(f"{role}: {turns}")
-            lines.append(f"    wanted: {row['messages'][-1]['content']}\n"
-                         f"    answer: {answer or '(nothing)'}   [{right}]")
-    return "\n".join(lines)
+        probe = ready.roles[role].probe[:rows] if role in ready.roles else []
+        prompts = [row["messages"][:-1] for row in probe]
+        answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens) if probe else []
+        for row, answer in zip(probe, answers, strict=True):
+            *prompt, wanted = (message["content"] for message in row["messages"])
+            verdict = "right" if exact_match(answer, wanted) else "wrong"
+            parts += [format_pairs([(f"{role}:", _visible(" / ".join(prompt)))], gap=1),
+                      format_pairs([("wanted:", _visible(wanted)),
+                                    ("answer:", f"{_visible(answer)}   [{verdict}]")], indent=4, gap=1)]
+    return "\n".join(parts)
+
+
+def format_answers(answers: list[dict]) -> str:
+    """The answers of `talk` as text: each prompt, and under it the wanted answer and each checkpoint's."""
+    names, parts = dict.fromkeys(entry["checkpoint"] for entry in answers), []
+    width = max(len(name) for name in [*names, "wanted"])
+    for number in range(0, len(answers), len(names)):
+        entries = answers[number:number + len(names)]
+        rows = [("wanted", _visible(entries[0]["wanted"]))] if "wanted" in entries[0] else []
+        rows += [(entry["checkpoint"], _visible(entry["answer"])) for entry in entries]
+        parts.append(f"{format_pairs([(_visible(entries[0]['prompt']),)])}\n{format_pairs(rows, 2, width)}")
+    return "\n\n".join(parts)
+
+
+def _visible(text: str) -> str:
+    """Text without what would steer a terminal; its line breaks stay."""
+    return "\n".join(map(make_visible, text.split("\n"))) or "(nothing)"
+
+
+def format_scores(scores: dict) -> str:
+    """Scores of `run_benchmarks` as a table: one line a task and metric, one column a checkpoint."""
+    first = next(iter(scores.values()))
+    rows = [[f"{task} {metric.removesuffix(',none')}",
+             *(f"{tasks[task][metric]:.3f}" for tasks in scores.values())]
+            for task, metrics in first.items() for metric in metrics]
+    return format_table(rows, ["benchmark", *scores])

@@ -1,105 +1,191 @@
-"""What the model really sees: a row token by token, with its mask, as plain data, as text and as HTML."""
+"""What the model really sees: a row token by token with its mask; how the tokenizer splits scripts."""
 
 import itertools
-import textwrap
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
+from ..data.roles import Role
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_row
-from .html import escape_html, make_visible
+from .html import HtmlText, escape_html, make_visible
+from .text_table import WIDTH, plural
 
-TEXT_WIDTH = 100
 MAX_TOKENS_SHOWN = 400  # tokens of a row that are shown
-READ, TRAINED = "#f2f2f2", "#cfe6f5"  # grounds: grey, and a pale blue
+READ, TRAINED = "#f2f2f2", "#cfe6f5"  # backgrounds: grey, and a pale blue
 INK, SPECIAL = "#222222", "#7a3b00"  # ordinary tokens, and brown for special ones
+SAMPLED_ROWS = 2000  # rows, evenly spread, whose characters are counted; and different characters
+COSTLY_CHARACTERS = 10
 
 
-def view_row(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[dict]:
-    """A row as the model sees it: a dict for each text that is made of it (several where `template` says so).
+@dataclass(frozen=True)
+class TokenView:
+    """One token: whether training predicts it, and in which block it falls where its text is cut."""
 
-    Each has `tokens`, a list of dicts with `id`, `text`, `trained` (whether it is predicted in training),
-    `special`, and `piece`, the block it falls into where a text is cut at `max_length`; `trained` tokens;
-    `bos`, how many beginning-of-sequence tokens it has; `end`, the last trained token's text, if it is an
-    end-of-answer token; and `fate`: what becomes of it.
+    id: int
+    text: str
+    trained: bool
+    special: bool
+    piece: int
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A row as the model sees it.
+
+    `bos` counts its beginning-of-sequence tokens, `end` is the last trained token's text if that is an
+    end-of-answer token, `fate` says what becomes of the row.
     """
-    return [_seen(tokenizer, encoded, max_length, "text" in row)
-            for encoded in encode_row(tokenizer, row)]
+
+    tokens: list[TokenView]
+    trained: int
+    bos: int
+    end: str | None
+    fate: str
 
 
-def _seen(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: int | None,
-          text: bool) -> dict:
+def view_row(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[RowView]:
+    """A view for each text that is made of the row; some templates make one of each answer."""
+    return [_view(tokenizer, encoded, max_length, "text" in row) for encoded in encode_row(tokenizer, row)]
+
+
+def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: int | None,
+          is_text: bool) -> RowView:
     size, special, bos = len(encoded.input_ids), set(tokenizer.all_special_ids), tokenizer.bos_token_id
-    most = max_length or size
-    words = token_texts(tokenizer, encoded.input_ids)
-    tokens = [{"id": token, "text": word, "special": token in special, "piece": number // most if text else 0,
-               # the first token of a block's row has nothing before it that could predict it
-               "trained": label != IGNORE_INDEX and (number % most if text else number) > 0}
-              for number, (token, label, word) in enumerate(
-                  zip(encoded.input_ids, encoded.labels, words, strict=True))]
-    trained = [token for token in tokens if token["trained"]]
-    if not text and size > most:
-        fate = f"dropped: longer than max_length {most}"
+    room = max_length or size
+    tokens = [
+        # nothing comes before the first token of a piece that could predict it: no label, as in packing.py
+        TokenView(token, text, label != IGNORE_INDEX and (number % room if is_text else number) > 0,
+                  token in special, number // room if is_text else 0)
+        for number, (token, label, text) in enumerate(zip(
+            encoded.input_ids, encoded.labels, token_texts(tokenizer, encoded.input_ids), strict=True))]
+    trained = [token for token in tokens if token.trained]
+    if not is_text and size > room:
+        fate = f"dropped: longer than max_length {room}"
     elif not trained:
         fate = "dropped: nothing to train"
     else:
-        pieces = tokens[-1]["piece"] + 1
-        fate = f"cut into {pieces} pieces of at most {most} tokens" if pieces > 1 else "nothing cut"
-    ends = trained and trained[-1]["id"] in end_of_turn_ids(tokenizer)
-    return {"tokens": tokens, "trained": len(trained), "fate": fate,
-            "bos": 0 if bos is None else encoded.input_ids.count(bos),
-            "end": trained[-1]["text"] if ends else None}
+        pieces = tokens[-1].piece + 1
+        fate = f"cut into {pieces} pieces of at most {room} tokens" if pieces > 1 else "nothing cut"
+    ends = trained and trained[-1].id in end_of_turn_ids(tokenizer)
+    return RowView(tokens, len(trained), 0 if bos is None else encoded.input_ids.count(bos),
+                   trained[-1].text if ends else None, fate)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """The text that each token adds; a part of a character is shown by its name in the vocabulary."""
-    found = []
+    texts = []
     for before, token in itertools.pairwise([None, *ids]):
-        alone = tokenizer.decode([token])
+        text = tokenizer.decode([token])
         if before is not None:  # some tokenizers drop the space of a first word
             pair, first = tokenizer.decode([before, token]), tokenizer.decode([before])
-            alone = pair[len(first):] if pair.startswith(first) and len(pair) > len(first) else alone
-        found.append(alone if alone and "\ufffd" not in alone else tokenizer.convert_ids_to_tokens(token))
-    return found
+            text = pair[len(first):] if pair.startswith(first) and len(pair) > len(first) else text
+        texts.append(text if text and "\ufffd" not in text else tokenizer.convert_ids_to_tokens(token))
+    return texts
 
 
-def summarise_view(one: dict) -> str:
+def summarise_view(view: RowView) -> str:
     """What to know of a row in one line."""
-    end = f"end {make_visible(one['end'])} trained" if one["end"] else "no end token trained"
-    return (f"{len(one['tokens']):,} tokens, {one['trained']:,} trained; BOS {one['bos']}; {end}; "
-            f"{one['fate']}")
+    end = f"end {make_visible(view.end)} trained" if view.end else "no end token trained"
+    size = plural(len(view.tokens), "token")
+    return f"{size}, {view.trained:,} trained; BOS {view.bos}; {end}; {view.fate}"
 
 
-def view_as_text(one: dict) -> str:
-    """The row for a terminal: a bar between tokens, «…» round what is trained, ‖ where a text is cut."""
-    shown = ""
+def format_view(view: RowView, indent: int = 6) -> HtmlText:
+    """The row's tokens: what is trained stands between « and », ‖ is where a text is cut.
+
+    As text it has a bar between tokens and line breaks only there; in a notebook what is trained is bold on
+    blue, special tokens are brown, and everything is escaped.
+    """
+    words, markup, last = [], [], 0
     for (piece, trained), run in itertools.groupby(
-            one["tokens"][:MAX_TOKENS_SHOWN], key=lambda token: (token["piece"], token["trained"])):
-        if piece > shown.count("‖"):
-            shown += "‖"
-        words = "|".join(make_visible(token["text"]) for token in run)
-        shown += f"«{words}»" if trained else ("|" if shown and shown[-1] not in "‖»" else "") + words
-    left = len(one["tokens"]) - MAX_TOKENS_SHOWN
-    shown += f" … ({left:,} tokens more)" if left > 0 else ""
-    return "\n".join(textwrap.wrap(shown, TEXT_WIDTH - 6, drop_whitespace=False, break_on_hyphens=False))
+            view.tokens[:MAX_TOKENS_SHOWN], key=lambda token: (token.piece, token.trained)):
+        tokens, cut, last = list(run), "‖" * (piece - last), piece
+        shown = [make_visible(token.text) for token in tokens]
+        shown[1:] = [f"|{word}" for word in shown[1:]]
+        if trained:
+            shown[0], shown[-1] = f"«{shown[0]}", f"{shown[-1]}»"
+        elif words and not cut and not words[-1].endswith("»"):
+            shown[0] = f"|{shown[0]}"
+        words += [cut + shown[0], *shown[1:]]
+        colours = "".join(map(_token_html, tokens))
+        markup.append('<span style="color:#a33b00"> ‖ </span>' * bool(cut)
+                      + (f"<b>«{colours}»</b>" if trained else colours))
+    more = len(view.tokens) - MAX_TOKENS_SHOWN
+    rest = f" … ({plural(more, 'token')} more)" if more > 0 else ""
+    return HtmlText(_fold([*words, rest], indent), (
+        '<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
+        f"{''.join(markup)}{rest}</div>"))
 
 
-def view_as_html(one: dict) -> str:
-    """The same for a notebook: what is trained bold on blue, special tokens brown, everything escaped."""
-    shown, last = [], 0
-    for (piece, trained), run in itertools.groupby(
-            one["tokens"][:MAX_TOKENS_SHOWN], key=lambda token: (token["piece"], token["trained"])):
-        shown.append('<span style="color:#a33b00"> ‖ </span>' * (piece - last))
-        last, words = piece, "".join(map(_token_html, run))
-        shown.append(f"<b>«{words}»</b>" if trained else words)
-    left = len(one["tokens"]) - MAX_TOKENS_SHOWN
-    more = f" … ({left:,} tokens more)" if left > 0 else ""
-    return (f'<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
-            f'{"".join(shown)}{more}</div>')
+def _fold(words: list[str], indent: int) -> str:
+    """The words as lines of at most WIDTH columns, broken between words only, unless a word is longer."""
+    from rich.cells import cell_len, chop_cells
+    lines, used = [""], 0
+    for word in itertools.chain.from_iterable(chop_cells(word, WIDTH - indent) for word in words):
+        used += cell_len(word)
+        if used > WIDTH - indent:
+            lines.append("")
+            used = cell_len(word)
+        lines[-1] += word
+    return "\n".join(" " * indent + line for line in lines)
 
 
-def _token_html(token: dict) -> str:
-    ground, ink = TRAINED if token["trained"] else READ, SPECIAL if token["special"] else INK
-    word = escape_html(token["text"]).replace("↵", "↵<br>")
+def _token_html(token: TokenView) -> str:
+    ground, ink = TRAINED if token.trained else READ, SPECIAL if token.special else INK
+    word = escape_html(token.text).replace("↵", "↵<br>")
     return (f'<span style="background:{ground};color:{ink};border-right:1px solid #fff;white-space:pre-wrap" '
-            f'title="{token["id"]}">{word}</span>')
+            f'title="{token.id}">{word}</span>')
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the tokenizer splits a script (or digits, signs, control characters) in a sample of rows."""
+
+    characters: int
+    tokens: int
+    unknown: int
+
+
+def count_scripts(tokenizer: PreTrainedTokenizerBase,
+                  role: Role) -> tuple[dict[str, Script], dict[str, int]]:
+    """The scripts of a sample of rows, most characters first; and characters of many tokens, with these."""
+    runs, letters = defaultdict(list), Counter()
+    for index in np.linspace(0, len(role.train) - 1, min(SAMPLED_ROWS, len(role.train))).astype(int):
+        row = role.train[int(index)]
+        text = row["text"] if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
+        letters.update(letter for letter in text if not letter.isspace())
+        for script, run in script_runs(text):
+            runs[script].append(run)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    scripts = {}
+    for script, texts in runs.items():
+        ids, unknown = list(itertools.chain.from_iterable(encode(texts))), tokenizer.unk_token_id
+        scripts[script] = Script(sum(map(len, texts)), len(ids), 0 if unknown is None else ids.count(unknown))
+    common = [letter for letter, _ in letters.most_common(SAMPLED_ROWS)]
+    sizes = sorted(zip(common, map(len, encode(common)), strict=True), key=lambda pair: -pair[1])
+    return (dict(sorted(scripts.items(), key=lambda entry: -entry[1].characters)),
+            {letter: size for letter, size in sizes[:COSTLY_CHARACTERS] if size > 1})
+
+
+def script_runs(text: str) -> Iterator[tuple[str, str]]:
+    """The text in runs of one script; white space goes with the run before it."""
+    _, *scripts = itertools.accumulate(
+        text, lambda before, letter: before if letter.isspace() else _script_of(letter), initial="")
+    for script, run in itertools.groupby(zip(scripts, text, strict=True), key=lambda pair: pair[0]):
+        if script:
+            yield script, "".join(letter for _, letter in run)
+
+
+def _script_of(letter: str) -> str:
+    """The script of a letter by its Unicode name, or what else a character is."""
+    if letter.isalpha():
+        return unicodedata.name(letter, "unnamed letters").split()[0].replace("CJK", "Chinese").capitalize()
+    return "digits" if letter.isdigit() else "signs" if letter.isprintable() else "control"
