@@ -3,7 +3,6 @@
 Tasks are lm-eval's names, whose data come from the hub or its cache, or YAML files of one's own.
 """
 
-import copy
 import logging
 from pathlib import Path
 
@@ -56,9 +55,7 @@ def _scores(manager, checkpoint: CheckpointRef, tasks: list, limit: int | None) 
     try:
         evaluated = lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
-            # a task that came from a file is a dict, which lm-eval (0.4.13) empties while it builds the task
-            tasks=copy.deepcopy(tasks), task_manager=manager, limit=limit,
-            bootstrap_iters=0, log_samples=False)
+            tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False)
     except (KeyError, ValueError) as error:
         raise BadInput(f"lm-eval cannot use these tasks: {error}", field="tasks") from error
     except (OSError, ConnectionError) as error:

@@ -127,9 +127,9 @@ def _summary(first: dict, last: dict) -> list[str]:
     return sentences
 
 
-REMEDIES = {"fits": "", "tight": " Another program or a longer row may be too much.",
-            "does not fit": " Take a smaller batch with more accumulation, a shorter max_length, "
-                            "gradient_checkpointing, or lora or qlora."}
+REMEDIES = {"fits": [], "tight": ["Another program or a longer row may be too much."],
+            "does not fit": ["Take a smaller batch with more accumulation, a shorter max_length, "
+                             "gradient_checkpointing, or lora or qlora."]}
 
 
 def format_forecast(forecast: dict) -> str:
@@ -147,10 +147,9 @@ def format_forecast(forecast: dict) -> str:
     else:
         time = "not measured" + (f", since {forecast['untimed']}" if forecast.get("untimed") else "")
     sentences = [f"Time: {time}."]
-    if forecast["fits"]:
-        sentences.append(
-            f"Memory: {forecast['fits']}; {format_gigabytes(forecast['peak_memory_bytes'])} at most, "
-            f"{format_gigabytes(forecast['room_bytes'])} are free for it.{REMEDIES[forecast['fits']]}")
+    if fits := forecast["fits"]:
+        peak, room = (format_gigabytes(forecast[name]) for name in ("peak_memory_bytes", "room_bytes"))
+        sentences += [f"Memory: {fits}; {peak} at most, {room} are free for it.", *REMEDIES[fits]]
     return "\n".join([format_table(rows, ["forecast", *names]), "", *map(wrap_text, sentences)])
 
 
