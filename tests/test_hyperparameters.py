@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.recipes.facts import Facts
-from sftbench.recipes.hyperparameters import derived_settings, hyperparameter_warnings, resolve_recipe
+from sftbench.recipes.hyperparameters import derived_settings, resolve_recipe
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
+from sftbench.recipes.warnings import hyperparameter_warnings
 
 ALL_ROWS = dict.fromkeys(ROLES, 1000)
 NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "save_steps", "report_to",

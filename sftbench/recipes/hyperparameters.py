@@ -1,7 +1,4 @@
-"""A value with its reason for every `None` of a recipe, and warnings of values far from the advice.
-
-Rates, warm-up and epochs follow rules R8 to R10 (`rules`); the reasons name them.
-"""
+"""A value with its reason for every `None` of a recipe; rates, warm-up and epochs follow rules R8 to R10."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +38,6 @@ CPU_BF16_FROM = 5e6
 LARGE_MODEL = 1e9  # parameters from which activations are worth recomputing
 ANSWER_MARGIN, MAX_ANSWER, ANSWER_UNKNOWN = 4, 256, 64  # tokens
 YARDSTICK_LENGTH = 256  # tokens of the yardstick's longest row for a tokenizer that splits it into bytes
-WARNING_FACTOR = 5  # a rate so many times above or below the advised one is warned of
 
 
 @dataclass(frozen=True)
@@ -249,16 +245,16 @@ ADVISED: dict[str, Callable[[Recipe, Facts], Advised]] = {
 
 def resolve_recipe(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, Advised]]:
     """The recipe with every advised `None` filled, and what was advised by field; set fields stay."""
-    filled = {}
+    advice = {}
     for name, advise in ADVISED.items():
         if getattr(recipe, name) is None:
-            filled[name] = advise(recipe, facts)
-            recipe = replace(recipe, **{name: filled[name].value})
-    return recipe, filled
+            advice[name] = advise(recipe, facts)
+            recipe = replace(recipe, **{name: advice[name].value})
+    return recipe, advice
 
 
 def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
-    """What of a resolved recipe's run is no choice but follows from method, model and device, and why."""
+    """What follows from method, model and device without being a recipe's field: by name, `… because …`."""
     derived = {"attn_implementation": "sdpa because with it positions alone keep packed rows apart"}
     methods = {full.method, full.cpt_method}
     if methods == {"qlora"}:
@@ -266,10 +262,10 @@ def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
     elif not full.bf16:
         derived["weights"] = "float32 because bf16 is off"
     else:
-        beside = methods & {"lora", "qlora", "ptuning_v2"}
-        derived["weights"] = ("bfloat16 because they only stand beside what trains" if beside == methods else
-                            "float32, computed with in bfloat16, because small steps vanish in bfloat16"
-                            + " (bfloat16 in stages that train something beside them)" * bool(beside))
+        adapted = methods & {"lora", "qlora", "ptuning_v2"}
+        derived["weights"] = ("bfloat16 because they are frozen beside what trains" if adapted == methods else
+                              "float32, computed with in bfloat16, because small steps vanish in bfloat16"
+                              + " (bfloat16 in stages that train something beside them)" * bool(adapted))
     if experts := facts.experts:
         share = f"{experts / facts.parameters:.0%} of the parameters are experts, fused into few weights"
         if "qlora" in methods:
@@ -277,51 +273,3 @@ def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
         elif "lora" in methods and full.lora_target_modules == "all-linear":
             derived["experts"] = f"adapted too because {share}, and all-linear takes those as well"
     return derived
-
-
-def hyperparameter_warnings(recipe: Recipe, facts: Facts) -> list[str]:
-    """Where the user's values are far from the advised ones or do not fit data, model, device or method."""
-    full, _ = resolve_recipe(recipe, facts)
-    return [*_number_warnings(full, facts), *_fit_warnings(full, facts)]
-
-
-def _number_warnings(full: Recipe, facts: Facts) -> list[str]:
-    """Rates, warm-up and epochs of a resolved recipe, far from what would be advised."""
-    warnings = []
-    for prefix in ("cpt_", ""):
-        name = f"{prefix}learning_rate"
-        rate, advised = getattr(full, name), ADVISED[name](full, facts).value
-        off = max(rate / advised, advised / rate)
-        if off >= WARNING_FACTOR * 0.9999:  # not for a rounding error
-            side, method = "above" if rate > advised else "below", getattr(full, f"{prefix}method")
-            warnings.append(f"{name} {rate:.3g} is {format_count(off)} times {side} the {advised:.3g} "
-                         f"advised for {method} (R8)")
-        name = f"{prefix}warmup_ratio"
-        if (ratio := getattr(full, name)) > MAX_WARMUP_RATIO:
-            warnings.append(f"{name} {ratio:g} is beyond {MAX_WARMUP_RATIO:g}, so much of the run is spent "
-                         f"below its rate; advised is {ADVISED[name](full, facts).value:g} (R9)")
-        name = f"{prefix}num_train_epochs"
-        passes, advised = getattr(full, name), ADVISED[name](full, facts).value
-        if passes < advised / 2:
-            warnings.append(f"{name} {passes:g} is less than half of the {advised:g} advised; rather overfit "
-                         "than underfit (R10)")
-    return warnings
-
-
-def _fit_warnings(full: Recipe, facts: Facts) -> list[str]:
-    """What does not fit data, model, device or method, in a resolved recipe."""
-    rows, context, answer = facts.row_tokens, facts.context, facts.answer_tokens
-    prefix, bf16 = "ptuning_v2" in (full.method, full.cpt_method), _advise_bf16(full, facts)
-    cases = (
-        (rows and full.max_length < rows,
-         f"max_length {full.max_length} drops longer tasks, and 99 % of yours reach up to {rows} tokens"),
-        (context and full.max_length > context,
-         f"max_length {full.max_length} exceeds the model's {context} positions"),
-        (answer and full.max_new_tokens < answer,
-         f"max_new_tokens {full.max_new_tokens} cuts probe answers, which reach up to {answer} tokens"),
-        (prefix and full.packing, "packing does not go with ptuning_v2: rows would lose their borders"),
-        (prefix and full.gradient_checkpointing,
-         "gradient_checkpointing does not go with ptuning_v2: PEFT refuses it"),
-        (full.bf16 and not bf16.value, f"bf16 is on, but {bf16.reason}"),
-    )
-    return [text for holds, text in cases if holds]

@@ -1,6 +1,6 @@
-"""Advice: the rules R1 to R16 as code, the mode they add up to, warnings, and all of it as text.
+"""Advice: the rules R1 to R16 as code, the mode they add up to, and all of it as text.
 
-A rule that lacks the facts it needs stays silent. Losses are in nats per token.
+A rule without the facts that it needs stays silent. Losses are in nats per token.
 """
 
 import math
@@ -10,16 +10,10 @@ from dataclasses import dataclass, field
 
 from ..errors import BadInput
 from .facts import Facts
-from .hyperparameters import (
-    WARMUP_RATIO,
-    advised_epochs,
-    format_count,
-    full_learning_rate,
-    hyperparameter_warnings,
-    resolve_recipe,
-)
-from .modes import MODES, Mode, load_mode, recipe_stages
+from .hyperparameters import WARMUP_RATIO, advised_epochs, format_count, full_learning_rate, resolve_recipe
+from .modes import MODES, load_mode
 from .recipe import METHOD_OPTIONS, Recipe
+from .warnings import missing_roles, recipe_warnings
 
 PLENTIFUL_TOKENS = 1e9  # tokens of domain text that are worth CPT by themselves
 LOSS_GAP = 0.5  # nats per token by which text differs "much": perplexity is then e^0.5 = 1.65 times as high
@@ -28,34 +22,29 @@ WIDTH = 100  # columns of `explain`
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What one rule says and why; `sets` holds recipe fields (rates: those for full) or `mode_votes`."""
+    """What one rule advises and why; `votes` are for modes by number, below 0 against."""
 
     rule: str
-    says: str
-    because: str
-    sets: dict = field(default_factory=dict)
-
-
-def _votes(**votes: float) -> dict:
-    """`_votes(m2=1)` is one vote for mode 2; a negative number speaks against it."""
-    return {"mode_votes": {name[1:]: number for name, number in votes.items()}}
+    advice: str
+    reason: str
+    votes: dict[str, float] = field(default_factory=dict)
 
 
 def r1_foreign_text(facts: Facts) -> Suggestion | None:
-    """Text unlike what the model has read calls for CPT; the base's loss tells, or else the user."""
+    """Text unlike what the model has read calls for CPT; the base's loss decides, or else the user."""
     loss = facts.base_loss
     gap = (loss.get("domain_text") or math.nan) - (loss.get("general_text") or math.nan)
     differs = gap > LOSS_GAP if math.isfinite(gap) else facts.differs
     if differs is None:
         return None
-    because = "you say so of your text"
+    reason = "you say so of your text"
     if math.isfinite(gap):
-        because = (f"its loss on your text is {gap:.2f} nats per token above that on everyday text, and "
-                   f"{'more than' if differs else 'only from'} {LOSS_GAP:g} counts as much")
+        reason = (f"its loss on your text is {gap:.2f} nats per token above that on everyday text, and "
+                  f"{'more than' if differs else 'only from'} {LOSS_GAP:g} counts as much")
     if differs:
-        return Suggestion("R1", "Train on the text first (CPT): the model hardly knows its kind", because,
-                          _votes(m2=1, m3=1, m4=1, m5=1, m7=1))
-    return Suggestion("R1", "Leave CPT out: the model knows this kind of text", because, _votes(m1=3, m6=3))
+        return Suggestion("R1", "Train on the text first (CPT): the model hardly knows its kind", reason,
+                          {"2": 1, "3": 1, "4": 1, "5": 1, "7": 1})
+    return Suggestion("R1", "Leave CPT out: the model knows this kind of text", reason, {"1": 3, "6": 3})
 
 
 def r2_plenty_of_text(facts: Facts) -> Suggestion | None:
@@ -63,12 +52,9 @@ def r2_plenty_of_text(facts: Facts) -> Suggestion | None:
     tokens = facts.tokens.get("domain_text") or 0
     if tokens < PLENTIFUL_TOKENS or facts.wants != "domain":
         return None
-    return Suggestion(
-        "R2",
-        "Use the text: CPT before SFT",
-        f"{format_count(tokens)} tokens are plenty, and only the domain counts",
-        _votes(m2=1.5, m3=1.5, m7=1.5),
-    )
+    return Suggestion("R2", "Use the text: CPT before SFT",
+                      f"{format_count(tokens)} tokens are plenty, and only the domain counts",
+                      {"2": 1.5, "3": 1.5, "7": 1.5})
 
 
 def r3_base_or_chat(facts: Facts) -> Suggestion | None:
@@ -83,7 +69,7 @@ def r4_chat_forgets(facts: Facts) -> Suggestion | None:
     """A chat model that is tuned on the domain alone easily loses general ability."""
     if facts.wants == "both":
         return Suggestion("R4", "Be wary of modes 6 and 7, and watch the general probes after each stage",
-                          "a chat model shown the domain alone easily forgets the rest", _votes(m6=-1, m7=-1))
+                          "a chat model shown the domain alone easily forgets the rest", {"6": -1, "7": -1})
     if facts.wants == "domain":
         return Suggestion("R4", "A fall of the general probes may be ignored", "only the domain counts here")
     return None
@@ -91,11 +77,11 @@ def r4_chat_forgets(facts: Facts) -> Suggestion | None:
 
 def r5_related_tasks(facts: Facts) -> Suggestion | None:
     """General tasks first, domain tasks second, where the two are akin and only the domain counts."""
-    at_hand = facts.row_count("general_tasks") or not facts.rows
-    if not (facts.related and facts.wants == "domain" and at_hand):
+    available = facts.row_count("general_tasks") or not facts.rows
+    if not (facts.related and facts.wants == "domain" and available):
         return None
     return Suggestion("R5", "Two stages of SFT: general tasks, then the domain's",
-                      "your tasks are akin to general ones, so skill carries over", _votes(m3=1.5))
+                      "your tasks are akin to general ones, so skill carries over", {"3": 1.5})
 
 
 def r6_keep_both(facts: Facts) -> Suggestion | None:
@@ -104,21 +90,21 @@ def r6_keep_both(facts: Facts) -> Suggestion | None:
         return None
     return Suggestion("R6", "Start from the base, mix general and domain tasks, try several general_share",
                       "what is practised all along is not forgotten, and the ratio decides who gains",
-                      _votes(m4=3.5, m5=3.5))
+                      {"4": 3.5, "5": 3.5})
 
 
 def r7_resources(facts: Facts) -> Suggestion | None:
     """Resources decide the main line: mode 2 or 5 with them, mode 6 without."""
     if facts.resources == "little":
         return Suggestion("R7", "Tune a chat model on your tasks, nothing more",
-                          "resources are scarce and it already knows how to answer", _votes(m6=6))
+                          "resources are scarce and it already knows how to answer", {"6": 6})
     if facts.resources != "much" or facts.wants not in ("domain", "both"):
         return None
     if facts.wants == "both":
         return Suggestion("R7", "Mix tasks into the CPT, then tune on both kinds of task",
-                          "resources allow the long way, and general ability is to stay", _votes(m5=2))
+                          "resources allow the long way, and general ability is to stay", {"5": 2})
     return Suggestion("R7", "CPT on the text, then SFT on the tasks",
-                      "resources allow it and only the domain counts", _votes(m2=2, m3=1))
+                      "resources allow it and only the domain counts", {"2": 2, "3": 1})
 
 
 def r8_learning_rate(facts: Facts) -> Suggestion | None:
@@ -128,8 +114,7 @@ def r8_learning_rate(facts: Facts) -> Suggestion | None:
         return None
     sft, cpt = full_learning_rate("sft", rate), full_learning_rate("cpt", rate)
     return Suggestion("R8", f"With full, take {sft:.3g} for SFT, {cpt:.3g} for CPT; settle the rate first",
-                      f"at the pre-training rate, {rate:.3g}, SFT may never converge unless data are huge",
-                      {"learning_rate": sft, "cpt_learning_rate": cpt})
+                      f"at the pre-training rate, {rate:.3g}, SFT may never converge unless data are huge")
 
 
 def r9_warm_up(facts: Facts) -> Suggestion | None:
@@ -137,13 +122,9 @@ def r9_warm_up(facts: Facts) -> Suggestion | None:
     rate = facts.pretraining_learning_rate
     if not rate:
         return None
-    sft, cpt = WARMUP_RATIO["sft"], WARMUP_RATIO["cpt"]
-    return Suggestion(
-        "R9",
-        f"Warm up for {sft:g} of SFT's steps, {cpt:g} of CPT's; more at higher rates",
-        f"SFT by full goes at {full_learning_rate('sft', rate):.3g}, pre-training went at {rate:.3g}",
-        {"warmup_ratio": sft, "cpt_warmup_ratio": cpt},
-    )
+    sft, cpt, peak = WARMUP_RATIO["sft"], WARMUP_RATIO["cpt"], full_learning_rate("sft", rate)
+    return Suggestion("R9", f"Warm up for {sft:g} of SFT's steps, {cpt:g} of CPT's; more at higher rates",
+                      f"SFT by full goes at {peak:.3g}, pre-training went at {rate:.3g}")
 
 
 def r10_epochs(facts: Facts) -> Suggestion | None:
@@ -151,13 +132,9 @@ def r10_epochs(facts: Facts) -> Suggestion | None:
     rows = facts.row_count("domain_tasks")
     if not rows:
         return None
-    passes = advised_epochs("sft", rows)
-    return Suggestion(
-        "R10",
-        f"Start with {passes:g} epochs of SFT; let the loss decide, in doubt one more",
-        f"with {format_count(rows)} rows too few passes leave even the form of an answer unlearnt",
-        {"num_train_epochs": passes},
-    )
+    passes, count = advised_epochs("sft", rows), format_count(rows)
+    return Suggestion("R10", f"Start with {passes:g} epochs of SFT; let the loss decide, in doubt one more",
+                      f"with {count} rows too few passes leave even the form of an answer unlearnt")
 
 
 def r11_system_prompts(facts: Facts) -> Suggestion | None:
@@ -166,7 +143,7 @@ def r11_system_prompts(facts: Facts) -> Suggestion | None:
     if types < 2 or facts.system_prompts:
         return None
     return Suggestion("R11", "Give each type of task a system prompt of its own",
-                      f"{types} types without one must be told apart by the question alone")
+                      f"{types} types without one differ in nothing but the question")
 
 
 def r12_good_base(facts: Facts) -> Suggestion | None:
@@ -180,7 +157,7 @@ def r12_good_base(facts: Facts) -> Suggestion | None:
 
 
 def r13_loss(facts: Facts) -> Suggestion | None:
-    """The loss is the signal to go by, though in SFT it often rises before it falls."""
+    """The loss is the most important signal, though in SFT it often rises before it falls."""
     loss = facts.base_loss.get("domain_tasks")
     if loss is None:
         return None
@@ -189,7 +166,7 @@ def r13_loss(facts: Facts) -> Suggestion | None:
 
 
 def r14_combinations(facts: Facts) -> Suggestion | None:
-    """Tasks inside CPT, or good text inside SFT, are worth a try where both kinds of data are at hand."""
+    """Tasks inside CPT, or good text inside SFT, are worth a try with both kinds of data."""
     if not (facts.row_count("domain_text") and facts.row_count("domain_tasks")):
         return None
     return Suggestion("R14", "Try tasks inside CPT (mode 5), or text inside SFT (a mode of your own)",
@@ -202,8 +179,7 @@ def r15_lora(facts: Facts) -> Suggestion | None:
     if not little and facts.wants != "both":
         return None
     return Suggestion("R15", "Take lora" if little else "Run lora beside full, compare the general probes",
-                      "it keeps more of what was known and overfits less" + ", in less memory" * little,
-                      {"method": "lora"} if little else {})
+                      "it keeps more of what was known and overfits less" + ", in less memory" * little)
 
 
 def r16_freeze(facts: Facts) -> Suggestion | None:
@@ -211,9 +187,11 @@ def r16_freeze(facts: Facts) -> Suggestion | None:
     if facts.wants != "both":
         return None
     return Suggestion("R16", "Run freeze beside full and compare the general probes",
-                      "what is frozen stays as it was, and the free layers draw the new distinctions")
+                      "what is frozen does not change, and the free layers learn the new distinctions")
 
 
+# Votes are balanced against each other: resources (R7) outweigh the kind of text (R1), and general ability
+# (R6) outweighs both unless resources are little. tests/test_advice.py has a table of what they add up to.
 RULES: dict[str, Callable[[Facts], Suggestion | None]] = {f"R{number}": rule for number, rule in enumerate((
     r1_foreign_text, r2_plenty_of_text, r3_base_or_chat, r4_chat_forgets, r5_related_tasks, r6_keep_both,
     r7_resources, r8_learning_rate, r9_warm_up, r10_epochs, r11_system_prompts, r12_good_base, r13_loss,
@@ -221,64 +199,40 @@ RULES: dict[str, Callable[[Facts], Suggestion | None]] = {f"R{number}": rule for
 
 
 def apply_rules(facts: Facts) -> list[Suggestion]:
-    """What the rules say, in their order; silent rules are left out."""
-    return [said for rule in RULES.values() if (said := rule(facts))]
+    """What the rules suggest, in their order; silent rules are left out."""
+    return [suggestion for rule in RULES.values() if (suggestion := rule(facts))]
 
 
 def suggest_mode(facts: Facts) -> tuple[str, list[Suggestion]]:
-    """The mode with most votes among those that can run, and the rules that spoke for or against it.
+    """The mode with the highest sum of votes among those that can run, and the rules that voted on it.
 
     A mode can run if its roles have rows and it has a model to start from: `chat_model` False rules out chat.
     Ties go to the recipe's own default, then to the lower number. Raises BadInput where no mode has its data.
     """
     starts = ("base",) if facts.chat_model is False else ("base", "chat")
     can_run = [number for number, mode in MODES.items()
-               if mode.start in starts and not _missing_roles(mode, facts)]
+               if mode.start in starts and not missing_roles(mode, facts)]
     if not can_run:
         raise BadInput("no mode can run: each ends with SFT on domain_tasks, which has no rows; "
-                       "give questions and answers of your field")
-    voting = [said for said in apply_rules(facts) if "mode_votes" in said.sets]
-    scores = {mode: sum(said.sets["mode_votes"].get(mode, 0) for said in voting) for mode in can_run}
-    best = max(scores, key=lambda mode: (scores[mode], mode == Recipe().mode))
-    return best, [said for said in voting if best in said.sets["mode_votes"]]
-
-
-def _missing_roles(mode: Mode, facts: Facts) -> list[str]:
-    """The roles of the mode that have no rows; none as long as nothing was counted."""
-    rows = facts.rows
-    return [role for role in mode.roles if not rows.get(role)] if rows else []
-
-
-def recipe_warnings(recipe: Recipe, facts: Facts) -> list[str]:
-    """Where the user's mode or values depart far from the advice; raises BadInput for an unknown mode."""
-    return [*_mode_warnings(recipe, facts), *hyperparameter_warnings(recipe, facts)]
-
-
-def _mode_warnings(recipe: Recipe, facts: Facts) -> list[str]:
-    mode, found = load_mode(recipe.mode), []
-    if lacking := _missing_roles(mode, facts):
-        found.append(f"mode {recipe.mode} lacks rows of {' and '.join(lacking)}: give data or change mode")
-    last = recipe_stages(recipe, mode)[-1].shares
-    if facts.wants == "both" and "general_tasks" not in last:
-        cause = f"the last stage of mode {recipe.mode} has no general tasks"
-        if recipe.general_share == 0:
-            cause = "general_share is 0"
-        found.append(f"{cause} although general ability counts too: expect forgetting, or mix some in, as "
-                     "modes 4 and 5 do (R4, R6)")
-    return found
+                       "give questions and answers of your field", field="domain_tasks")
+    suggestions = apply_rules(facts)
+    votes = {mode: sum(suggestion.votes.get(mode, 0) for suggestion in suggestions) for mode in can_run}
+    best = max(votes, key=lambda mode: (votes[mode], mode == Recipe().mode))
+    return best, [suggestion for suggestion in suggestions if best in suggestion.votes]
 
 
 def format_advice(recipe: Recipe, facts: Facts) -> str:
     """The advice as plain text of at most 100 columns: mode, rules, values with reasons, warnings."""
     if recipe.pretraining_learning_rate:
         facts = facts.add("stated", pretraining_learning_rate=recipe.pretraining_learning_rate)
-    lines, led = _mode_lines(recipe, facts)
-    lines += _section("Worth knowing", [_rule_lines(said) for said in apply_rules(facts) if said not in led])
+    lines, voters = _mode_lines(recipe, facts)
+    others = [rule for rule in apply_rules(facts) if rule not in voters]
+    lines += _section("Worth knowing", [_rule_lines(rule) for rule in others])
     full, reasons = resolve_recipe(recipe, facts)
-    others = {name for names in METHOD_OPTIONS.values() for name in names}
-    others -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
+    unused = {name for names in METHOD_OPTIONS.values() for name in names}
+    unused -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
     rows = [(name, *str(advised).split(" because ", 1)) for name, advised in reasons.items()
-            if name not in others]
+            if name not in unused]
     left, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     table = [_wrapped(f"  {name:<{left}}  {value:<{middle}}  ", why) for name, value, why in rows]
     lines += _section("Advised values (a value that you set stays)", table)
@@ -289,20 +243,20 @@ def format_advice(recipe: Recipe, facts: Facts) -> str:
 def _mode_lines(recipe: Recipe, facts: Facts) -> tuple[list[str], list[Suggestion]]:
     """The suggested mode as text, with the rules that led to it."""
     try:
-        best, led = suggest_mode(facts)
+        best, voters = suggest_mode(facts)
     except BadInput as error:
         return _wrapped("Suggested mode: ", str(error)), []
     mode = MODES[best]
     lines = [f"Suggested mode: {best} ({mode.name})", f"  {mode.sentence}"]
     if load_mode(recipe.mode) is not mode:
         lines += _wrapped("  ", f"The recipe has mode {recipe.mode}.")
-    if not led:
+    if not voters:
         lines += _wrapped("  ", "No rule speaks for or against it yet: say what you want and what you have.")
-    return lines + [line for said in led for line in _rule_lines(said)], led
+    return lines + [line for rule in voters for line in _rule_lines(rule)], voters
 
 
-def _rule_lines(said: Suggestion) -> list[str]:
-    return _wrapped(f"  {said.rule:<5}", f"{said.says}, because {said.because}.")
+def _rule_lines(rule: Suggestion) -> list[str]:
+    return _wrapped(f"  {rule.rule:<5}", f"{rule.advice}, because {rule.reason}.")
 
 
 def _section(title: str, entries: list[list[str]]) -> list[str]:

@@ -50,9 +50,10 @@ from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
 from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import ROLES, Recipe, override
-from ..recipes.rules import format_advice, recipe_warnings, suggest_mode
+from ..recipes.rules import format_advice, suggest_mode
 from ..recipes.serialize import format_command
 from ..recipes.stages import Stage, stage_settings
+from ..recipes.warnings import recipe_warnings
 from ..runs.stage_store import hash_key
 from .trainer import count_steps
 

@@ -12,8 +12,8 @@ from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.modes import MODES, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import FIELDS, Recipe, differing_fields, override, recipe_to_dict
-from ..recipes.rules import recipe_warnings
 from ..recipes.serialize import format_cell, format_command, read_recipe
+from ..recipes.warnings import recipe_warnings
 from ..workers.client import start_helper
 from .fields import MODEL_AND_DATA, MORE_DATA
 from .step_choose import choose_step

@@ -225,7 +225,7 @@ def suggestion(facts: Facts) -> tuple[str, list[str]]:
         best, led = suggest_mode(facts)
     except BadInput as error:
         return "", [str(error)]
-    return best, [f"{said.rule}  {said.says}, because {said.because}." for said in led]
+    return best, [f"{rule.rule}  {rule.advice}, because {rule.reason}." for rule in led]
 
 
 def choose_step(form) -> widgets.Widget:

@@ -163,7 +163,7 @@ def _asked(request: dict) -> Recipe:
 
 def _answer_prepare(request: dict, kept: dict) -> dict:
     """The resolved recipe with reasons and warnings, the chain, and the facts of data and model."""
-    from ..recipes.rules import recipe_warnings
+    from ..recipes.warnings import recipe_warnings
     ready = _prepared(_asked(request), kept)
     return {"recipe": recipe_to_dict(ready.recipe), "reasons": ready.reasons,
             "stages": [asdict(stage) for stage in ready.stages],

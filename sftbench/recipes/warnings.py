@@ -1,0 +1,76 @@
+"""Warnings: where mode or values depart far from the advice, or do not fit data, model, device or method."""
+
+from .facts import Facts
+from .hyperparameters import ADVISED, MAX_WARMUP_RATIO, format_count, resolve_recipe
+from .modes import Mode, load_mode, recipe_stages
+from .recipe import Recipe
+
+WARNING_FACTOR = 5  # a rate so many times above or below the advised one is warned of
+
+
+def recipe_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    """The recipe's warnings, one line each; raises BadInput for an unknown mode."""
+    return [*_mode_warnings(recipe, facts), *hyperparameter_warnings(recipe, facts)]
+
+
+def hyperparameter_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    """The warnings of the user's values alone; each begins with its field."""
+    full, _ = resolve_recipe(recipe, facts)
+    return [*_number_warnings(full, facts), *_fit_warnings(full, facts)]
+
+
+def missing_roles(mode: Mode, facts: Facts) -> list[str]:
+    """The roles of the mode that have no rows; none as long as nothing was counted."""
+    return [role for role in mode.roles if facts.rows and not facts.row_count(role)]
+
+
+def _mode_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    mode, warnings = load_mode(recipe.mode), []
+    if missing := missing_roles(mode, facts):
+        warnings.append(f"mode {recipe.mode} lacks rows of {' and '.join(missing)}: give data or change mode")
+    if facts.wants == "both" and "general_tasks" not in recipe_stages(recipe, mode)[-1].shares:
+        cause = ("general_share is 0" if recipe.general_share == 0 else
+                 f"the last stage of mode {recipe.mode} has no general tasks")
+        warnings.append(f"{cause} although general ability counts too: expect forgetting, or mix some in, as "
+                        "modes 4 and 5 do (R4, R6)")
+    return warnings
+
+
+def _number_warnings(full: Recipe, facts: Facts) -> list[str]:
+    """Rates, warm-up and epochs of a resolved recipe that are far from what would be advised."""
+    warnings = []
+    for prefix in ("cpt_", ""):
+        names = [prefix + name for name in ("learning_rate", "warmup_ratio", "num_train_epochs")]
+        rate, ratio, epochs = (getattr(full, name) for name in names)
+        best_rate, best_ratio, best_epochs = (ADVISED[name](full, facts).value for name in names)
+        times = max(rate / best_rate, best_rate / rate)
+        if times >= WARNING_FACTOR * 0.9999:  # advised rates are rounded to three digits
+            side, method = "above" if rate > best_rate else "below", getattr(full, f"{prefix}method")
+            warnings.append(f"{names[0]} {rate:.3g} is {format_count(times)} times {side} the "
+                            f"{best_rate:.3g} advised for {method} (R8)")
+        if ratio > MAX_WARMUP_RATIO:
+            warnings.append(f"{names[1]} {ratio:g} is beyond {MAX_WARMUP_RATIO:g}, so much of the run is "
+                            f"spent below its rate; advised is {best_ratio:g} (R9)")
+        if epochs < best_epochs / 2:
+            warnings.append(f"{names[2]} {epochs:g} is less than half of the {best_epochs:g} advised; rather "
+                            "overfit than underfit (R10)")
+    return warnings
+
+
+def _fit_warnings(full: Recipe, facts: Facts) -> list[str]:
+    """What does not fit data, model, device or method, in a resolved recipe."""
+    rows, context, answer = facts.row_tokens, facts.context, facts.answer_tokens
+    prefix, bf16 = "ptuning_v2" in (full.method, full.cpt_method), ADVISED["bf16"](full, facts)
+    cases = (
+        (rows and full.max_length < rows,
+         f"max_length {full.max_length} drops longer tasks, and 99 % of yours reach up to {rows} tokens"),
+        (context and full.max_length > context,
+         f"max_length {full.max_length} exceeds the model's {context} positions"),
+        (answer and full.max_new_tokens < answer,
+         f"max_new_tokens {full.max_new_tokens} cuts probe answers, which reach up to {answer} tokens"),
+        (prefix and full.packing, "packing does not go with ptuning_v2: rows would lose their borders"),
+        (prefix and full.gradient_checkpointing,
+         "gradient_checkpointing does not go with ptuning_v2: PEFT refuses it"),
+        (full.bf16 and not bf16.value, f"bf16 is on, but {bf16.reason}"),
+    )
+    return [text for holds, text in cases if holds]
