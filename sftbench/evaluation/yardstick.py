@@ -3,12 +3,16 @@
 120 short texts and 180 questions with four options, half English and half Chinese, written for this project
 (`yardstick_texts.jsonl`, `yardstick_questions.jsonl`). They are never trained on and never mixed with a probe
 of the user's. Changing a row changes what all later scores mean, so the rows are part of the scores' key.
+
+Options are compared by nats, not by generated answers: a base model that follows no instruction ranks them
+too.
 """
 
 import itertools
 import json
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,19 +50,15 @@ def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict:
     nats = row_nats(model, encoded, tokenizer.pad_token_id)
     text_nats, correct = nats[:len(texts)], _correct_answers(nats[len(texts):])
     scores = {"loss": sum(text_nats) / sum(row.trained for row in encoded[:len(texts)]),
-              "accuracy": _mean(correct)}
+              "accuracy": fmean(correct)}
     for language in LANGUAGES:
         costs, sizes = zip(*((cost, len(row["text"])) for cost, row in zip(text_nats, texts, strict=True)
                              if row["language"] == language), strict=True)
         scores[f"nats_per_character_{language}"] = sum(costs) / sum(sizes)
-        scores[f"accuracy_{language}"] = _mean([
+        scores[f"accuracy_{language}"] = fmean(
             hit for hit, row in zip(correct, yardstick_rows("questions"), strict=True)
-            if row["language"] == language])
+            if row["language"] == language)
     return {name: round(value, 5) for name, value in scores.items()}
-
-
-def _mean(values: list) -> float:
-    return sum(values) / len(values)
 
 
 def encode_yardstick(tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:

@@ -1,5 +1,6 @@
 """A check of data files before anything is trained: shapes, bad rows, lengths, leaks, characters."""
 
+import contextlib
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .token_view import SAMPLED_ROWS, Script, count_scripts
 NAME_WIDTH = 18  # columns of the report's names
 LISTED = 12  # types and scripts that are named
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
-ALL_ROWS = 10**9  # rows of a probe: all of them, so that every row in both is found
+ALL_ROWS = 10**9  # rows of a probe: all of them, so that no row in both is missed
 BAD = 1.0  # tokens per character from which on a script counts as badly split
 
 
@@ -36,7 +37,7 @@ class TokenCounts:
     train: int  # rows
     probe: int  # rows
     template: str
-    dropped: dict[str, dict]  # by reason: `rows`, and `examples` of their places
+    dropped: dict[str, dict]  # by reason: the number of `rows`, and `examples` of where they lie
     max_length: int
     lengths: np.ndarray  # tokens of each training row
     tokens: int
@@ -61,7 +62,7 @@ class DataReport:
     first_bad: list[str]
     other_shape: int  # rows that would do as text for tasks, or the other way round
     duplicates: int
-    first_duplicates: list[tuple[str, str]]  # a row's place, and that of the earlier row that is the same
+    first_duplicates: list[tuple[str, str]]  # where a row lies, and where the earlier one that is the same
     probe_rows: int | None  # None: no probe is given, so one is split off
     probe_bad: int
     probe_first_bad: list[str]
@@ -104,15 +105,11 @@ class DataReport:
 
 
 def measure_data(source: str, role: str | None = None, probe: str | None = None, **fields) -> DataReport:
-    """Read and count a role's data.
+    """Read and count a role's data; `source` and its `probe` are files, folders or hub names, as in a recipe.
 
-    Args:
-        source: files, folders or hub names, as in a recipe.
-        role: what they are for; recognised from the file's name or its first row if it is not given.
-        probe: the role's probe, to find rows that are in both.
-        fields: other fields of a recipe: `model`, `max_length`, `system_prompts`.
-
-    Raises BadInput for files that cannot be read; rows that cannot be used are counted and named.
+    `role` is recognised from the file's name or its first row if it is not given; `fields` are other fields
+    of a recipe (`model`, `max_length`, `system_prompts`). Raises BadInput for files that cannot be read;
+    rows that cannot be used are counted and named.
     """
     silence_libraries()
     if role is not None and role not in ROLES:
@@ -144,17 +141,15 @@ def _role_of(source: str) -> str:
         return named
     for origin in open_sources(source, "data"):
         for _, record in origin.records():
-            if not isinstance(record, BadInput):
-                try:
-                    return "domain_text" if parse_row(record, None, origin.shape)[0] == "text" \
-                        else "domain_tasks"
-                except BadInput:
-                    continue
+            with contextlib.suppress(BadInput):
+                if not isinstance(record, BadInput):
+                    shape = parse_row(record, None, origin.shape)[0]
+                    return "domain_text" if shape == "text" else "domain_tasks"
     return "domain_tasks"
 
 
 def _duplicates(rows: Rows) -> tuple[int, list[tuple[str, str]]]:
-    """How many rows repeat an earlier one, and the first such pairs of places."""
+    """How many rows repeat an earlier one, and where the first of them lie."""
     _, first, back = np.unique(rows.names[0], return_index=True, return_inverse=True)
     repeated = np.flatnonzero(first[back] != np.arange(len(back)))
     return len(repeated), [(rows.where(index), rows.where(first[back[index]]))
@@ -175,7 +170,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role) -> TokenCounts:
     return TokenCounts(
         train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer),
         # rows that cannot be used are reported by themselves
-        dropped={reason: found for reason, found in role.dropped.items() if reason != "cannot be used"},
+        dropped={reason: rows for reason, rows in role.dropped.items() if reason != "cannot be used"},
         max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),
         trained=int(pieces.trained.sum()), scripts=scripts, costly=costly)
 
@@ -204,16 +199,14 @@ def draw_lengths(report: DataReport, picture: str | Path) -> None:
 
 def format_report(report: DataReport) -> str:
     """The report as text of at most 100 columns."""
-    rows = _row_pairs(report)
-    parts = [f"{make_visible(report.source)} as {report.role}"]
-    if counts := report.counts:
+    parts, counts = [f"{make_visible(report.source)} as {report.role}"], report.counts
+    parts.append(format_pairs(_row_pairs(report) + (_dropped_pairs(report, counts) if counts else []),
+                              indent=2, width=NAME_WIDTH))
+    if counts:
         yours = " (name yours with --model)" * (report.model == Recipe().model)
-        parts += [format_pairs(rows + _dropped_pairs(report, counts), 2, NAME_WIDTH),
-                  f"\nTokens by {report.model}{yours}",
-                  format_pairs(_token_pairs(report, counts), 2, NAME_WIDTH)]
+        parts += [f"\nTokens by {report.model}{yours}",
+                  format_pairs(_token_pairs(report, counts), indent=2, width=NAME_WIDTH)]
         parts += [f"\n{_script_text(counts)}"] if counts.scripts else []
-    else:
-        parts.append(format_pairs(rows, 2, NAME_WIDTH))
     return "\n".join(parts)
 
 
@@ -223,9 +216,9 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
     pairs = [("rows", f"{report.rows:,} in {plural(report.files, 'file')}, by shape: {shapes}"),
              ("cannot be used", _bad_rows(report.bad, report.first_bad))]
     if 0 < report.other_shape <= report.bad:
-        other, kind = ("text", "tasks") if report.role.endswith("_tasks") else ("tasks", "text")
-        pairs.append(("", f"{plural(report.other_shape, 'row')} of the file would do as {other}, not as "
-                          f"{kind}: check text and tasks separately, or name the role with --role"))
+        would, not_as = ("text", "tasks") if report.role.endswith("_tasks") else ("tasks", "text")
+        pairs.append(("", f"{plural(report.other_shape, 'row')} of the file would do as {would}, not as "
+                          f"{not_as}: check text and tasks separately, or name the role with --role"))
     if report.probe_bad:
         pairs.append(("bad in the probe", _bad_rows(report.probe_bad, report.probe_first_bad)))
     first = "; {} repeats {}".format(*report.first_duplicates[0]) if report.duplicates else ""
@@ -239,7 +232,7 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
 
 
 def _bad_rows(count: int, places: list[str]) -> str:
-    """How many rows cannot be used, and below it the first of them, each with what is wrong."""
+    """How many rows cannot be used, and on lines of their own the first, each with what is wrong."""
     stops = "; they stop a run unless bad_rows is drop" if count else ""
     return "\n".join([plural(count, "row") + stops, *(make_visible(place, 300) for place in places)])
 
@@ -251,9 +244,7 @@ def _dropped_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, s
                                  f"{counts.probe:,} in the probe ({how})")]
     dropped = [f"{reason}: {plural(rows['rows'], 'row')}, first {'; '.join(rows['examples'][:3])}"
                for reason, rows in counts.dropped.items()]
-    if dropped:
-        pairs.append(("dropped or cut", "\n".join(map(make_visible, dropped))))
-    return pairs
+    return pairs + [("dropped or cut", "\n".join(map(make_visible, dropped)))] * bool(dropped)
 
 
 def _token_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str]]:
@@ -269,10 +260,9 @@ def _token_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str
             [lengths.format(**report.quantiles()), *_bars(counts.lengths)])))
     fate = (", cut into pieces" if is_text else ", dropped") * bool(longer)
     note = (f"; a run takes its length from the task rows ({counts.max_length:,} here, since none are known)"
-            if is_text and not report.max_length_given else "")
-    pairs.append(("max_length",
-                  f"{counts.max_length:,}; longer than that: {plural(longer, 'row')}{fate}{note}"))
-    return pairs
+            * (is_text and not report.max_length_given))
+    limit = f"{counts.max_length:,}; longer than that: {plural(longer, 'row')}{fate}{note}"
+    return [*pairs, ("max_length", limit)]
 
 
 def _bars(lengths: np.ndarray) -> list[str]:

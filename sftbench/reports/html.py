@@ -1,4 +1,4 @@
-"""Text from outside made fit for a page: the one place that turns it into HTML. Standard library only."""
+"""Text from outside for a page: the only module that turns it into HTML. Standard library only."""
 
 import html
 import unicodedata
@@ -6,12 +6,12 @@ import unicodedata
 MAX_CHARACTERS = 20_000  # characters of one text that are shown
 
 
-def make_visible(text: str, most: int = MAX_CHARACTERS) -> str:
-    """The text with what cannot be seen made visible: line ends, tabs, control and direction characters."""
-    cut = f" … ({len(text) - most:,} characters more)" if len(text) > most else ""
+def make_visible(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """The text with signs for what cannot be seen: line ends, tabs, control and direction characters."""
+    cut = f" … ({len(text) - limit:,} characters more)" if len(text) > limit else ""
     named = {"\n": "↵", "\t": "⇥", "\r": "␍"}
     return "".join(named.get(letter) or (letter if _plain(letter) else f"⟨U+{ord(letter):04X}⟩")
-                   for letter in text[:most]) + cut
+                   for letter in text[:limit]) + cut
 
 
 def _plain(letter: str) -> bool:
@@ -19,20 +19,20 @@ def _plain(letter: str) -> bool:
     return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
-def escape_html(text: str, most: int = MAX_CHARACTERS) -> str:
+def escape_html(text: str, limit: int = MAX_CHARACTERS) -> str:
     """Any text as HTML that shows just this text, long ones cut; safe in an element and in an attribute."""
-    return html.escape(make_visible(text, most), quote=True)
+    return html.escape(make_visible(text, limit), quote=True)
 
 
 class HtmlText(str):
-    """A text that prints as it is, and shows in a notebook as the HTML beside it, made by `escape`."""
+    """A text that prints as text, and shows in a notebook as the HTML beside it, made by `escape_html`."""
 
     markup: str
 
     def __new__(cls, text: str, markup: str):
-        made = super().__new__(cls, text)
-        made.markup = markup
-        return made
+        page = super().__new__(cls, text)
+        page.markup = markup
+        return page
 
     def _repr_html_(self) -> str:
         return self.markup

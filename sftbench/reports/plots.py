@@ -24,7 +24,7 @@ SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bool = False) -> Figure:
     """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
 
-    Stage borders are shaded and named; the last values stand as text under the picture. `rates` adds the
+    Stage borders are shaded and named; the last values are text under the picture. `rates` adds the
     learning rate as a strip of its own.
     """
     figure, axes, *strip = _figure(9.6, 4.8, rows=1 + rates, sharex=True, height_ratios=(5, 1)[:1 + rates])
@@ -76,7 +76,7 @@ def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: in
     strip.set_ylabel("learning\nrate", fontsize=9)
     strip.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     strip.tick_params(labelsize=8)
-    strip.set_xlabel("step")
+    _label_steps(strip)
     axes.set_xlabel("")
 
 
@@ -95,7 +95,7 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
             axes.plot(*_columns(points, MIN_LOSS * log), color=COLOURS[side], linestyle=line, marker=marker,
                       markersize=5, linewidth=1.4, label=" " + _literal(name))
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
-        axes.set_xlabel("step")
+        _label_steps(axes)
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
         _scale(axes, log)
     panels[0].set_ylabel("loss (nats per token)")
@@ -113,7 +113,7 @@ def gain_figure(runs: list[dict]) -> Figure:
     axes.axvline(0, color="#888888", linewidth=0.8)
     names = [f"mode {run['mode']} {run['method']}" for run in runs]
     for name, run in zip(names, runs, strict=True):
-        if names.count(name) > 1:  # alike in both: the run's own name tells them apart
+        if names.count(name) > 1:  # the same mode and method: the run's own name
             name = _literal(run["name"])
         x, y = run["general"][0] - run["general"][1], run["domain"][1] - run["domain"][0]
         axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
@@ -181,12 +181,17 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
     axes.set_xlim(0, end)
     _scale(axes, log)
     axes.set_ylabel("loss (nats per token)")
-    axes.set_xlabel("step")
+    _label_steps(axes)
     axes.grid(axis="y", color="#FFFFFF", linewidth=1)
     if title:
         axes.set_title(title, loc="left", fontsize=11, pad=20)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+
+
+def _label_steps(axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _scale(axes, log: bool) -> None:
@@ -205,10 +210,10 @@ def _plain_number(value: float, _=None) -> str:
 
 
 class _PlainMinor(LogFormatter):
-    """Plain numbers at the minor ticks of a log scale, where it spans too little for major ones to tell."""
+    """Plain numbers at the minor ticks of a log scale, where it spans too little for several major ones."""
 
     def __init__(self):
-        super().__init__(minor_thresholds=(1, 0.5))
+        super().__init__(minor_thresholds=(2, 0.5))
 
     def _num_to_string(self, value, low, high):
         return _plain_number(value)
@@ -219,7 +224,8 @@ def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = 
     figure, axes = _figure(9.6, 4.0)
     if len(lengths):
         borders = histogram_borders(lengths, 50)
-        axes.hist(lengths, borders, color=COLOURS[role.split("_")[0]], edgecolor="white", linewidth=0.4)
+        # a bar's middle, not its edge, is over the length it counts
+        axes.hist(lengths, borders - 0.5, color=COLOURS[role.split("_")[0]], edgecolor="white", linewidth=0.4)
         if borders[-1] - borders[-2] > borders[1] - borders[0] + 1:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -19,7 +19,7 @@ DRAWING_SHARE = 0.02  # drawing may take this part of the time, and never happen
 
 
 class LivePlot:
-    """A callback for `run`: called with events, draws into the cell it was made in; `log`: a log scale."""
+    """A callback for `run`: called with events, draws into the cell it was created in; `log`: a log scale."""
 
     def __init__(self, title: str = "", log: bool = True):
         self.title, self.log, self.events = title, log, []
@@ -73,7 +73,7 @@ def print_line(text: str = "") -> None:
 
 @contextlib.contextmanager
 def show_progress(folder: Path, warn: bool = True):
-    """While the block runs, tell how far the run in `folder` is: one line rewritten, or a few in a log.
+    """While the block runs, report how far the run in `folder` is: one line rewritten, or a few in a log.
 
     With `warn` the recipe's warnings go to stderr, before the first step.
     """

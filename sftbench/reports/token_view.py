@@ -96,7 +96,7 @@ def summarise_view(view: RowView) -> str:
 
 
 def format_view(view: RowView, indent: int = 6) -> HtmlText:
-    """The row's tokens: what is trained stands between « and », ‖ is where a text is cut.
+    """The row's tokens: what is trained is between « and », ‖ is where a text is cut.
 
     As text it has a bar between tokens and line breaks only there; in a notebook what is trained is bold on
     blue, special tokens are brown, and everything is escaped.
