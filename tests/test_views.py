@@ -165,6 +165,7 @@ def ready(make_model, tmp_path_factory):
 def test_the_recipe_as_text_gives_each_value_its_reason(ready):
     text = format_recipe(ready)
     assert re.search("^learning_rate +0.001 as you set it$", text, re.M)
+    assert "bnb_4bit" not in text, "of another method"
     assert "(R8)" in text and "num_train_epochs" in text and "answers end with '<eos>'" in text
     assert all(len(line) <= 100 for line in text.splitlines())
     bold = override(ready.recipe, learning_rate=5.0)

@@ -23,7 +23,7 @@ from .plots import figure_png, histogram_borders, length_figure
 from .text_table import format_pairs, format_table, plural, wrap_text
 from .token_view import SAMPLED_ROWS, Script, count_scripts
 
-NAME_WIDTH = 18  # columns of the report's names
+NAME_WIDTH = 16  # columns of the report's names
 LISTED = 12  # types and scripts that are named
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
 ALL_ROWS = 10**9  # rows of a probe: all of them, so that no row in both is missed
@@ -254,10 +254,9 @@ def _token_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str
     pairs.append(("tokens", f"{counts.tokens:,} in training rows, {counts.trained:,} of them trained"
                   + f"\nNOTHING TO TRAIN: {report.untrainable}; a run stops" * bool(report.untrainable)))
     if len(counts.lengths):
-        lengths = ("from {shortest:,} to {longest:,}, median {median:,}; "
-                   "at most {10 %:,} in 10 % of the rows, {90 %:,} in 90 %, {99 %:,} in 99 %")
-        pairs.append(("tokens of a row", "\n".join(
-            [lengths.format(**report.quantiles()), *_bars(counts.lengths)])))
+        lengths = ("{shortest:,} to {longest:,}, median {median:,}; 10 % have up to {10 %:,}, "
+                   "90 % up to {90 %:,}, 99 % up to {99 %:,}").format(**report.quantiles())
+        pairs.append(("tokens of a row", "\n".join([lengths, *_bars(counts.lengths)])))
     fate = (", cut into pieces" if is_text else ", dropped") * bool(longer)
     note = (f"; a run takes its length from the task rows ({counts.max_length:,} here, since none are known)"
             * (is_text and not report.max_length_given))

@@ -32,7 +32,8 @@ def format_recipe(ready: PreparedRun, everything: bool = False) -> str:
             rows[name] = f"{value} as you set it"
         elif everything:
             rows[name] = f"{value}: {FIELDS[name].metadata['help']}"
-    rows |= ready.reasons  # also what is no field of the recipe but follows from model and machine
+    # what is no field of the recipe but follows from model and machine
+    rows |= {name: reason for name, reason in ready.reasons.items() if name not in values}
     parts = [f"Mode {ready.recipe.mode}: {ready.mode.sentence}\nStart: {ready.start}",
              format_pairs(rows.items())]
     if ready.warnings:
