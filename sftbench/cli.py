@@ -1,12 +1,14 @@
 """The command line: one function a command; what needs torch is imported by the command that needs it.
 
-Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interrupted.
+Exit code 2 for bad input, 1 for a run that failed, 130 for one that was interrupted. By argparse, since click
+8.5 and typer 0.29 have no options with several values, such as `--tasks A B C`.
 """
 
 import argparse
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 from .distributed import is_follower
@@ -24,17 +26,19 @@ from .recipes.recipe import (
 )
 from .reports.progress import print_line, show_progress
 from .runs.events import read_events, run_progress
-from .runs.folder import find_run, new_run_folder, read_result, runs_root, store_folder
+from .runs.folder import find_run, new_run_folder, read_json, read_result, runs_root, store_folder
 from .runs.ownership import live_owner
+
+TYPES = {"int": int, "float": float, "run": find_run}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        options.command(options)
+        options.function(options)
     except BadInput as error:
-        sys.stderr.write(f"sftbench: {error}\n" * (not is_follower()))  # rank 0 says the same
+        sys.stderr.write(f"sftbench: {error}\n" * (not is_follower()))  # rank 0 writes the same
         return 2
     except RunFailed as error:
         reason = f" ({error.reason})" if error.reason else ""
@@ -46,135 +50,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, which `commands.toml` lists; `function` is the command's function here."""
     parser = argparse.ArgumentParser(
         prog="sftbench", description="Supervised fine-tuning in seven modes and five methods, on one bench.")
     commands = parser.add_subparsers(required=True, metavar="command")
     fields = "recipe parameters (-p NAME VALUE):\n" + "\n".join(
         f"  {name:<33}{field_type(name).__name__:<6} {describe_field(name)}" for name in FIELDS)
-
-    def add(name: str, function, help: str, recipe: bool = False) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help, epilog=fields if recipe else None,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.set_defaults(command=function)
-        if recipe:
-            command.add_argument("-p", "--parameter", nargs=2, action="append", default=[],
-                                 metavar=("NAME", "VALUE"), help="set one recipe parameter; may be repeated")
-        return command
-
-    before = add("forecast", _forecast, "tell how much memory and time a run would take", recipe=True)
-    before.add_argument("--quick", action="store_true", help="memory only: no steps are tried")
-    run = add("run", _run, "train a mode's chain and print its ledger", recipe=True)
-    for command in (before, run):
-        command.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
-    book = add("notebook", _notebook, "run a mode's notebook headless through papermill", recipe=True)
-    book.add_argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
-    book.add_argument("--timeout", type=int, metavar="SECONDS", help="longest time for one cell")
-    for command in (run, book):
-        command.add_argument("--out", metavar="DIR",
-                             help="folder of the run (default: a new one under runs/)")
-    _add_a_run(add("resume", _resume, "let a run go on that was stopped or broke"))
-    stop = add("stop", _stop, "stop a run, whoever started it: after a step, with a checkpoint")
-    _add_a_run(stop)
-    stop.add_argument("--patience", type=float, default=30, metavar="SECONDS",
-                      help="how long a step may take before it is broken off (default: 30)")
-    _add_a_run(add("show", _show, "print the ledger of a run"))
-    _add_talk(add("talk", _talk, "put the same prompts to several checkpoints"))
-    _add_eval(add("eval", _eval, "score a run's checkpoints on standard benchmarks through lm-eval"))
-    _add_export(add("export", _export, "write a stage as a folder that plain transformers or PEFT loads"))
-    _add_look(add("look", _look, "show what the model really sees: rows token by token, with their mask",
-                  recipe=True))
-    _add_check(add("check", _check, "check data files: shapes, bad rows, lengths, leaks, characters"))
-    add("modes", _modes, "list the modes and their stages")
-    add("rules", _rules, "list the rules R1 to R16 that advice rests on")
-    add("methods", _methods, "list the methods and their parameters")
-    _add_advise(add("advise", _advise, "suggest mode and hyperparameters, with the rules that lead to them",
-                    recipe=True))
-    _add_pocket(add("pocket", _pocket,
-                    "write the pocket's data as files: an example of what yours should look like"))
-    stages = add("stages", _stages, "list stored stages that no run uses")
-    stages.add_argument("--remove", action="store_true", help="remove them")
+    listed = tomllib.loads(Path(__file__).with_name("commands.toml").read_text(encoding="utf-8"))
+    for name, entry in listed["commands"].items():
+        shared = entry.get("shared", [])
+        command = commands.add_parser(
+            name, help=entry["help"], description=entry["help"],
+            epilog=fields if "parameter" in shared else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(function=globals()[f"_{name}"])
+        arguments = [*(listed["shared"][one] for one in shared), *entry.get("arguments", [])]
+        alternatives = None  # argparse in Python 3.11 fails on an empty group
+        if any("dest" in argument for argument in arguments):
+            alternatives = command.add_mutually_exclusive_group()
+        for argument in arguments:
+            settings = {key: tuple(value) if key == "metavar" and isinstance(value, list) else value
+                        for key, value in argument.items() if key != "flags"}
+            if "type" in settings:
+                settings["type"] = TYPES[settings["type"]]
+            (alternatives if "dest" in settings else command).add_argument(*argument["flags"], **settings)
     return parser
-
-
-def _add_pocket(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=["write"])
-    command.add_argument("folder", help="where the eight files go: four roles, each with its probe")
-    command.add_argument("--seed", type=int, default=0, help="which of the invented companies (default: 0)")
-    command.add_argument("--unrelated", action="store_true",
-                         help="domain tasks in a form that no general task has")
-
-
-def _add_look(command: argparse.ArgumentParser) -> None:
-    command.add_argument("mode", help="1 to 7, or a TOML file with a mode of your own")
-    command.add_argument("--role", metavar="ROLE", help="one role alone (default: each of the mode's)")
-    command.add_argument("--row", type=int, default=1, metavar="N",
-                         help="from which training row on (default: 1)")
-    command.add_argument("--rows", type=int, default=1, metavar="N",
-                         help="how many rows of each role (default: 1)")
-
-
-def _add_check(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", nargs="+", help="file, folder or hub name, as in a recipe")
-    command.add_argument("--role", metavar="ROLE", help="domain_text, domain_tasks, general_text or "
-                                                        "general_tasks (default: by the first row)")
-    command.add_argument("--model", default=Recipe().model,
-                         help="whose tokenizer counts (default: the pocket)")
-    command.add_argument("--probe", metavar="FILE", help="the probe's file, to find rows that stand in both")
-    command.add_argument("--max-length", type=int, metavar="N",
-                         help="tokens in a block (default: as advised)")
-    command.add_argument("--system-prompts", metavar="TEXT|TOML",
-                         help="system message of tasks that have none")
-    command.add_argument("--picture", metavar="PNG", help="where to draw the histogram of lengths")
-
-
-def _add_a_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=find_run, help="a run's folder, or its name under runs/")
-
-
-def _add_talk(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", nargs="+",
-                         help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
-    command.add_argument("--prompt", action="append", metavar="TEXT",
-                         help="what to ask; may be repeated (default: the run's first probe questions)")
-    command.add_argument("--system", metavar="TEXT", help="a system prompt before each of them")
-    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
-    command.add_argument("--json", action="store_true", help="a JSON list of checkpoint, prompt and answer")
-
-
-def _add_eval(command: argparse.ArgumentParser) -> None:
-    _add_a_run(command)
-    command.add_argument("--tasks", nargs="+", required=True, metavar="TASK",
-                         help="lm-eval's names, or .yaml files with tasks of your own")
-    command.add_argument("--stages", nargs="+", metavar="STAGE",
-                         help="start and names of stages (default: start and the last stage)")
-    command.add_argument("--limit", type=int, metavar="ROWS", help="the first rows of each task only")
-
-
-def _add_export(command: argparse.ArgumentParser) -> None:
-    _add_a_run(command)
-    command.add_argument("folder", metavar="DIR", help="where to, a new folder")
-    command.add_argument("--stage", metavar="N|NAME", help="which stage (default: the last)")
-    form = command.add_mutually_exclusive_group()
-    form.add_argument("--merged", dest="form", action="store_const", const="merged",
-                      help="whole weights (default, where the method has them)")
-    form.add_argument("--adapter", dest="form", action="store_const", const="adapter",
-                      help="the adapter of lora, qlora or ptuning_v2, to go on top of its base")
-    command.add_argument("--rows", type=int, default=0, metavar="N",
-                         help="show so many questions of the probe in the model card (default: none)")
-    command.add_argument("--push", metavar="OWNER/NAME",
-                         help="upload it as a private repository, with the environment's HF_TOKEN")
-    command.add_argument("--public", action="store_true", help="make that repository public")
-
-
-def _add_advise(command: argparse.ArgumentParser) -> None:
-    command.add_argument("mode", nargs="?", help="the mode you have in mind (default: the suggested one)")
-    command.add_argument("--wants", choices=("domain", "both"),
-                         help="only the domain counts, or general ability too")
-    command.add_argument("--resources", choices=("much", "little"),
-                         help="how much hardware and time there is")
-    command.add_argument("--related", action="store_true", help="the domain's tasks are akin to general ones")
-    command.add_argument("--quick", action="store_true", help="do not load the model to measure its loss")
 
 
 def recipe_from_options(options: argparse.Namespace, **more) -> Recipe:
@@ -182,6 +83,10 @@ def recipe_from_options(options: argparse.Namespace, **more) -> Recipe:
     recipe = override(Recipe(), **{name: parse_value(name, text) for name, text in options.parameter} | more)
     load_mode(recipe.mode)
     return recipe
+
+
+def _print_json(data) -> None:
+    print_line(json.dumps(data, ensure_ascii=False, indent=1, default=str))
 
 
 def _run(options) -> None:
@@ -206,7 +111,7 @@ def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
     except KeyboardInterrupt as error:
         command = f"sftbench resume {folder}" if (folder / "recipe.json").exists() else "the same command"
         raise Stopped(f"{str(error) or 'stopped'}; go on with: {command}") from None
-    _report(folder, {"loss picture": folder / "loss.png"})
+    _print_result(folder, {"loss picture": folder / "loss.png"})
 
 
 def _resume(options) -> None:
@@ -217,7 +122,8 @@ def _resume(options) -> None:
 def _stop(options) -> None:
     from .workers.client import run_state, stop_run
     if live_owner(options.run) is None:
-        raise BadInput(f"{options.run}: no process runs it (state: {run_state(options.run)['state']})")
+        raise BadInput(f"{options.run}: no process runs it (state: {run_state(options.run)['state']})",
+                       where=str(options.run))
     now = stop_run(options.run, options.patience)
     print_line(f"{now['state']}{': ' + now['message'] if now['message'] else ''}")
     if now["state"] in ("stopped", "killed"):
@@ -228,7 +134,8 @@ def _forecast(options) -> None:
     recipe = recipe_from_options(options, mode=options.mode)
     from .reports.ledger import format_forecast
     from .training.forecast import forecast_recipe
-    print_line(format_forecast(forecast_recipe(recipe, timed=not options.quick)))
+    forecast = forecast_recipe(recipe, timed=not options.quick)
+    _print_json(forecast) if options.json else print_line(format_forecast(forecast))
 
 
 def _notebook(options) -> None:
@@ -239,45 +146,61 @@ def _notebook(options) -> None:
     out = Path(options.out) if options.out else new_run_folder(path.stem, recipe.method, recipe.output_dir)
     with show_progress(out):
         executed = execute_notebook(path, values, out, options.timeout)
-    _report(out, {"executed notebook": executed, "loss picture": out / "loss.png"})
+    _print_result(out, {"executed notebook": executed, "loss picture": out / "loss.png"})
 
 
-def _report(folder: Path, places: dict[str, Path]) -> None:
-    """The ledger, and where everything lies."""
+def _print_result(folder: Path, paths: dict[str, Path]) -> None:
+    """The ledger, where everything lies, and what to do next."""
     from .reports.ledger import format_ledger
     stage = read_result(folder)["stages"][-1]
     print_line("\n" + format_ledger(folder) + "\n")
     kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
-    for name, path in {**places, kind: store_folder(folder) / stage["key"] / kind}.items():
+    for name, path in {**paths, kind: store_folder(folder) / stage["key"] / kind}.items():
         print_line(f"{name + ':':<20}{path}")
-    print_line(
-        f"\nnext: sftbench talk {folder}:start {folder}  ·  sftbench export {folder} NEW_FOLDER  ·  make lab"
-    )
+    print_line(f"\nnext: sftbench talk {folder}:start {folder}  ·  sftbench export {folder} NEW_FOLDER  ·  "
+               "make lab")
 
 
 def _show(options) -> None:
     from .reports.ledger import format_ledger, format_partial_ledger
     from .workers.client import run_state
     state, folder = run_state(options.run), Path(options.run)
-    if state["state"] in ("done", "none"):
+    if state["state"] in ("done", "none") and not options.json:
         print_line(format_ledger(folder))
         return
     events = read_events(folder)
     now = run_progress(events)
+    if options.json:
+        result = read_json(folder, "result.json") if (folder / "result.json").exists() else None
+        if result is None and state["state"] == "none":
+            read_json(folder, "recipe.json")  # raises where there is no such run
+        _print_json({"run": folder} | state | {"progress": now, "result": result})
+        return
     print_line(f"{folder}: {state['state']}, {now['text']} ({now['share']:.0%})")
     if state["message"]:
         print_line(state["message"])
     if table := format_partial_ledger(events):
         print_line(f"\n{table}")
     print_line(f"\nsftbench {'stop' if state['alive'] else 'resume'} {folder}   # "
-        + ("a checkpoint is kept" if state["alive"] else "go on with it"))
+               + ("a checkpoint is written" if state["alive"] else "go on with it"))
+
+
+def _compare(options) -> None:
+    from .reports.comparison import format_differences, format_runs, recipe_differences, summarise_run
+    for folder in options.runs:
+        read_json(folder, "recipe.json")  # raises where there is no such run
+    runs = list(map(summarise_run, options.runs))
+    if options.json:
+        _print_json({"runs": runs, "differences": recipe_differences(options.runs)})
+    else:
+        print_line(f"{format_runs(runs)}\n\n{format_differences(options.runs)}")
 
 
 def _talk(options) -> None:
     from .evaluation.chat import talk
     from .reports.text import format_answers
     answers = talk(options.checkpoint, options.prompt, options.system, options.max_new_tokens)
-    print_line(json.dumps(answers, ensure_ascii=False, indent=1) if options.json else format_answers(answers))
+    _print_json(answers) if options.json else print_line(format_answers(answers))
 
 
 def _eval(options) -> None:
@@ -288,32 +211,28 @@ def _eval(options) -> None:
 
 
 def _export(options) -> None:
-    from .export.export import export_stage, push_folder
+    from .export.export import export_stage
     done = export_stage(options.run, options.folder, options.stage, options.form, options.rows)
     print_line(f"{done['folder']}: stage {done['stage']}, {done['form']}, {done['bytes'] / 1e6:.1f} MB")
-    print_line(
-        f"loaded again by itself, it gave {done['equal']} of {done['asked']} answers as the run's model did"
-    )
-    if options.push:
-        print_line(f"pushed to {push_folder(options.folder, options.push, options.public)}")
+    print_line(f"loaded again by itself, it gave {done['equal']} of {done['asked']} answers as the run's "
+               "model did")
 
 
 def _look(options) -> None:
     recipe = recipe_from_options(options, mode=options.mode)
     from .reports.text import look_at_data
     from .training.prepare import prepare_recipe
-    prepared = prepare_recipe(recipe)
-    print_line(look_at_data(prepared, options.rows, options.role, options.row))
+    print_line(look_at_data(prepare_recipe(recipe), options.rows, options.role, options.row))
 
 
 def _check(options) -> None:
     from .reports.data_report import draw_lengths, format_report, join_sources, measure_data
     report = measure_data(join_sources(options.file), options.role, options.probe, model=options.model,
                           max_length=options.max_length, system_prompts=options.system_prompts)
-    print_line(format_report(report))
+    _print_json(report.to_dict()) if options.json else print_line(format_report(report))
     if options.picture:
         draw_lengths(report, options.picture)
-        print_line(f"\nhistogram: {options.picture}")
+        print_line(f"\nhistogram: {options.picture}" * (not options.json))
     if report.stops:
         raise BadInput("; ".join(report.stops))
 
@@ -338,9 +257,11 @@ def _methods(options) -> None:
 
 def _advise(options) -> None:
     recipe = recipe_from_options(options, **({"mode": options.mode} if options.mode else {}))
+    from .reports.text import format_advice
     from .training.prepare import advise_recipe
-    said = {"wants": options.wants, "resources": options.resources, "related": options.related}
-    print_line(advise_recipe(recipe, said, with_losses=not options.quick, settle_mode=options.mode is None))
+    stated = {"wants": options.wants, "resources": options.resources, "related": options.related}
+    advice = advise_recipe(recipe, stated, with_losses=not options.quick, settle_mode=options.mode is None)
+    _print_json(advice.to_dict()) if options.json else print_line(format_advice(advice))
 
 
 def _pocket(options) -> None:
@@ -354,13 +275,12 @@ def _pocket(options) -> None:
 
 def _stages(options) -> None:
     from .runs.stage_store import unused_stages
-    shelf = runs_root().resolve() / ".stages"
-    found = unused_stages(shelf)
-    for path in found:
+    store = runs_root().resolve() / ".stages"
+    unused = unused_stages(store)
+    for path in unused:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if options.remove:
             shutil.rmtree(path)
         print_line(f"{'removed ' if options.remove else ''}{path}  {size / 1e6:.1f} MB")
-    print_line(f"{len(found)} stages that no run under {shelf.parent} uses"
-        + ("" if options.remove or not found else "; --remove deletes them"))
-
+    print_line(f"{len(unused)} stages that no run under {store.parent} uses"
+               + ("" if options.remove or not unused else "; --remove deletes them"))

@@ -5,12 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.errors import BadInput
+from sftbench.recipes.facts import Facts
 from sftbench.recipes.hyperparameters import resolve_recipe
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import METHODS, ROLES, Recipe, override
-from sftbench.recipes.rules import RULES, apply_rules, format_advice, suggest_mode
+from sftbench.recipes.rules import RULES, advise, apply_rules, suggest_mode
 from sftbench.recipes.warnings import recipe_warnings
+from sftbench.reports.text import explain_advice
 from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET, facts
+
+
+def explain(recipe: Recipe, facts: Facts) -> str:
+    """The advice as text."""
+    return explain_advice(advise(recipe, facts))
+
 
 NEW_TEXT = {"domain_text": 3.0, "general_text": 2.0}
 KNOWN_TEXT = {"domain_text": 2.1, "general_text": 2.0}
@@ -127,7 +135,7 @@ def test_no_mode_without_its_rows_is_suggested(rows, resources, wants, related):
         with pytest.raises(BadInput) as refusal:
             suggest_mode(facts(known))
         assert refusal.value.field == "domain_tasks"
-        assert "domain_tasks" in format_advice(Recipe(), facts(known))
+        assert "domain_tasks" in explain(Recipe(), facts(known))
         return
     suggested, _ = suggest_mode(facts(known))
     assert all(rows.get(role) for role in MODES[suggested].roles)
@@ -141,7 +149,7 @@ def test_without_a_chat_model_another_mode_takes_its_place(mode, known):
     for stated in ({}, {"chat_model": None}, {"chat_model": True}):
         assert suggest_mode(facts({**known, **stated}))[0] == "6"
     assert suggest_mode(facts({**known, "chat_model": False}))[0] == mode
-    text = format_advice(Recipe(mode="6"), facts({**known, "chat_model": False}))
+    text = explain(Recipe(mode="6"), facts({**known, "chat_model": False}))
     assert text.startswith(f"Suggested mode: {mode} ")
 
 
@@ -159,7 +167,7 @@ def test_without_a_chat_model_no_mode_starts_from_one(known):
 @given(SET, KNOWN)
 def test_explain_fits_the_page(values, known):
     recipe = override(Recipe(), **values)
-    text = format_advice(recipe, facts(known))
+    text = explain(recipe, facts(known))
     assert all(len(line) <= 100 and line == line.rstrip() for line in text.splitlines())
     words = " ".join(text.split())
     for warning in recipe_warnings(recipe, facts(known)):
@@ -167,7 +175,7 @@ def test_explain_fits_the_page(values, known):
 
 
 def test_explain_names_mode_rules_values_and_warnings():
-    text = format_advice(override(Recipe(), learning_rate=1.0), facts(EVERYTHING))
+    text = explain(override(Recipe(), learning_rate=1.0), facts(EVERYTHING))
     assert text.startswith("Suggested mode: 5 (base_mixed_cpt_mixed_sft)")
     for suggestion in apply_rules(facts(EVERYTHING)):
         assert f"\n  {suggestion.rule} " in text
@@ -175,7 +183,7 @@ def test_explain_names_mode_rules_values_and_warnings():
         suggestion.rule for suggestion in apply_rules(facts(EVERYTHING))}
     assert "(R8)" in text and "(R9)" in text and "(R10)" in text
     assert "The recipe has mode 2." in text
-    assert "mode 2" not in format_advice(Recipe(mode="5"), facts(EVERYTHING))
+    assert "mode 2" not in explain(Recipe(mode="5"), facts(EVERYTHING))
     assert "learning_rate 1 is 3,333 times above the 0.0003 advised for full" in text
     columns = {line.index(value) for line in text.splitlines() for name, value in (
         ("  packing ", "True"), ("  bf16 ", "False"), ("  max_length ", "128")) if line.startswith(name)}
@@ -183,7 +191,7 @@ def test_explain_names_mode_rules_values_and_warnings():
 
 
 def test_explain_goes_by_the_rate_the_user_names():
-    assert "0.001 for SFT" in format_advice(override(Recipe(), pretraining_learning_rate=1e-2), facts({}))
+    assert "0.001 for SFT" in explain(override(Recipe(), pretraining_learning_rate=1e-2), facts({}))
 
 
 @pytest.mark.parametrize("values,known,words", [
@@ -208,4 +216,4 @@ def test_the_advice_does_not_warn_of_itself(method):
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(BadInput, match="unknown mode"):
-        format_advice(Recipe(mode="base_cpt_sfd"), facts({}))
+        explain(Recipe(mode="base_cpt_sfd"), facts({}))

@@ -68,7 +68,8 @@ def test_playwrights_own_browser_is_taken(machine, tmp_path):
 def test_apt_installs_one_with_one_line_of_progress(machine):
     os.symlink("/usr/bin/env", machine.bin / "env")
     put(machine.bin, "sudo", '#!/bin/sh\n[ "$1" = -n ] && shift\nexec "$@"\n')
-    put(machine.bin, "apt-get", f'#!/bin/sh\n[ "$1" = update ] || {{ /bin/cp "$0" {machine.bin}/chromium; }}\n')
+    put(machine.bin, "apt-get",
+        f'#!/bin/sh\n[ "$1" = update ] || {{ /bin/cp "$0" {machine.bin}/chromium; }}\n')
     done = machine()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Installing Chromium for the browser tests: once.\n"

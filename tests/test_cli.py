@@ -142,6 +142,44 @@ def test_lists_and_advice(capsys, monkeypatch, tmp_path):
         assert words in capsys.readouterr().out
 
 
+def test_json_is_one_object_on_standard_output(small, tmp_path, capsys):
+    data = {name: value for name, value in small.items() if name != "max_steps"}
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    for folder, seed in ((one, "0"), (two, "1")):
+        assert main(["run", "1", *arguments(small), "-p", "seed", seed, "--out", folder]) == 0
+    capsys.readouterr()
+
+    def printed(*words: str) -> dict:
+        assert main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+    shown = printed("show", one)
+    assert (shown["state"], shown["alive"], shown["progress"]["share"]) == ("done", False, 1.0)
+    assert shown["result"] == json.loads((tmp_path / "one" / "result.json").read_text())
+    compared = printed("compare", one, two)
+    assert compared["differences"] == {"seed": [0, 1]} and [run["name"] for run in compared["runs"]] == [
+        "one", "two"]
+    forecast = printed("forecast", "1", "--quick", *arguments(small))
+    assert forecast["steps"] == {"domain_sft": 2} and forecast["peak_memory_bytes"] > 1e8
+    checked = printed("check", small["domain_tasks"], "--model", small["model"])
+    assert checked["rows"] == 40 and checked["stops"] == []
+    advised = printed("advise", "1", "--quick", "--wants", "both", *arguments(data))
+    assert advised["values"]["learning_rate"]["rule"] == "R8" and "R6" in [
+        rule["rule"] for rule in advised["rules"]]
+
+
+def test_compare_prints_runs_side_by_side(small, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "recipe.json", {
+            "schema": 1, "recipe": {"mode": "1", "method": "full", "seed": 3 if name == "one" else 4}})
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("run")
+    assert any(line.startswith("one") and "unfinished" in line for line in lines)
+    assert lines[-1].split() == ["seed", "3", "4"]
+    assert main(["compare", str(tmp_path / "nowhere")]) == 2
+
+
 def test_advice_measures_the_gap_by_itself(capsys, small):
     known = {name: value for name, value in small.items() if name != "max_steps"}
     assert main(["advise", "2", "--wants", "domain", "--resources", "much", *arguments(known)]) == 0

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
 from sftbench.evaluation.chat import talk
 from sftbench.export import export
-from sftbench.export.export import export_stage, push_folder
+from sftbench.export.export import export_stage
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.folder import read_result, store_folder
 from sftbench.training.chain import run_chain
@@ -138,71 +136,3 @@ def test_torn_weights_and_another_base_are_refused_and_nothing_is_left(run, tmp_
     with pytest.raises(RunFailed, match="answers 3 of 3 prompts otherwise than the run"):
         export_stage(run("freeze"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of a model hub as an upload asks for; keeps what it was sent."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
-        if self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                                for file in files]}
-        elif self.path.endswith("/commit/main"):
-            answer = {"commitUrl": f"{self.server.address}/me/mine/commit/1", "commitOid": "1" * 40,
-                      "success": True}
-        else:
-            answer = {"url": f"{self.server.address}/me/mine", "id": "me/mine"}
-        self._say(403 if self.server.refuse else 200, answer)
-
-    def do_GET(self):
-        self._say(200, {"id": "me/mine", "sha": "0" * 40, "siblings": [], "private": True})
-
-    def _say(self, code: int, answer: dict):
-        text = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.refuse = [], False
-    server.address = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
-def test_pushing_sends_the_folder_with_the_environments_token_and_keeps_it_nowhere(run, tmp_path, hub,
-                                                                                   monkeypatch):
-    export_stage(run("lora"), tmp_path / "out")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(BadInput, match="no HF_TOKEN"):
-        push_folder(tmp_path / "out", "me/mine")
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    assert push_folder(tmp_path / "out", "me/mine").startswith(hub.address + "/me/mine")
-    made = next(json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create")
-    assert made["visibility"] == "private"
-    commit = next(body for path, _, body in hub.seen if "/commit/" in path).decode()
-    sent = {json.loads(line)["value"]["path"] for line in commit.splitlines() if '"file"' in line}
-    assert sent == {path.name for path in (tmp_path / "out").iterdir()}
-    assert {token for _, token, _ in hub.seen} == {"Bearer hf_secret"}
-    hub.refuse = True
-    with pytest.raises(RunFailed, match="the hub did not take me/mine") as refused:
-        push_folder(tmp_path / "out", "me/mine")
-    assert "hf_secret" not in str(refused.value)
-    assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    export_stage(run("lora"), tmp_path / "adapter", "cpt", "adapter")
-    with pytest.raises(BadInput, match="local folder"):
-        push_folder(tmp_path / "adapter", "me/mine")

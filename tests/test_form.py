@@ -8,7 +8,7 @@ import ipywidgets as widgets
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sftbench.cli import _parser, recipe_from_options
+from sftbench.cli import make_parser, recipe_from_options
 from sftbench.recipes.facts import Facts
 from sftbench.recipes.modes import MODES, load_mode, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
@@ -101,7 +101,7 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     form.recipe = recipe
     assert form.recipe == recipe
     command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
-    options = _parser().parse_args(shlex.split(command)[1:])
+    options = make_parser().parse_args(shlex.split(command)[1:])
     assert recipe_from_options(options, mode=options.mode) == recipe == parse_cell(cell)
     for name, control in form.controls.items():  # each control writes what it shows, and nothing changes
         shown = control.value

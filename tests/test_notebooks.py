@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import sftbench
-from sftbench.cli import _parser, main, recipe_from_options
+from sftbench.cli import main, make_parser, recipe_from_options
 from sftbench.notebook import execute_notebook, find_notebook
 from sftbench.pocket.world import write_files
 from sftbench.recipes.modes import MODES, load_mode
@@ -134,9 +134,9 @@ def test_commands_in_the_prose_parse_and_name_recipe_fields(number):
         words = shlex.split(command)[1:]
         if "--help" in words:
             with pytest.raises(SystemExit, match="0"):
-                _parser().parse_args(words)
+                make_parser().parse_args(words)
             continue
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         recipe_from_options(options)
         load_mode(getattr(options, "mode", None) or "2")
 
@@ -232,7 +232,7 @@ def test_your_own_is_laid_out_as_the_others():
         name, kind, _, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
         assert (kind, help) == (field_type(name).__name__, field_help(name))
     for command in commands(prose(book)):
-        _parser().parse_args(shlex.split(command.replace("FILE", "a.jsonl"))[1:])
+        make_parser().parse_args(shlex.split(command.replace("FILE", "a.jsonl"))[1:])
 
 
 @pytest.fixture(scope="module")

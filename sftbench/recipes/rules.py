@@ -1,23 +1,28 @@
-"""Advice: the rules R1 to R16 as code, the mode they add up to, and all of it as text.
+"""Advice: the rules R1 to R16 as code, the mode they add up to, and warnings.
 
 A rule without the facts that it needs stays silent. Losses are in nats per token.
 """
 
 import math
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ..errors import BadInput
 from .facts import Facts
-from .hyperparameters import WARMUP_RATIO, advised_epochs, format_count, full_learning_rate, resolve_recipe
-from .modes import MODES, load_mode
+from .hyperparameters import (
+    WARMUP_RATIO,
+    Advised,
+    advised_epochs,
+    format_count,
+    full_learning_rate,
+    resolve_recipe,
+)
+from .modes import MODES
 from .recipe import METHOD_OPTIONS, Recipe
 from .warnings import missing_roles, recipe_warnings
 
 PLENTIFUL_TOKENS = 1e9  # tokens of domain text that are worth CPT by themselves
 LOSS_GAP = 0.5  # nats per token by which text differs "much": perplexity is then e^0.5 = 1.65 times as high
-WIDTH = 100  # columns of `explain`
 
 
 @dataclass(frozen=True)
@@ -221,48 +226,41 @@ def suggest_mode(facts: Facts) -> tuple[str, list[Suggestion]]:
     return best, [suggestion for suggestion in suggestions if best in suggestion.votes]
 
 
-def format_advice(recipe: Recipe, facts: Facts) -> str:
-    """The advice as plain text of at most 100 columns: mode, rules, values with reasons, warnings."""
+@dataclass(frozen=True)
+class Advice:
+    """What the rules say for a recipe and what is known: a mode, values, warnings."""
+
+    recipe: Recipe
+    facts: Facts
+    mode: str | None  # the suggested one's number; None where no mode has its data
+    obstacle: str  # why no mode can be suggested
+    leading: tuple[Suggestion, ...]  # the rules that spoke for or against the suggested mode
+    others: tuple[Suggestion, ...]
+    values: dict[str, Advised]  # for the fields that are not set
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """The advice, ready for JSON."""
+        return {"suggested_mode": self.mode, "obstacle": self.obstacle, "facts": self.facts.to_dict(),
+                "rules": [{"rule": one.rule, "advice": one.advice, "reason": one.reason,
+                           "leads": one in self.leading} for one in (*self.leading, *self.others)],
+                "values": {name: asdict(advised) for name, advised in self.values.items()},
+                "warnings": list(self.warnings)}
+
+
+def advise(recipe: Recipe, facts: Facts) -> Advice:
+    """The suggested mode and the rules behind it, the other rules, and values and warnings for the recipe."""
     if recipe.pretraining_learning_rate:
         facts = facts.add("stated", pretraining_learning_rate=recipe.pretraining_learning_rate)
-    lines, voters = _mode_lines(recipe, facts)
-    others = [rule for rule in apply_rules(facts) if rule not in voters]
-    lines += _section("Worth knowing", [_rule_lines(rule) for rule in others])
-    full, reasons = resolve_recipe(recipe, facts)
-    unused = {name for names in METHOD_OPTIONS.values() for name in names}
-    unused -= {name for method in (full.method, full.cpt_method) for name in METHOD_OPTIONS[method]}
-    rows = [(name, *str(advised).split(" because ", 1)) for name, advised in reasons.items()
-            if name not in unused]
-    left, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
-    table = [_wrapped(f"  {name:<{left}}  {value:<{middle}}  ", why) for name, value, why in rows]
-    lines += _section("Advised values (a value that you set stays)", table)
-    lines += _section("Warnings", [_wrapped("  ! ", text) for text in recipe_warnings(recipe, facts)])
-    return "\n".join(lines)
-
-
-def _mode_lines(recipe: Recipe, facts: Facts) -> tuple[list[str], list[Suggestion]]:
-    """The suggested mode as text, with the rules that led to it."""
+    mode, obstacle, leading = None, "", []
     try:
-        best, voters = suggest_mode(facts)
+        mode, leading = suggest_mode(facts)
     except BadInput as error:
-        return _wrapped("Suggested mode: ", str(error)), []
-    mode = MODES[best]
-    lines = [f"Suggested mode: {best} ({mode.name})", f"  {mode.sentence}"]
-    if load_mode(recipe.mode) is not mode:
-        lines += _wrapped("  ", f"The recipe has mode {recipe.mode}.")
-    if not voters:
-        lines += _wrapped("  ", "No rule speaks for or against it yet: say what you want and what you have.")
-    return lines + [line for rule in voters for line in _rule_lines(rule)], voters
-
-
-def _rule_lines(rule: Suggestion) -> list[str]:
-    return _wrapped(f"  {rule.rule:<5}", f"{rule.advice}, because {rule.reason}.")
-
-
-def _section(title: str, entries: list[list[str]]) -> list[str]:
-    return ["", title, *(line for entry in entries for line in entry)] if entries else []
-
-
-def _wrapped(lead: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead),
-                         break_on_hyphens=False)
+        obstacle = str(error)
+    resolved, values = resolve_recipe(recipe, facts)
+    unused = {name for names in METHOD_OPTIONS.values() for name in names}
+    unused -= {name for method in (resolved.method, resolved.cpt_method) for name in METHOD_OPTIONS[method]}
+    return Advice(recipe, facts, mode, obstacle, tuple(leading),
+                  tuple(one for one in apply_rules(facts) if one not in leading),
+                  {name: advised for name, advised in values.items() if name not in unused},
+                  tuple(recipe_warnings(recipe, facts)))

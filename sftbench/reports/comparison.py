@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
-from ..recipes.recipe import differing_fields
+from ..recipes.recipe import FIELDS, differing_fields
+from ..runs.events import format_duration
 from ..runs.folder import runs_root
+from .ledger import format_gigabytes
 from .text_table import format_table, shorten_start
 
 GENERAL_ROLES = ("general_tasks", "yardstick")  # the first that was scored is general ability
@@ -53,15 +55,31 @@ def _read(folder: Path, name: str) -> dict:
     return data if isinstance(data, dict) else {}
 
 
+def recipe_differences(folders: list[Path]) -> dict[str, list]:
+    """The recipe fields in which runs differ, each with the value of every run."""
+    recipes = [_read(folder, "recipe.json").get("recipe") or {} for folder in folders]
+    names = {name for other in recipes[1:] for name in differing_fields(recipes[0], other)}
+    return {name: [recipe.get(name) for recipe in recipes] for name in FIELDS if name in names}
+
+
 def format_differences(folders: list[Path]) -> str:
     """The values in which the runs' recipes differ, as a table of text; one line if they do not."""
-    recipes = [_read(folder, "recipe.json").get("recipe") or {} for folder in folders]
-    names = sorted({name for other in recipes[1:] for name in differing_fields(recipes[0], other)},
-                   key=list(recipes[0]).index) if recipes else []
-    if not names:
+    rows = [[name, *map(_short, values)] for name, values in recipe_differences(folders).items()]
+    if not rows:
         return "Their recipes are the same." if len(folders) > 1 else "Choose two runs or more."
-    rows = [[name, *(_short(recipe.get(name)) for recipe in recipes)] for name in names]
     return format_table(rows, ["recipe", *(shorten_start(folder.name, MAX_CELL) for folder in folders)])
+
+
+def format_runs(runs: list[dict]) -> str:
+    """Runs of `summarise_run` as a table of text, a line each; accuracies before and after."""
+    rows = []
+    for run in runs:
+        accuracies = [f"{pair[0]:.2f} -> {pair[1]:.2f}" if pair else "–"
+                      for pair in (run["domain"], run["general"])]
+        name = shorten_start(run["name"], MAX_CELL)
+        rows.append([name, run["mode"], run["method"], run["state"], *accuracies,
+                     format_duration(run["seconds"]), format_gigabytes(run["memory_bytes"])])
+    return format_table(rows, ["run", "mode", "method", "state", "domain", "general", "time", "memory"])
 
 
 def _short(value) -> str:

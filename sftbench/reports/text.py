@@ -7,7 +7,10 @@ from ..errors import BadInput
 from ..evaluation.probes import exact_match, generate_answers
 from ..models.checkpoint import load_stage
 from ..models.loading import load_model
+from ..recipes.modes import MODES, find_start_model, load_mode
 from ..recipes.recipe import FIELDS, Recipe, recipe_to_dict, suggest_name
+from ..recipes.rules import Advice, Suggestion
+from ..recipes.serialize import format_command
 from ..training.prepare import PreparedRun
 from .html import HtmlText, escape_html, make_visible
 from .text_table import format_pairs, format_table, plural, wrap_text
@@ -145,3 +148,37 @@ def format_scores(scores: dict) -> str:
              *(f"{tasks[task][metric]:.3f}" for tasks in scores.values())]
             for task, metrics in first.items() for metric in metrics]
     return format_table(rows, ["benchmark", *scores])
+
+
+def format_advice(advice: Advice) -> str:
+    """The advice as plain text, what it is for and the command that follows."""
+    rows = ", ".join(f"{name} {plural(count, 'row')}" for name, count in (advice.facts.rows or {}).items())
+    return (f"For {find_start_model(advice.recipe)}, with {rows or 'no data yet'}.\n\n"
+            f"{explain_advice(advice)}\n\nnext: {format_command(advice.recipe)}")
+
+
+def explain_advice(advice: Advice) -> str:
+    """Mode, rules, values with reasons, and warnings."""
+    values = [(name, *str(advised).split(" because ", 1)) for name, advised in advice.values.items()]
+    sections = {"Worth knowing": format_pairs(map(_rule_pair, advice.others), indent=2),
+                "Advised values (a value that you set stays)": format_pairs(values, indent=2),
+                "Warnings": format_pairs([("!", warning) for warning in advice.warnings], indent=2, gap=1)}
+    parts = [f"{title}\n{text}" for title, text in sections.items() if text]
+    return "\n\n".join([_suggested_mode(advice), *parts])
+
+
+def _suggested_mode(advice: Advice) -> str:
+    """The suggested mode as text, with the rules that led to it."""
+    if advice.mode is None:
+        return wrap_text(f"Suggested mode: {advice.obstacle}")
+    mode = MODES[advice.mode]
+    lines = [f"Suggested mode: {advice.mode} ({mode.name})", f"  {mode.sentence}"]
+    if load_mode(advice.recipe.mode) is not mode:
+        lines.append(wrap_text(f"  The recipe has mode {advice.recipe.mode}."))
+    if not advice.leading:
+        lines.append("  No rule speaks for or against it yet: state what you want and what you have.")
+    return "\n".join([*lines, *filter(None, [format_pairs(map(_rule_pair, advice.leading), indent=2)])])
+
+
+def _rule_pair(suggestion: Suggestion) -> tuple[str, str]:
+    return suggestion.rule, f"{suggestion.advice}, because {suggestion.reason}."

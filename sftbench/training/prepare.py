@@ -50,8 +50,7 @@ from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
 from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.recipe import ROLES, Recipe, override
-from ..recipes.rules import format_advice, suggest_mode
-from ..recipes.serialize import format_command
+from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings
 from ..runs.stage_store import hash_key
@@ -243,12 +242,13 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
     return facts.add("card", pretraining_learning_rate=card_rate(getattr(config, "sftbench", None)))
 
 
-def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True, settle_mode: bool = False) -> str:
-    """The advice as text for this recipe's data and model; `stated` is what the user wants and has.
+def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
+                  settle_mode: bool = False) -> Advice:
+    """The advice for this recipe's data and model; `stated` is what the user wants and has (see `Facts`).
 
     `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
-    `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike `prepare`,
-    it works with whatever roles have data.
+    `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike
+    `prepare_recipe`, it works with whatever roles have data.
     """
     silence_libraries()
     start = find_start_model(recipe)
@@ -261,9 +261,7 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True, settle
             load_model(start, recipe.model_revision), tokenizer, roles))
     if settle_mode:
         recipe = override(recipe, mode=suggest_mode(facts)[0])
-    rows = ", ".join(f"{name} {len(role.train):,} rows" for name, role in roles.items())
-    return (f"For {start}, with {rows or 'no data yet'}.\n\n{format_advice(recipe, facts)}\n\n"
-            f"next: {format_command(recipe)}")
+    return advise(recipe, facts)
 
 
 ADVICE_LENGTH = 1024  # tokens of a row that count where no recipe is resolved yet

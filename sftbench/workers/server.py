@@ -190,17 +190,12 @@ def _answer_forecast(request: dict, kept: dict) -> dict:
 
 
 def _answer_advise(request: dict, kept: dict) -> dict:
-    """The advice as text; `said` is what the user wants and has."""
+    """The advice as text; `stated` is what the user wants and has."""
+    from ..reports.text import format_advice
     from ..training.prepare import advise_recipe
-
-    return {
-        "text": advise_recipe(
-            _asked(request),
-            request.get("said") or {},
-            request.get("with_losses", True),
-            request.get("settle_mode", False),
-        )
-    }
+    return {"text": format_advice(advise_recipe(
+        _asked(request), request.get("stated") or {}, request.get("with_losses", True),
+        request.get("settle_mode", False)))}
 
 
 def _answer_talk(request: dict, kept: dict) -> dict:
