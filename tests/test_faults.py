@@ -94,14 +94,14 @@ def killed(act) -> None:
 @pytest.mark.parametrize(
     "point", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "seal_folder"])
 def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(recipe, folder, monkeypatch, point):
-    where = checkpoints if point == "seal_folder" else StageTrainer
+    where, mine = checkpoints if point == "seal_folder" else StageTrainer, recipe()
     with monkeypatch.context() as patch:
         # the stage's own seal comes after those of its checkpoints
         at_call(patch, where, point, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        killed(lambda: run_chain(recipe()))
+        killed(lambda: run_chain(mine))
     assert [path.name for path in _numbered(partial(folder))][-1] == (
         "checkpoint-2" if point == "save_model" else "checkpoint-3")
-    run_chain(recipe())
+    run_chain(mine)
     said = next(event for event in read_events(folder) if "resumed" in event)
     assert said["resumed"] == "goes on from checkpoint-2"
     assert ("checkpoint-3: not whole" in said.get("passed_over", "")) == (point != "save_model")

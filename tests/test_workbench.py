@@ -1,4 +1,4 @@
-"""The workbench in a real JupyterLab and browser, on three kernel versions: from choice to talk."""
+"""The workbench in a real JupyterLab and browser, from choice to talk; start and stop on three kernels."""
 
 import contextlib
 import json
@@ -247,10 +247,12 @@ def test_the_whole_way(kernel, notebook):
         says(page, "Looked at the data")
         train(page, address("workbench.ipynb"), notebook)
         assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
-        train_on_hostile_text(page, notebook)
-        compare(page)
-        talk(page)
+        complete = version == list(KERNELS)[-1]  # the versions differ in when a callback runs, no more
+        if complete:
+            train_on_hostile_text(page, notebook)
+            compare(page)
+            talk(page)
         assert page.evaluate("window.fired") is None
     results = [json.loads(path.read_text()) for path in (notebook / "runs").glob("*/result.json")]
-    assert sorted(result["recipe"]["mode"] for result in results) == ["1", "4"]
+    assert sorted(result["recipe"]["mode"] for result in results) == (["1", "4"] if complete else ["4"])
     assert all(result["complete"] for result in results)
