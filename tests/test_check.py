@@ -22,7 +22,7 @@ def lines(path, *rows):
 
 
 @pytest.fixture
-def mine(tmp_path):
+def file(tmp_path):
     """Sixty rows; two of them bad, three of them there again, one too long, one in Chinese."""
     rows = small_rows("domain_tasks", 54)
     return lines(tmp_path / "mine.jsonl", *rows, '{"question": "x", "answer": 4}', "[]", *rows[:3],
@@ -30,14 +30,14 @@ def mine(tmp_path):
                  {"question": "北京在哪里？" * 3, "answer": "中国", "type": "map"})
 
 
-def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tokenizer):
-    report = measure_data(mine, model=make_model(), max_length=100)
+def test_rows_shapes_duplicates_and_truncation_are_counted(file, make_model, tokenizer):
+    report = measure_data(file, model=make_model(), max_length=100)
     counts = report.counts
     assert report.role == "domain_tasks" and report.rows == 59 and report.bad == 2
     assert report.shapes == {"messages": 57, "prompt": 1, "qa": 1} and report.types == {"map": 1}
-    assert [place.split(": ")[0] for place in report.first_bad] == [f"{mine}, line 55", f"{mine}, line 56"]
+    assert [place.split(": ")[0] for place in report.first_bad] == [f"{file}, line 55", f"{file}, line 56"]
     assert report.duplicates == 3 and report.first_duplicates == [
-        (f"{mine}, line {57 + number}", f"{mine}, line {1 + number}") for number in range(3)]
+        (f"{file}, line {57 + number}", f"{file}, line {1 + number}") for number in range(3)]
     assert counts.dropped["task longer than max_length"]["rows"] == 1
     assert counts.tokens == sum(counts.lengths) and sum(counts.lengths > 100) == 1
     chinese = counts.scripts["Chinese"]  # three bytes a character, none merged
@@ -48,13 +48,13 @@ def test_rows_shapes_duplicates_and_truncation_are_counted(mine, make_model, tok
     assert "Chinese" in text and "badly split" in text and "line 55: field 'answer'" in " ".join(text.split())
 
 
-def test_a_report_is_json_with_quantiles_for_lengths(mine, make_model):
-    report = measure_data(mine, model=make_model(), max_length=100)
+def test_a_report_is_json_with_quantiles_for_lengths(file, make_model):
+    report = measure_data(file, model=make_model(), max_length=100)
     values = json.loads(json.dumps(report.to_dict()))
     assert values["rows"] == 59 and values["counts"]["trained"] == report.counts.trained
     assert values["counts"]["lengths"]["longest"] == max(report.counts.lengths)
     assert values["stops"] == report.stops and "2 rows" in values["stops"][0]
-    assert measure_data(mine, model=make_model(), max_length=8).to_dict()["stops"]
+    assert measure_data(file, model=make_model(), max_length=8).to_dict()["stops"]
 
 
 def test_rows_in_both_training_and_probe_are_found_all_of_them(tmp_path, make_model):
@@ -67,16 +67,16 @@ def test_rows_in_both_training_and_probe_are_found_all_of_them(tmp_path, make_mo
     assert "300 rows" in format_report(report)
 
 
-def test_trained_tokens_are_those_of_a_run(mine, make_model):
+def test_trained_tokens_are_those_of_a_run(file, make_model):
     from sftbench.recipes.recipe import Recipe, override
     from sftbench.training.prepare import prepare_recipe, stage_dataset
-    report = measure_data(mine, model=make_model(), max_length=100)
+    report = measure_data(file, model=make_model(), max_length=100)
     ready = prepare_recipe(
         override(
             Recipe(),
             mode="1",
             model=make_model(),
-            domain_tasks=mine,
+            domain_tasks=file,
             bad_rows="drop",
             max_length=100,
             num_train_epochs=1,
@@ -123,8 +123,8 @@ def test_whatever_would_stop_a_run_is_reported_and_ends_with_2(tmp_path, make_mo
     assert "a run takes its length from the task rows (" in text
 
 
-def test_no_token_to_train_stands_out(mine, make_model):
-    assert "NOTHING TO TRAIN" in check_data(mine, model=make_model(), max_length=8)
+def test_no_token_to_train_stands_out(file, make_model):
+    assert "NOTHING TO TRAIN" in check_data(file, model=make_model(), max_length=8)
 
 
 @pytest.mark.parametrize("longest", [40, 4000])
@@ -145,10 +145,10 @@ def test_scripts_are_told_apart_and_white_space_stays_with_its_word():
     assert list(script_runs("  ")) == []
 
 
-def test_the_command_checks_several_files_and_draws(mine, tmp_path, make_model, capsys):
+def test_the_command_checks_several_files_and_draws(file, tmp_path, make_model, capsys):
     odd = lines(tmp_path / "odd, name.jsonl", *small_rows("domain_tasks", 3))
     picture = tmp_path / "pictures" / "lengths.png"
-    assert main(["check", mine, odd, "--model", make_model(), "--picture", str(picture)]) == 2
+    assert main(["check", file, odd, "--model", make_model(), "--picture", str(picture)]) == 2
     printed = capsys.readouterr()
     assert "62 in 2 files" in printed.out and f"histogram: {picture}" in printed.out
     assert "rows would stop a run" in printed.err and "bad_rows drop" in printed.err
@@ -166,8 +166,8 @@ def test_a_file_named_after_a_role_is_checked_as_that(name, role, tmp_path, make
     assert measure_data(lines(tmp_path / name, *rows), model=make_model()).role == role
 
 
-def test_the_command_looks_at_a_row(mine, make_model, capsys):
-    words = ["look", "1", "-p", "model", make_model(), "-p", "domain_tasks", mine, "-p", "bad_rows", "drop"]
+def test_the_command_looks_at_a_row(file, make_model, capsys):
+    words = ["look", "1", "-p", "model", make_model(), "-p", "domain_tasks", file, "-p", "bad_rows", "drop"]
     assert main([*words, "--role", "domain_tasks", "--row", "2"]) == 0
     text = capsys.readouterr().out
     assert "row 2 (" in text and "«" in text and "end <eos> trained" in text

@@ -57,9 +57,9 @@ def test_runs_are_listed_newest_first_and_broken_ones_harm_none(make, tmp_path):
     (torn / "recipe.json").write_text("[]")
     os.utime(torn / "recipe.json", (1e9 - 5, 1e9 - 5))
     (tmp_path / ".stages").mkdir()
-    found = list_runs(tmp_path)
-    assert [folder.name for folder in found] == ["new", "torn", "old"]
-    lines = [summarise_run(folder) for folder in found]
+    folders = list_runs(tmp_path)
+    assert [folder.name for folder in folders] == ["new", "torn", "old"]
+    lines = [summarise_run(folder) for folder in folders]
     assert [line["state"] for line in lines] == ["unfinished", "unfinished", "done"]
     assert lines[1]["domain"] is None and lines[1]["seconds"] is None
 

@@ -39,8 +39,8 @@ def plainly(folder, question: str, tokens: int = 8, before: tuple = ()) -> str:
     batch = tokenizer.apply_chat_template([*before, {"role": "user", "content": question}],
                                           return_tensors="pt", add_generation_prompt=True, return_dict=True)
     with torch.no_grad():
-        said = model.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    return tokenizer.decode(said[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+        output = model.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(output[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip()
 
 
 def test_every_checkpoint_answers_every_prompt_as_plain_transformers_does(run, make_model):
@@ -68,16 +68,16 @@ def test_without_a_prompt_the_probes_questions_are_asked(run, capsys):
              for row in small_rows("domain_tasks")}
     assert len(answers) == 6 and all(facts[entry["prompt"]] == entry["wanted"] for entry in answers)
     assert main(["talk", f"{run}:start", run]) == 0
-    said = capsys.readouterr().out
-    assert said.count("wanted") == 3 and said.count(":start ") == 3
-    assert max(map(len, said.splitlines())) <= 100
+    text = capsys.readouterr().out
+    assert text.count("wanted") == 3 and text.count(":start ") == 3
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_system_prompt_is_read_first(run, make_model):
-    said, = talk([make_model()], ["Where is item 3?"], system="Say Quito.", max_new_tokens=8)
+    answer, = talk([make_model()], ["Where is item 3?"], system="Say Quito.", max_new_tokens=8)
     system = {"role": "system", "content": "Say Quito."}
-    assert said["answer"] == plainly(make_model(), "Where is item 3?", before=(system,))
-    assert said["answer"] != plainly(make_model(), "Where is item 3?")
+    assert answer["answer"] == plainly(make_model(), "Where is item 3?", before=(system,))
+    assert answer["answer"] != plainly(make_model(), "Where is item 3?")
 
 
 @pytest.mark.parametrize(("name", "words"), [

@@ -28,8 +28,8 @@ def test_the_rows_are_many_balanced_and_of_both_languages():
 
 
 def test_no_row_stands_twice_and_none_is_long():
-    asked = [row["question"] for row in QUESTIONS]
-    assert len(set(asked)) == len(asked) and len({row["text"] for row in TEXTS}) == len(TEXTS)
+    questions = [row["question"] for row in QUESTIONS]
+    assert len(set(questions)) == len(questions) and len({row["text"] for row in TEXTS}) == len(TEXTS)
     for row in QUESTIONS:
         assert len(row["options"]) == len({option.strip().lower() for option in row["options"]}) == 4
     room = YARDSTICK_LENGTH - 24  # a prefix and the first token take positions as well
@@ -58,7 +58,7 @@ def test_the_right_option_shows_neither_by_place_nor_by_length():
 
 @pytest.fixture
 def unigram(make_model, tokenizer):
-    """A model that gives each token a fixed probability, whatever stands before it; and their nats."""
+    """A model that gives each token a fixed probability, whatever precedes it; and their nats."""
     model = load_model(make_model())
     generator = torch.Generator().manual_seed(3)
     nats = -torch.log_softmax(2 * torch.randn(len(tokenizer), generator=generator), 0)
@@ -76,13 +76,13 @@ def test_scores_are_what_a_hand_computes(unigram, tokenizer):
     def cost(text):
         return sum(nats[token] for token in tokenizer(text)["input_ids"])
     scores = score_yardstick(model, tokenizer)
-    whole = sum(cost(row["text"]) for row in TEXTS)
+    total = sum(cost(row["text"]) for row in TEXTS)
     assert scores["loss"] == pytest.approx(
-        whole / sum(len(tokenizer(row["text"])["input_ids"]) for row in TEXTS), rel=1e-4)
+        total / sum(len(tokenizer(row["text"])["input_ids"]) for row in TEXTS), rel=1e-4)
     for language in ("en", "zh"):
-        mine = [row["text"] for row in TEXTS if row["language"] == language]
+        texts = [row["text"] for row in TEXTS if row["language"] == language]
         assert scores[f"nats_per_character_{language}"] == pytest.approx(
-            sum(map(cost, mine)) / sum(map(len, mine)), rel=1e-4)
+            sum(map(cost, texts)) / sum(map(len, texts)), rel=1e-4)
     sure, possible = [], []  # options of the same tokens in another order cost the same here
     for row in QUESTIONS:
         prompt = (f"Question: {row['question']}\nAnswer: " if row["language"] == "en"
@@ -94,8 +94,8 @@ def test_scores_are_what_a_hand_computes(unigram, tokenizer):
         possible.append(right < min(costs) + 1e-4)
     assert sum(possible) - sum(sure) < 12
     for name, part in (("accuracy", slice(180)), ("accuracy_en", slice(90)), ("accuracy_zh", slice(90, 180))):
-        asked = len(sure[part])
-        assert sum(sure[part]) - 0.1 <= scores[name] * asked <= sum(possible[part]) + 0.1
+        count = len(sure[part])
+        assert sum(sure[part]) - 0.1 <= scores[name] * count <= sum(possible[part]) + 0.1
     assert 0.1 < scores["accuracy"] < 0.45
 
 
@@ -118,15 +118,15 @@ def test_an_option_is_scored_from_its_first_token_to_its_last(tokenizer):
 def test_it_is_on_where_nothing_else_measures_forgetting(known, on, words):
     recipe, reasons = resolve_recipe(Recipe(), facts(known))
     assert recipe.yardstick is on and words in reasons["yardstick"].reason
-    asked = override(Recipe(), yardstick=not on)
-    assert resolve_recipe(asked, facts(known))[0].yardstick is not on
+    stated = override(Recipe(), yardstick=not on)
+    assert resolve_recipe(stated, facts(known))[0].yardstick is not on
 
 
 @pytest.mark.slow
 def test_it_has_its_own_column_and_is_absent_when_off(make_model, small_files, tmp_path):
-    mine = {"mode": "1", "model": make_model(), "max_steps": 2, "probe_rows": 4,
+    values = {"mode": "1", "model": make_model(), "max_steps": 2, "probe_rows": 4,
             "domain_tasks": small_files["domain_tasks"]}
-    on = run_chain(override(Recipe(), **mine, output_dir=str(tmp_path / "on")))
+    on = run_chain(override(Recipe(), **values, output_dir=str(tmp_path / "on")))
     result = read_result(on)
     assert result["recipe"]["yardstick"] is True
     before, after = result["start"]["probes"], result["stages"][0]["probes"]
@@ -137,11 +137,11 @@ def test_it_has_its_own_column_and_is_absent_when_off(make_model, small_files, t
     text = format_ledger(on)
     assert text.splitlines()[3].split()[-1] == "yardstick" and "questions right: English" in text
     assert max(map(len, text.splitlines())) <= 100
-    off = run_chain(override(Recipe(), **mine, yardstick=False, output_dir=str(tmp_path / "off")))
+    off = run_chain(override(Recipe(), **values, yardstick=False, output_dir=str(tmp_path / "off")))
     result = read_result(off)
     assert (
         set(result["start"]["probes"]) == {"domain_tasks"} and "yardstick" not in format_ledger(off).lower()
     )
     assert result["stages"][0]["reused"], "the yardstick decides nothing of the training"
-    again = read_result(run_chain(override(Recipe(), **mine, output_dir=str(tmp_path / "again"))))
+    again = read_result(run_chain(override(Recipe(), **values, output_dir=str(tmp_path / "again"))))
     assert "yardstick" in again["stages"][0]["probes"]

@@ -3,7 +3,7 @@
 import itertools
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,25 +101,29 @@ def format_view(view: RowView, indent: int = 6) -> HtmlText:
     As text it has a bar between tokens and line breaks only there; in a notebook what is trained is bold on
     blue, special tokens are brown, and everything is escaped.
     """
-    words, markup, last = [], [], 0
-    for (piece, trained), run in itertools.groupby(
-            view.tokens[:MAX_TOKENS_SHOWN], key=lambda token: (token.piece, token.trained)):
-        tokens, cut, last = list(run), "‖" * (piece - last), piece
-        shown = [make_visible(token.text) for token in tokens]
-        shown[1:] = [f"|{word}" for word in shown[1:]]
-        if trained:
-            shown[0], shown[-1] = f"«{shown[0]}", f"{shown[-1]}»"
-        elif words and not cut and not words[-1].endswith("»"):
-            shown[0] = f"|{shown[0]}"
-        words += [cut + shown[0], *shown[1:]]
-        colours = "".join(map(_token_html, tokens))
-        markup.append('<span style="color:#a33b00"> ‖ </span>' * bool(cut)
-                      + (f"<b>«{colours}»</b>" if trained else colours))
-    more = len(view.tokens) - MAX_TOKENS_SHOWN
+    tokens, more = view.tokens[:MAX_TOKENS_SHOWN], len(view.tokens) - MAX_TOKENS_SHOWN
+    words = _mark(tokens, [make_visible(token.text) for token in tokens], ("|", "‖", "«", "»"))
+    markup = _mark(tokens, map(_token_html, tokens),
+                   ("", '<span style="color:#a33b00"> ‖ </span>', "<b>«", "»</b>"))
     rest = f" … ({plural(more, 'token')} more)" if more > 0 else ""
     return HtmlText(_fold([*words, rest], indent), (
         '<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
         f"{''.join(markup)}{rest}</div>"))
+
+
+def _mark(tokens: list[TokenView], words: Iterable[str], marks: tuple[str, str, str, str]) -> list[str]:
+    """The tokens' words with marks: between two, where a text is cut, and round what is trained."""
+    (bar, cut, opening, closing), marked = marks, []
+
+    def run_of(token: TokenView | None) -> tuple | None:
+        return token and (token.piece, token.trained)
+
+    for before, token, after, word in zip([None, *tokens], tokens, [*tokens[1:], None], words, strict=False):
+        begins, ends = run_of(before) != run_of(token), run_of(after) != run_of(token)
+        separator = bar if not begins else cut if before and before.piece != token.piece else ""
+        marked.append(f"{separator}{opening * (token.trained and begins)}{word}"
+                      f"{closing * (token.trained and ends)}")
+    return marked
 
 
 def _fold(words: list[str], indent: int) -> str:
