@@ -71,15 +71,17 @@ def format_differences(folders: list[Path]) -> str:
 
 
 def format_runs(runs: list[dict]) -> str:
-    """Runs of `summarise_run` as a table of text, a line each; accuracies before and after."""
-    rows = []
-    for run in runs:
-        accuracies = [f"{pair[0]:.2f} -> {pair[1]:.2f}" if pair else "–"
-                      for pair in (run["domain"], run["general"])]
-        name = shorten_start(run["name"], MAX_CELL)
-        rows.append([name, run["mode"], run["method"], run["state"], *accuracies,
-                     format_duration(run["seconds"]), format_gigabytes(run["memory_bytes"])])
+    """Runs of `summarise_run` as a table of text, a line each; accuracies before → after."""
+    rows = [[shorten_start(run["name"], MAX_CELL), *run_cells(run)] for run in runs]
     return format_table(rows, ["run", "mode", "method", "state", "domain", "general", "time", "memory"])
+
+
+def run_cells(run: dict) -> list[str]:
+    """A run's line as text, without its name; a dash where it has not come to a figure."""
+    accuracies = [f"{pair[0]:.0%} → {pair[1]:.0%}" if pair else "–" for pair in (run["domain"], run["general"])]
+    return [run["mode"], run["method"], run["state"], *accuracies,
+            "–" if run["seconds"] is None else format_duration(run["seconds"]),
+            format_gigabytes(run["memory_bytes"]) or "–"]
 
 
 def _short(value) -> str:
