@@ -78,7 +78,8 @@ def format_runs(runs: list[dict]) -> str:
 
 def run_cells(run: dict) -> list[str]:
     """A run's line as text, without its name; a dash where it has not come to a figure."""
-    accuracies = [f"{pair[0]:.0%} → {pair[1]:.0%}" if pair else "–" for pair in (run["domain"], run["general"])]
+    accuracies = [f"{pair[0]:.0%} → {pair[1]:.0%}" if pair else "–"
+                  for pair in (run["domain"], run["general"])]
     return [run["mode"], run["method"], run["state"], *accuracies,
             "–" if run["seconds"] is None else format_duration(run["seconds"]),
             format_gigabytes(run["memory_bytes"]) or "–"]

@@ -160,7 +160,7 @@ def format_advice(advice: Advice) -> str:
 def explain_advice(advice: Advice) -> str:
     """Mode, rules, values with reasons, and warnings."""
     values = [(name, *str(advised).split(" because ", 1)) for name, advised in advice.values.items()]
-    sections = {"Worth knowing": format_pairs(map(_rule_pair, advice.others), indent=2),
+    sections = {"Worth knowing": _format_rules(advice.others),
                 "Advised values (a value that you set stays)": format_pairs(values, indent=2),
                 "Warnings": format_pairs([("!", warning) for warning in advice.warnings], indent=2, gap=1)}
     parts = [f"{title}\n{text}" for title, text in sections.items() if text]
@@ -177,8 +177,9 @@ def _suggested_mode(advice: Advice) -> str:
         lines.append(wrap_text(f"  The recipe has mode {advice.recipe.mode}."))
     if not advice.leading:
         lines.append("  No rule speaks for or against it yet: state what you want and what you have.")
-    return "\n".join([*lines, *filter(None, [format_pairs(map(_rule_pair, advice.leading), indent=2)])])
+    return "\n".join([*lines, *filter(None, [_format_rules(advice.leading)])])
 
 
-def _rule_pair(suggestion: Suggestion) -> tuple[str, str]:
-    return suggestion.rule, f"{suggestion.advice}, because {suggestion.reason}."
+def _format_rules(suggestions: tuple[Suggestion, ...]) -> str:
+    return format_pairs([(one.rule, f"{one.advice}, because {one.reason}.") for one in suggestions],
+                        indent=2, width=len("R16"))
