@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatter
 
 from ..runs.events import read_events
 
@@ -39,11 +39,7 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
             axes.plot(*_columns(smoothed, least), color=COLOURS["training"], **looks)
     last = [f"training {_few(training[-1][1])}"] if training and training[-1][1] is not None else []
     for role, marker in MARKERS.items():
-        name = f"eval_{role}_loss"
-        # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
-        points = [(step, event[name]) for step, event in steps
-                  if event.get(name) is not None and "steps" not in event]
-        if points:
+        if points := _probe_points(events, role):
             side, kind = role.split("_")
             axes.plot(*_columns(points, least), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
                       markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
@@ -88,12 +84,9 @@ def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool =
     figure, *panels = _figure(9.6, 3.6 + 0.2 * len(runs), columns=2)
     for axes, side in zip(panels, ("domain", "general"), strict=True):
         for (name, events), (line, marker) in zip(runs.items(), itertools.cycle(LOOKS)):
-            starts, _ = _stage_starts(events)
-            points = [(starts[event["stage"]] + event["step"], event[key]) for event in events
-                      if event["stage"] in starts and "steps" not in event
-                      and event.get(key := f"eval_{side}_{kind}_loss") is not None]
-            axes.plot(*_columns(points, MIN_LOSS * log), color=COLOURS[side], linestyle=line, marker=marker,
-                      markersize=5, linewidth=1.4, label=" " + _literal(name))
+            points = _columns(_probe_points(events, f"{side}_{kind}"), MIN_LOSS * log)
+            axes.plot(*points, color=COLOURS[side], linestyle=line, marker=marker, markersize=5,
+                      linewidth=1.4, label=" " + _literal(name))
         axes.set_title(f"{side} {kind}, held out", fontsize=10)
         _label_steps(axes)
         axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
@@ -139,6 +132,15 @@ def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
         starts[name] = begin
         begin += steps
     return starts, max(begin, 1)
+
+
+def _probe_points(events: list[dict], role: str) -> list[tuple]:
+    """The losses of a role's probe over the steps of all stages."""
+    starts, _ = _stage_starts(events)
+    # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
+    return [(starts[event["stage"]] + event["step"], event[name]) for event in events
+            if event["stage"] in starts and "steps" not in event
+            and event.get(name := f"eval_{role}_loss") is not None]
 
 
 def _few(value: float) -> str:
@@ -198,11 +200,15 @@ def _scale(axes, log: bool) -> None:
     """A log scale with plain numbers, or a linear one from 0."""
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_plain_number)
-        axes.yaxis.set_minor_formatter(_PlainMinor())
+        _plain_ticks(axes.yaxis)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], MIN_LOSS * 0.9))
     else:
         axes.set_ylim(bottom=0)
+
+
+def _plain_ticks(axis) -> None:
+    axis.set_major_formatter(_plain_number)
+    axis.set_minor_formatter(_PlainMinor())
 
 
 def _plain_number(value: float, _=None) -> str:
@@ -228,9 +234,7 @@ def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = 
         axes.hist(lengths, borders - 0.5, color=COLOURS[role.split("_")[0]], edgecolor="white", linewidth=0.4)
         if borders[-1] - borders[-2] > borders[1] - borders[0] + 1:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _plain_ticks(axes.xaxis)
         median, longer = float(np.median(lengths)), int((lengths > max_length).sum())
         axes.axvline(median, color="#444444", linewidth=1, linestyle=":", label=f"median {median:,.0f}")
         if max_length <= 3 * lengths.max():  # else the line would press the bars together
