@@ -1,4 +1,4 @@
-"""Text from outside for a page: the only module that turns it into HTML. Standard library only."""
+"""Text from outside for a page: no other module turns it into HTML. Standard library only."""
 
 import html
 import unicodedata

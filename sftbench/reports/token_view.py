@@ -58,7 +58,8 @@ def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: i
     size, special, bos = len(encoded.input_ids), set(tokenizer.all_special_ids), tokenizer.bos_token_id
     room = max_length or size
     tokens = [
-        # nothing comes before the first token of a piece that could predict it: no label, as in packing.py
+        # labels as they are trained, not as they are encoded: nothing comes before the first token of a piece
+        # that could predict it (packing.py), so it is outside «…»
         TokenView(token, text, label != IGNORE_INDEX and (number % room if is_text else number) > 0,
                   token in special, number // room if is_text else 0)
         for number, (token, label, text) in enumerate(zip(
