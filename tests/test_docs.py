@@ -1,5 +1,6 @@
-"""README and the pages of docs/ are true: commands run, links and pictures are there, packages are named."""
+"""README and the pages of docs/ are true: commands run, links resolve, modules and fields are named."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sftbench.cli import main
+from sftbench.cli import main, make_parser
 from sftbench.recipes.modes import MODES
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sftbench"
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SHORT = ["-p", "max_steps", "2", "-p", "probe_rows", "4"]
@@ -25,9 +27,27 @@ def commands(page: str) -> list[str]:
             for line in block.strip().splitlines()]
 
 
-def test_readme_has_two_screens_and_commands_of_every_kind():
+def test_readme_has_two_screens_and_the_other_pages_one_each():
     assert len(README.splitlines()) <= 160
-    assert {command.split()[0] for command in commands("README.md")} == {"make", "sftbench", "python"}
+    assert all(len(text.splitlines()) <= 120 for page, text in PAGES.items() if page != "README.md")
+    assert set(PAGES) - {"README.md"} == {
+        f"{name}.md" for name in ("data", "models", "runs", "methods", "scale", "for_agents")}
+
+
+def test_every_command_is_of_a_kind_that_is_run_here():
+    kinds = {page: {command.split()[0] for command in commands(page)} for page in PAGES}
+    assert kinds["README.md"] == {"make", "sftbench", "python"}
+    assert set.union(*kinds.values()) == kinds["README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_command_within_a_sentence_has_a_name_and_options_that_there_are(page):
+    parsers = next(action.choices for action in make_parser()._actions if action.choices)
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
+    for command in re.findall(r"`(?:[^`]* -m )?sftbench ([a-z][^`]*)`", text):
+        name, *words = command.split()
+        options = {option.split("=")[0].strip("[]") for option in words if option.startswith(("-", "[-"))}
+        assert name in parsers and options <= set(parsers[name]._option_string_actions), command
 
 
 @pytest.mark.slow
@@ -52,9 +72,18 @@ def test_the_make_commands_are_targets(command):
     assert {"demo": "notebook 2 --out runs/demo", "test": "pytest"}[target] in done.stdout
 
 
-def test_readme_names_every_package_with_its_charter():
-    packages = {path.parent.name for path in (ROOT / "sftbench").glob("*/__init__.py")}
-    assert set(re.findall(r"^\| `(\w+)/` \| \w", README, re.M)) - {"sftbench"} == packages
+def test_readme_names_every_package_and_module_and_no_other():
+    charters = README.split("## Where to find what in the code")[1]
+    listed = {name: set(re.findall(r"`(\w+)`", text)) for name, text in
+              re.findall(r"^- \*\*`(\w+)/`\*\* (.*?)(?=\n-|\n\n)", charters, re.M | re.S)}
+    assert set(listed) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    everywhere = {path.stem for path in PACKAGE.rglob("*.py")} | set(listed)
+    for package, named in listed.items():
+        modules = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
+        assert modules <= named, f"README's charter of {package} does not name {modules - named}"
+        assert {name for name in named if name.islower()} <= everywhere
+    above = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
+    assert above <= set(re.findall(r"`(\w+)`", charters))
 
 
 def test_the_table_has_every_mode():
@@ -65,7 +94,8 @@ def test_the_table_has_every_mode():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_are_there_and_pictures_small(page):
     folder = ROOT if page == "README.md" else ROOT / "docs"
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[page]) if "://" not in link]
+    assert "](#" not in PAGES[page] and ".md#" not in PAGES[page], "links lead to pages"
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]
     for link in links:
         assert (folder / link).exists(), link
         assert not link.endswith(".png") or (folder / link).stat().st_size < 250_000
@@ -79,3 +109,32 @@ def test_what_a_page_names_in_the_tree_is_there():
     named = {name for text in PAGES.values()
              for name in re.findall(r"(?:benchmarks|notebooks|tests)/\w+\.\w+", text)}
     assert len(named) > 5 and all((ROOT / name).exists() for name in named)
+
+
+@pytest.mark.slow
+def test_the_page_for_programs_names_every_field(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = ["run", "2", "-p", "method", "qlora", "-p", "cpt_method", "lora", "--out", "runs/one", *SHORT]
+    assert main(run) == 0
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGES["for_agents.md"], re.M | re.S))
+
+    def names(section: str) -> set[str]:
+        return set(re.findall(r"`([\w.]+)`", sections[section]))
+
+    result = json.loads(Path("runs/one/result.json").read_text())
+    fields = names("`result.json`, schema 1")
+    for entry in (result, result["start"], *result["stages"]):
+        assert set(entry) <= fields
+    for entry in result["stages"]:
+        assert all(set(figures) <= fields for kind in ("data", "probes") for figures in entry[kind].values())
+    assert set(json.loads(Path("runs/one/recipe.json").read_text())) <= names("A run's folder")
+    assert {path.name for path in Path("runs/one").iterdir()} <= names("A run's folder")
+    events = [json.loads(line) for line in Path("runs/one/events.jsonl").read_text().splitlines()]
+    seen = {name for event in events for name in event if not name.startswith("eval_")}
+    assert seen <= names("`events.jsonl`")
+    for command in (["show", "runs/one"], ["compare", "runs/one"], ["advise", "--quick"],
+                    ["forecast", "2", "--quick"], ["talk", "runs/one", "--prompt", "?"]):
+        capsys.readouterr()
+        assert main([*command, "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert set(shown[0] if command[0] == "talk" else shown) <= names("JSON")
