@@ -64,6 +64,14 @@ def test_the_commands_of_a_page_run_in_their_order(page, tmp_path, monkeypatch, 
             assert main(words[1:] + (SHORT if trains else [])) == 0, (command, capsys.readouterr().err)
 
 
+def test_the_upload_is_as_the_installed_hf_takes_it():
+    repository, folder, *options = re.search(r"^hf upload (.*?)  ", PAGES["models.md"], re.M)[1].split()
+    usage = subprocess.run([Path(sys.executable).with_name("hf"), "upload", "--help"], capture_output=True,
+                           text=True, check=True).stdout
+    assert "upload [OPTIONS] REPO_ID [LOCAL_PATH]" in usage
+    assert (repository, folder) == ("OWNER/NAME", "exported") and all(option in usage for option in options)
+
+
 @pytest.mark.parametrize("command", [one for one in commands("README.md") if one.startswith("make")])
 def test_the_make_commands_are_targets(command):
     target = command.split()[1]
