@@ -41,7 +41,7 @@ def train(steps: int, followed: bool) -> dict:
     """One run in a fresh folder from a process that was started ahead; its times in seconds."""
     os.environ["SFTBENCH_RUNS"] = tempfile.mkdtemp(prefix="sftbench-form-")
     form = Form(override(Recipe(), mode="1", max_steps=steps, probe_rows=16, eval_steps=steps))
-    form.ahead().join(120)
+    form.load_ahead().join(120)
     form.helper.ask({"do": "nothing"})  # is refused once its libraries are loaded
     step, began = form.parts["train"], time.monotonic()
     if followed:

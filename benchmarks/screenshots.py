@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import lab  # noqa: E402
-from tests.test_workbench import MINUTE, fold, press, says, turn  # noqa: E402
+from tests.test_workbench import MINUTE, open_step, press, toggle_fold, wait_for_status  # noqa: E402
 
 RUNS = {"mode_2-full": ["2"], "mode_4-full": ["4"], "mode_6-full": ["6"]}
 
@@ -44,28 +44,28 @@ def take(page, address: str, out: Path) -> None:
     page.locator(".sftb-pair button", has_text="lora").first.click()
     page.locator(".jp-SideBar .lm-mod-current").first.click()  # the list of files makes room
     picture(page, out, "choose")
-    turn(page, "2 Look")
-    says(page, "Looked at the data", 2 * MINUTE)
+    open_step(page, "2 Look")
+    wait_for_status(page, "Looked at the data", 2 * MINUTE)
     picture(page, out, "look")
-    turn(page, "3 Train")
+    open_step(page, "3 Train")
     press(page, "Start")
     page.locator(".sftb-bars .widget-label", has_text=re.compile(r"^6\d%")).wait_for(timeout=10 * MINUTE)
     picture(page, out, "train")
-    says(page, "is done", 10 * MINUTE)
+    wait_for_status(page, "is done", 10 * MINUTE)
     finish(page, out)
 
 
 def finish(page, out: Path) -> None:
     """The pictures of comparing and talking, for which all runs must be done."""
-    turn(page, "4 Compare")
+    open_step(page, "4 Compare")
     marks = page.locator(".sftb-runs input")
     marks.nth(len(RUNS)).wait_for(timeout=MINUTE)
     for number in range(len(RUNS) + 1):
         marks.nth(number).check()
     page.wait_for_timeout(5000)
-    fold(page, "What their recipes differ in")
+    toggle_fold(page, "What their recipes differ in")
     picture(page, out, "compare")
-    turn(page, "5 Talk")
+    open_step(page, "5 Talk")
     page.get_by_label("checkpoints", exact=True).select_option(index=[0, 1, 4])
     press(page, "Ask")
     page.locator(".sftb-answers").first.wait_for(timeout=2 * MINUTE)

@@ -1,4 +1,4 @@
-"""The form without a browser: what its controls say is in the recipe, and what is refused changes nothing."""
+"""The form without a browser: its controls make the recipe, and what is refused changes nothing."""
 
 import json
 import shlex
@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 
 from sftbench.cli import make_parser, recipe_from_options
 from sftbench.recipes.facts import Facts
-from sftbench.recipes.modes import MODES, load_mode, recipe_stages
+from sftbench.recipes.modes import MODES, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
 from sftbench.recipes.serialize import parse_cell
 from sftbench.runs.events import append_event
 from sftbench.runs.folder import write_json
 from sftbench.workbench import form as form_module
-from sftbench.workbench.fields import GROUPS, advised, in_use
+from sftbench.workbench.fields import GROUPS, advised_values, fields_in_use, parse_entry
 from sftbench.workbench.form import Form
-from sftbench.workbench.step_choose import impossible_methods, impossible_modes, share_words, suggestion
+from sftbench.workbench.step_choose import format_shares, impossible_methods, impossible_modes, suggestion
 from tests.test_spell import recipes
 
 
@@ -32,7 +32,8 @@ def form():
 def fresh(form):
     form.recipe = Recipe()
     form.errors, form.facts = {}, Facts()
-    form.say("")
+    form.stated = {}
+    form.status.report("")
 
 
 def everything(widget):
@@ -85,10 +86,11 @@ def test_buttons_and_controls_make_the_recipe(form, tmp_path, monkeypatch):
     ("mode", "9", "unknown mode"), ("domain_text", "-x", "may not be"),
     ("domain_text", "nowhere.jsonl", "no such file"), ("general_tasks_probe", "qa=no.csv:2", "no such file"),
     ("model", "./nowhere", "no such folder")])
-def test_what_is_no_value_is_told_and_changes_nothing(form, name, text, words):
+def test_what_is_no_value_is_reported_and_changes_nothing(form, name, text, words):
     before = form.recipe
     enter(form, name, text)
-    assert form.recipe == before and words in form.status.value and "sftb-warn" in form.status._dom_classes
+    assert form.recipe == before and words in form.status.label.value
+    assert "sftb-warn" in form.status.label._dom_classes
     enter(form, name, "")
     assert form.errors == {}
 
@@ -103,34 +105,30 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
     options = make_parser().parse_args(shlex.split(command)[1:])
     assert recipe_from_options(options, mode=options.mode) == recipe == parse_cell(cell)
-    for name, control in form.controls.items():  # each control writes what it shows, and nothing changes
-        shown = control.value
-        with form.quiet():
-            control.value = "" if isinstance(control, widgets.Text) else control.value
-        control.value = shown
-        assert getattr(form.recipe, name) == getattr(recipe, name), name
+    for name, control in form.controls.items():  # to enter what a control shows changes nothing
+        assert override(recipe, **{name: parse_entry(name, control.value)}) == recipe, name
 
 
 def test_a_rate_ten_times_too_high_is_marked_beside_its_control(form):
     enter(form, "learning_rate", "1e-4")
-    told = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
+    shown = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
             and "sftb-warn" in made._dom_classes and "learning_rate" in made.value]
-    assert told == ["! learning_rate 0.0001 is 10 times above the 1e-05 advised for full (R8)"]
+    assert shown == ["! learning_rate 0.0001 is 10 times above the 1e-05 advised for full (R8)"]
     assert any("1 to look at" in made.description for made in buttons(form, "Values"))
     enter(form, "learning_rate", "")
     assert buttons(form, "all as advised")
 
 
 def test_advised_values_follow_what_is_known(form):
-    assert advised(Recipe(), Facts())["num_train_epochs"].value == 3
-    assert advised(Recipe(), Facts(rows={"domain_tasks": 100_000}))["num_train_epochs"].value == 2
-    rate = advised(override(Recipe(), learning_rate=5.0), Facts())["learning_rate"].value
+    assert advised_values(Recipe(), Facts())["num_train_epochs"].value == 3
+    assert advised_values(Recipe(), Facts(rows={"domain_tasks": 100_000}))["num_train_epochs"].value == 2
+    rate = advised_values(override(Recipe(), learning_rate=5.0), Facts())["learning_rate"].value
     assert rate == pytest.approx(1e-5)
     form.facts = Facts(rows=dict.fromkeys(("domain_text", "domain_tasks"), 100_000))
     assert form.controls["num_train_epochs"].placeholder == "2"
 
 
-def test_names_that_a_hub_may_have_are_taken_as_they_are(form):
+def test_names_that_a_hub_may_have_are_accepted(form):
     enter(form, "domain_text", "owner/texts#train:2, text=owner/more")
     enter(form, "model", "owner/model")
     assert (form.recipe.domain_text, form.recipe.model, form.errors) == (
@@ -153,26 +151,27 @@ def test_a_new_form_advises_by_the_start_models_own_card(make_model):
     assert made.controls["pretraining_learning_rate"].placeholder == "0.0001", "a model without a card"
 
 
-def test_what_is_to_be_corrected_shows_where_it_stands_and_where_it_hinders(form, tmp_path, monkeypatch):
+def test_what_is_to_be_corrected_shows_beside_its_control_and_where_it_hinders(form, tmp_path, monkeypatch):
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
     enter(form, "domain_tasks", "nowhere.jsonl")
-    told = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
+    shown = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
             and made.value.startswith("! domain_tasks: nowhere.jsonl: no such file")]
-    assert len(told) == 2, "beside its control and in the status line"
+    assert len(shown) == 2, "beside its control and in the status line"
     assert buttons(form, "something to correct")
     command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
     assert command == cell and command.startswith("# first correct domain_tasks: nowhere.jsonl: no such file")
     for step in ("train", "look"):
         form.steps.value = step
-    assert "nowhere.jsonl: no such file" in form.parts["train"].warned.value
-    assert "nowhere.jsonl: no such file" in form.parts["look"].told.value
+    assert "nowhere.jsonl: no such file" in form.parts["train"].warnings.value
+    assert "nowhere.jsonl: no such file" in form.parts["look"].note.value
     form.parts["train"].start()
     until = time.monotonic() + 10
-    while "first correct" not in form.status.value and time.monotonic() < until:
+    while "first correct" not in form.status.label.value and time.monotonic() < until:
         time.sleep(0.02)
-    assert "first correct domain_tasks: nowhere.jsonl" in form.status.value and not list(tmp_path.iterdir())
+    assert "first correct domain_tasks: nowhere.jsonl" in form.status.label.value
+    assert not list(tmp_path.iterdir())
     enter(form, "domain_tasks", "")
-    assert form.status.value == "" and form.errors == {} and "sftbench run" in next(
+    assert form.status.label.value == "" and form.errors == {} and "sftbench run" in next(
         made.value for made in everything(form.widget) if made.description == "as a command")
     form.steps.value = "choose"
 
@@ -190,7 +189,7 @@ def test_bfloat16_is_greyed_where_the_machine_has_none(form):
 def test_only_what_has_an_effect_is_shown():
     def used(**values):
         recipe = override(Recipe(), **values)
-        return in_use(recipe, load_mode(recipe.mode).stages)
+        return fields_in_use(recipe)
     assert not used(mode="1") & set(GROUPS["CPT stages"]) and "general_share" not in used(mode="2")
     assert "task_share" in used(mode="5") and "lora_r" in used(method="qlora")
     assert "bnb_4bit_quant_type" not in used(method="lora")
@@ -210,8 +209,8 @@ def test_a_chain_that_cannot_be_is_greyed_with_the_reason(form):
 def test_modes_without_model_or_data_are_greyed_with_the_reason(form):
     recipe = override(Recipe(), model="my/model")
     assert set(impossible_modes(recipe, Facts())) == {"6", "7"}
-    lacking = impossible_modes(Recipe(), Facts(rows={"domain_text": 5, "domain_tasks": 5}))
-    assert set(lacking) == {"3", "4", "5"} and "general_tasks" in lacking["3"]
+    missing = impossible_modes(Recipe(), Facts(rows={"domain_text": 5, "domain_tasks": 5}))
+    assert set(missing) == {"3", "4", "5"} and "general_tasks" in missing["3"]
     form.recipe = recipe
     assert buttons(form, "○ 6")[0].disabled and not buttons(form, "○ 5")[0].disabled
 
@@ -226,8 +225,8 @@ def test_the_drawing_shares_what_the_modes_share(form):
     assert len(boxes) == len(prefixes)
 
 
-def test_shares_are_said_as_they_are():
-    shares = [share_words(stage.shares) for stage in recipe_stages(
+def test_shares_in_words():
+    shares = [format_shares(stage.shares) for stage in recipe_stages(
         override(Recipe(), mode="5", general_share=0.5, task_share=0.2))]
     assert shares == ["80% text + 20% tasks", "50% domain + 50% general"]
 
@@ -236,20 +235,21 @@ def test_four_questions_lead_to_a_mode_with_its_rules(form):
     assert suggestion(Facts(wants="both", resources="much"))[0] == "5"
     best, rules = suggestion(Facts(resources="little"))
     assert best == "6" and rules[0].startswith("R7")
-    asked = {made.description: made for made in everything(form.widget) if isinstance(made, widgets.Dropdown)}
-    asked["What counts in the end?"].value = "general ability too"
-    asked["How much hardware and time is there?"].value = "much"
+    questions = {made.description: made for made in everything(form.widget)
+                 if isinstance(made, widgets.Dropdown)}
+    questions["What counts in the end?"].value = "general ability too"
+    questions["How much hardware and time is there?"].value = "much"
     press(form, "Take mode 5")
     assert form.recipe.mode == "5"
 
 
-def test_a_run_is_loaded_and_a_wrong_place_is_told(form, tmp_path):
+def test_a_run_is_loaded_and_a_wrong_path_is_reported(form, tmp_path):
     recipe = override(Recipe(), mode="5", method="freeze", seed=7)
     (tmp_path / "recipe.json").write_text(json.dumps({"schema": 1, "recipe": recipe_to_dict(recipe)}))
     form.load(str(tmp_path))
     assert form.recipe == recipe
     form.load(str(tmp_path / "gone"))
-    assert form.recipe == recipe and "no such file" in form.status.value
+    assert form.recipe == recipe and "no such file" in form.status.label.value
 
 
 def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(form, monkeypatch, caplog):
@@ -257,7 +257,7 @@ def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(fo
         raise RuntimeError("put in on purpose")
     monkeypatch.setattr(form_module, "read_recipe", broken)
     form.load("anything")
-    assert form.status.value == "! RuntimeError: put in on purpose" and "on purpose" in caplog.text
+    assert form.status.label.value == "! RuntimeError: put in on purpose" and "on purpose" in caplog.text
     press(form, "○ 6")
     assert form.recipe.mode == "6"
 
@@ -276,9 +276,9 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
     until = time.monotonic() + 30
     while not step.picture.value and time.monotonic() < until:
         time.sleep(0.05)
-    assert "mine has stopped on its way" in form.status.value and form.steps.value == "choose"
+    assert "mine has stopped before its end" in form.status.label.value and form.steps.value == "choose"
     assert form.recipe == mine
-    assert step.state.value.startswith("mine: stopped") and step.picture.value[:4] == b"\x89PNG"
+    assert step.headline.value.startswith("mine: stopped") and step.picture.value[:4] == b"\x89PNG"
     assert not step.resume_button.disabled and "sftb-main" in step.resume_button._dom_classes
     assert "sftb-main" not in step.start_button._dom_classes
     form.close()

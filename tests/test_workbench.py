@@ -65,24 +65,24 @@ def press(page, name: str) -> None:
     page.locator(".sftb").get_by_role("button", name=name, exact=True).click()
 
 
-def turn(page, step: str) -> None:
+def open_step(page, step: str) -> None:
     page.locator(".sftb-steps button", has_text=step).click()
-    page.locator(".sftb-steps button.sftb-on", has_text=step).wait_for()
+    page.locator(".sftb-steps button.sftb-chosen", has_text=step).wait_for()
 
 
-def fold(page, title: str) -> None:
+def toggle_fold(page, title: str) -> None:
     page.locator("button.sftb-fold", has_text=title).click()
 
 
-def enter(page, name: str, value: str) -> None:
+def fill_in(page, name: str, value: str) -> None:
     control = page.locator(".sftb").get_by_label(name, exact=True)
     control.fill(value)
     control.press("Tab")
 
 
-def says(page, words: str, timeout: float = PATIENCE) -> None:
+def wait_for_status(page, words: str, timeout: float = PATIENCE) -> None:
     """Wait until the status line says this."""
-    page.locator(".sftb-told", has_text=words).wait_for(timeout=timeout)
+    page.locator(".sftb-message", has_text=words).wait_for(timeout=timeout)
 
 
 def steps_done(page) -> int:
@@ -130,19 +130,19 @@ def choose(page) -> None:
     """Mode 4 with LoRA, short; a rate far off is marked, and taken back."""
     page.locator(".sftb-modes button", has_text="4").click()
     page.locator(".sftb-pair button", has_text="lora").first.click()
-    fold(page, "Values")
-    enter(page, "learning_rate", "0.5")
+    toggle_fold(page, "Values")
+    fill_in(page, "learning_rate", "0.5")
     page.get_by_text(re.compile("! learning_rate 0.5 is .* times above")).first.wait_for()
-    enter(page, "learning_rate", "")
-    enter(page, "max_steps", "150")
-    enter(page, "probe_rows", "16")
+    fill_in(page, "learning_rate", "")
+    fill_in(page, "max_steps", "150")
+    fill_in(page, "probe_rows", "16")
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
-    fold(page, "Values")
+    toggle_fold(page, "Values")
 
 
 @contextlib.contextmanager
-def held(folder: Path):
+def paused_run(folder: Path):
     """The run that goes on lies still meanwhile, so that it cannot end before the test looks."""
     (run,) = running_folders(folder / "runs")
     pid = json.loads((run / "worker.json").read_text())["pid"]
@@ -155,7 +155,7 @@ def held(folder: Path):
 
 def train(page, address: str, folder: Path) -> None:
     """Start, see the curve grow, stop, resume; a new page and kernel in mid-run; attach, and see it end."""
-    turn(page, "3 Train")
+    open_step(page, "3 Train")
     press(page, "Start")
     image = page.locator(".sftb img:visible")
     image.wait_for(timeout=PATIENCE)
@@ -163,52 +163,52 @@ def train(page, address: str, folder: Path) -> None:
     page.wait_for_function("old => document.querySelector('.sftb img').src != old", arg=first,
                            timeout=PATIENCE)
     press(page, "Stop")
-    says(page, "has stopped")
+    wait_for_status(page, "has stopped")
     stopped = steps_done(page)
     assert stopped > done
     press(page, "Resume")
     page.get_by_text(": training").wait_for(timeout=PATIENCE)
-    with held(folder):
+    with paused_run(folder):
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=PATIENCE)
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
         page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
         page.get_by_role("button", name="Confirm Kernel Restart").click()
-        says(page, "is going on")
+        wait_for_status(page, "is running")
     page.locator(".sftb img:visible").wait_for(timeout=PATIENCE)
     assert steps_done(page) >= stopped - 1
     nothing_is_cut_off(page)
-    says(page, "is done", 5 * MINUTE)
+    wait_for_status(page, "is done", 5 * MINUTE)
     assert "mixed_sft" in page.locator(".sftb-pre:visible").last.inner_text()
 
 
 def train_on_hostile_text(page, folder: Path) -> None:
     """A second run, of mode 1, whose rows and name would run code if they were taken for more than text."""
-    turn(page, "1 Choose")
-    assert page.locator(".sftb-modes button.sftb-on").inner_text().endswith("4"), "the run shown is of 4"
+    open_step(page, "1 Choose")
+    assert page.locator(".sftb-modes button.sftb-chosen").inner_text().endswith("4"), "the run shown is of 4"
     page.locator(".sftb-modes button", has_text="1").click()
     page.locator(".sftb-pair button", has_text="full").first.click()
-    fold(page, "Model and data")
-    enter(page, "domain_tasks", str(folder / "hostile.jsonl"))
-    fold(page, "Values")
-    enter(page, "max_steps", "4")
-    enter(page, "output_dir", str(folder / "runs" / NAME))
-    turn(page, "2 Look")
-    says(page, "Looked at the data")
-    shown = "".join(page.locator(".sftb-seen:visible").all_inner_texts())
+    toggle_fold(page, "Model and data")
+    fill_in(page, "domain_tasks", str(folder / "hostile.jsonl"))
+    toggle_fold(page, "Values")
+    fill_in(page, "max_steps", "4")
+    fill_in(page, "output_dir", str(folder / "runs" / NAME))
+    open_step(page, "2 Look")
+    wait_for_status(page, "Looked at the data")
+    shown = "".join(page.locator(".sftb-tokens:visible").all_inner_texts())
     assert "costs $5 and $6" in re.sub(r"\s+", " ", re.sub("[|«»]", "", shown))  # no mathematics
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
-    turn(page, "3 Train")
+    open_step(page, "3 Train")
     press(page, "Start")
-    says(page, "is done")
+    wait_for_status(page, "is done")
     assert NAME in page.locator(".sftb-page:visible").inner_text()
 
 
 def compare(page) -> None:
     """Both runs in the table, in one plot, and what their recipes differ in."""
-    turn(page, "4 Compare")
+    open_step(page, "4 Compare")
     marks = page.locator(".sftb-runs input")
     marks.nth(1).wait_for()
     for number in range(2):
@@ -222,7 +222,7 @@ def compare(page) -> None:
 
 def talk(page) -> None:
     """The first questions to three checkpoints."""
-    turn(page, "5 Talk")
+    open_step(page, "5 Talk")
     names = page.get_by_label("checkpoints", exact=True)
     names.select_option(index=[0, 1, 2])
     press(page, "Ask")
@@ -243,8 +243,8 @@ def test_the_whole_way(kernel, notebook):
         page.locator(".sftb-modes button").first.wait_for(timeout=PATIENCE)
         print(f"usable after {time.monotonic() - began:.1f} s")  # noqa: T201
         choose(page)
-        turn(page, "2 Look")
-        says(page, "Looked at the data")
+        open_step(page, "2 Look")
+        wait_for_status(page, "Looked at the data")
         train(page, address("workbench.ipynb"), notebook)
         assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
         complete = version == list(KERNELS)[-1]  # the versions differ in when a callback runs, no more

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 import ipywidgets as widgets
 import traitlets
@@ -10,130 +11,127 @@ from ..data.sources import read_card_rate
 from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
-from ..recipes.modes import MODES, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
-from ..recipes.recipe import FIELDS, Recipe, differing_fields, override, recipe_to_dict
-from ..recipes.serialize import format_cell, format_command, read_recipe
+from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mode
+from ..recipes.recipe import FIELDS, Recipe, override
+from ..recipes.serialize import read_recipe
 from ..recipes.warnings import recipe_warnings
 from ..workers.client import start_helper
-from .fields import MODEL_AND_DATA, MORE_DATA
+from .fields import MODEL_AND_DATA, MORE_DATA, text_fold
 from .step_choose import choose_step
 from .step_compare import CompareStep
 from .step_look import LookStep
 from .step_talk import TalkStep
-from .step_train import TrainStep, ready_to_draw
-from .widgets import Choice, Fold, box, button, guarded, in_background, row, show, style, text_label
+from .step_train import TrainStep, draw_once
+from .widgets import Choice, Status, add_classes, button, column, row, show, style_sheet, text_label
 
 STEPS = {"choose": "1 Choose", "look": "2 Look", "train": "3 Train", "compare": "4 Compare", "talk": "5 Talk"}
 NEXT = {"choose": ("look", "Next: look at the data"), "look": ("train", "Next: train"),
         "train": ("compare", "Next: compare runs"), "compare": ("talk", "Next: talk to the models"),
         "talk": ("choose", "Choose another recipe")}
-
 COUNTED = {*MODEL_AND_DATA, *MORE_DATA} - {"mode"}  # the fields on which rows and tokens depend
 
 
 class Form(traitlets.HasTraits):
-    """The form's state: the recipe that its controls edit, what is known of data and model, and its status.
+    """The form's state, which its steps watch and change; `widget` is what to show.
 
-    `widget` is what to show. Every change goes through `set`, so by `override`; what a control holds that is
-    no value stays in `errors`, by field, and the recipe keeps the value it had.
+    The recipe is changed by `set` alone, so by `override`. What a control holds that is no value is in
+    `errors`, by field, and the recipe keeps the value that it had.
     """
 
     recipe = traitlets.Instance(Recipe)
-    facts = traitlets.Instance(Facts)
+    facts = traitlets.Instance(Facts)  # measured, or read from the start model's card
+    stated = traitlets.Dict()  # facts that the user states by answers to the four questions
     errors = traitlets.Dict()
 
     def __init__(self, recipe: Recipe | None = None):
         super().__init__(recipe=recipe or Recipe(), facts=Facts())
-        self.facts = self._facts_before()
-        self.controls, self.said, self.suggested = {}, {}, ""
-        self._quiet = threading.local()
-        self.status = text_label("", "sftb-told")
+        self.facts = start_model_facts(self.recipe)
+        self.controls, self.helper, self.status = {}, None, Status()
         self.steps = Choice(STEPS, "choose", marks=False)
-        self.helper = None
-        self.parts = {
-            "look": LookStep(self),
-            "train": TrainStep(self),
-            "compare": CompareStep(self),
-            "talk": TalkStep(self),
-        }
-        self.pages = {"choose": choose_step(self), **{name: part.widget for name, part in self.parts.items()}}
-        for page in self.pages.values():
-            page.add_class("sftb-page")
-        self.forward = button("", self._forward, "sftb-main")
-        self.chain = text_label("", "sftb-quiet")
-        head = box(row(text_label("sftbench", "sftb-title"), self.chain),
-                   box(*self.steps.buttons.values(), classes=("sftb-steps",), kind=widgets.HBox))
-        foot = box(self.status, row(self.forward), classes=("sftb-status",))
-        self.widget = box(style(), head, *self.pages.values(), foot, self._spelt().widget, classes=("sftb",))
-        self.steps.observe(self._turn, "value")
-        self.observe(self._summarise, "recipe")
-        self.observe(self._forget, "recipe")
-        self._turn()
-        self._summarise()
-        if self.parts["train"].attach():
-            told, self.steps.value = self.status.value, "train"
-            self.say(told)
-        if recipe is None and self.parts["train"].folder:  # the choice is that of the run that is shown
+        self.parts = {"look": LookStep(self), "train": TrainStep(self), "compare": CompareStep(self),
+                      "talk": TalkStep(self)}
+        pages = {"choose": choose_step(self), **{name: part.widget for name, part in self.parts.items()}}
+        self.pages = {name: add_classes(page, "sftb-page") for name, page in pages.items()}
+        self.forward = button("", self._go_forward, "sftb-main")
+        self.widget = column(style_sheet(), self._head(), *self.pages.values(),
+                             column(self.status.label, row(self.forward), css="sftb-status"),
+                             text_fold(self).widget, css="sftb")
+        self.steps.observe(lambda _: self._open_step(), "value")
+        self.observe(self._drop_counts, "recipe")
+        self._open_step()
+        self._show_earlier_run(with_recipe=recipe is None)
+
+    def _head(self) -> widgets.Widget:
+        """The recipe in a few words, and the steps."""
+        summary = text_label("", "sftb-quiet")
+
+        def refresh() -> None:
+            recipe = self.recipe
+            mode = f"mode {recipe.mode}" if recipe.mode in MODES else load_mode(recipe.mode).name
+            method = recipe.method + (f" (CPT: {recipe.cpt_method})" if recipe.cpt_method else "")
+            summary.value = f"{mode} · {method} · {recipe.model}"
+
+        self.watch(refresh, "recipe")
+        return column(row(text_label("sftbench", "sftb-title"), summary),
+                      row(*self.steps.buttons.values(), css="sftb-steps"))
+
+    def _open_step(self) -> None:
+        """Show the chosen step, and the button to the next."""
+        self.status.report("")
+        for name, page in self.pages.items():
+            show(page, name == self.steps.value)
+        if self.steps.value in self.parts:
+            self.parts[self.steps.value].refresh()
+        self.forward.description = self.forward.tooltip = NEXT[self.steps.value][1]
+
+    def _go_forward(self) -> None:
+        self.steps.value = NEXT[self.steps.value][0]
+
+    def _show_earlier_run(self, with_recipe: bool) -> None:
+        """Follow a run that is running, else show the newest if it can be resumed; take over its recipe."""
+        train = self.parts["train"]
+        if train.attach():
+            message, self.steps.value = self.status.label.value, "train"
+            self.status.report(message)
+        if with_recipe and train.folder:
             with contextlib.suppress(BadInput):
-                found = read_recipe(self.parts["train"].folder)
-                load_mode(found.mode)
-                self.recipe = found
+                self._take(read_recipe(train.folder))
+
+    # the recipe, and what is known of it
+
+    def watch(self, refresh: Callable[[], None], *names: str) -> None:
+        """Call `refresh` now, and whenever one of these traits changes."""
+        self.observe(lambda _: refresh(), names)
+        refresh()
 
     def set(self, **values) -> None:
-        """Change recipe values through the one door; a refusal is told and changes nothing."""
-        guarded(self.say, self._set, values)
+        """Change recipe values by `override`; a refusal is reported and changes nothing."""
+        with self.status.guard():
+            recipe = override(self.recipe, **values)
+            load_mode(recipe.mode)
+            self.recipe = recipe
 
-    def _set(self, values: dict) -> None:
-        changed = override(self.recipe, **values)
-        load_mode(changed.mode)
-        self.recipe = changed
+    def load(self, source: str) -> None:
+        """Take the recipe of a run's folder, a recipe.json or a notebook into the form.
 
-    def say(self, words: str, bad: bool = False) -> None:
-        """Show one line of status; `bad` marks it as an error."""
-        self.status.value = f"! {words}" if bad else words
-        (self.status.add_class if bad else self.status.remove_class)("sftb-warn")
+        Values that were advised in a run are advised anew, so that the form shows what its user had set.
+        """
+        with self.status.guard():
+            if not source.strip():
+                raise BadInput("name a run's folder, a recipe.json or a notebook to load from")
+            self._take(read_recipe(source.strip()))
+            own = [name for name in FIELDS if getattr(self.recipe, name) != FIELDS[name].default]
+            values = ", ".join(own) or "nothing, all is as advised"
+            self.status.report(f"Loaded {source}; set in it: {values}.")
 
-    @contextlib.contextmanager
-    def quiet(self):
-        """While it lasts, controls are written without writing back."""
-        self._quiet.on = True
-        try:
-            yield
-        finally:
-            self._quiet.on = False
+    def _take(self, recipe: Recipe) -> None:
+        load_mode(recipe.mode)
+        self.errors = {}
+        self.recipe = recipe
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether this thread is writing controls."""
-        return getattr(self._quiet, "on", False)
-
-    def in_background(self, act, *arguments) -> None:
-        """Call `act` in a thread, so that the form stays usable; its error is told in the status line."""
-        in_background(guarded, self.say, act, *arguments)
-
-    def ask(self, request: dict) -> dict:
-        """The answer of the process that has the libraries, waited for; raises BadInput where it has none."""
-        if self.helper is None or not self.helper.free:
-            self.helper = start_helper()
-        answer = self.helper.ask(request)
-        if "error" in answer:
-            raise BadInput(answer["error"]["message"])
-        return answer
-
-    def ahead(self) -> threading.Thread:
-        """Load libraries while the user chooses: for training in a process, for pictures in a thread."""
-        self.helper = start_helper()
-        return in_background(ready_to_draw)
-
-    def close(self) -> None:
-        """Let go of the process that was started ahead, and follow no run any more; runs go on."""
-        self.parts["train"].token = None
-        if self.helper:
-            self.helper.close()
-
-    def stages(self) -> tuple[StagePlan, ...]:
-        """The recipe's stages, with its shares."""
-        return recipe_stages(self.recipe)
+    def all_facts(self) -> Facts:
+        """The facts with those that the user states."""
+        return self.facts.add("stated", **self.stated)
 
     def warnings(self) -> list[str]:
         """What cannot run, and what departs far from the advice."""
@@ -141,78 +139,48 @@ class Form(traitlets.HasTraits):
             check_method_chain(self.recipe)
         except BadInput as error:
             return [str(error)]
-        return recipe_warnings(self.recipe, self.facts.add("stated", **self.said))
-
-    def _summarise(self, _=None) -> None:
-        mode = load_mode(self.recipe.mode)
-        name = f"mode {self.recipe.mode}" if self.recipe.mode in MODES else mode.name
-        method = self.recipe.method + (f" (CPT: {self.recipe.cpt_method})" if self.recipe.cpt_method else "")
-        self.chain.value = f"{name} · {method} · {self.recipe.model}"
-
-    def _forget(self, change) -> None:
-        """What was counted holds no longer once model or data are others."""
-        if differing_fields(
-            recipe_to_dict(change.old), recipe_to_dict(change.new), ignore=set(FIELDS) - COUNTED
-        ):
-            self.facts = self._facts_before()
-
-    def _facts_before(self) -> Facts:
-        """What can be known of the start model before its data are looked at."""
-        try:
-            start = find_start_model(self.recipe)
-            facts = Facts().add("measured", pocket=start in FOLDERS)
-            return facts.add("card", pretraining_learning_rate=read_card_rate(start))
-        except BadInput:
-            return Facts()
+        return recipe_warnings(self.recipe, self.all_facts())
 
     def to_correct(self) -> list[str]:
         """What the controls hold that is no value, each with what is wrong."""
-        return [told if told.startswith(name) else f"{name}: {told}" for name, told in self.errors.items()]
+        return [text if text.startswith(name) else f"{name}: {text}" for name, text in self.errors.items()]
 
-    def _turn(self, _=None) -> None:
-        """Show the chosen step, and the way on."""
-        self.say("")
-        for name, page in self.pages.items():
-            show(page, name == self.steps.value)
-        if self.steps.value in self.parts:
-            self.parts[self.steps.value].refresh()
-        self.forward.description = self.forward.tooltip = NEXT[self.steps.value][1]
+    def _drop_counts(self, change) -> None:
+        """What was counted is no longer true once model or data are others."""
+        if any(getattr(change.old, name) != getattr(change.new, name) for name in COUNTED):
+            self.facts = start_model_facts(self.recipe)
 
-    def _forward(self) -> None:
-        self.steps.value = NEXT[self.steps.value][0]
+    # the helper process, which has the libraries
 
-    def _spelt(self) -> Fold:
-        """The recipe as a command and as a cell to copy, and a field to load another from."""
-        command, cell = (widgets.Textarea(description=words, layout={"width": "auto"}, rows=rows,
-                                          style={"description_width": "130px"})
-                         for words, rows in (("as a command", 2), ("as a parameters cell", 4)))
-        place = widgets.Text(description="load from", placeholder="a run's folder, a recipe.json, a notebook",
-                             style={"description_width": "130px"}, layout={"flex": "1 1 320px"})
+    def load_ahead(self) -> threading.Thread:
+        """Load libraries while the user chooses: for training in the helper, for pictures in a thread."""
+        self.helper = start_helper()
+        return self.status.call_in_thread(draw_once)
 
-        def refresh(_=None) -> None:
-            command.value, cell.value = format_command(self.recipe), format_cell(self.recipe)
-            if self.errors:
-                lines = [f"# first correct {told}" for told in self.to_correct()]
-                command.value = cell.value = "\n".join(lines)
-            cell.rows = len(cell.value.splitlines()) + 1
+    def ask(self, request: dict) -> dict:
+        """The helper's answer, waited for; raises BadInput where it has none."""
+        if self.helper is None or not self.helper.free:
+            self.helper = start_helper()
+        answer = self.helper.ask(request)
+        if "error" in answer:
+            raise BadInput(answer["error"]["message"])
+        return answer
 
-        self.observe(refresh, ["recipe", "errors"])
-        refresh()
-        return Fold("This recipe as a command, as a parameters cell; load another", command, cell,
-                    row(place, button("Load", lambda: self.load(place.value))))
+    def close(self) -> None:
+        """End the helper and follow no run any more; runs continue."""
+        self.parts["train"].follower = None
+        if self.helper:
+            self.helper.close()
 
-    def load(self, place: str) -> None:
-        """Take the recipe of a run's folder, a recipe.json or a notebook into the form."""
-        def act() -> None:
-            if not place.strip():
-                raise BadInput("name a run's folder, a recipe.json or a notebook to load from")
-            recipe = read_recipe(place.strip())
-            load_mode(recipe.mode)
-            self.errors = {}
-            self.recipe = recipe
-            set_here = [name for name in FIELDS if getattr(recipe, name) != FIELDS[name].default]
-            self.say(f"Loaded {place}; set in it: {', '.join(set_here) or 'nothing, all is as advised'}.")
-        guarded(self.say, act)
+
+def start_model_facts(recipe: Recipe) -> Facts:
+    """What can be known of the start model before its data are looked at."""
+    try:
+        start = find_start_model(recipe)
+        rate = read_card_rate(start)
+    except BadInput:
+        return Facts()
+    return Facts().add("measured", pocket=start in FOLDERS).add("card", pretraining_learning_rate=rate)
 
 
 _shown: list[Form] = []
@@ -221,12 +189,11 @@ _shown: list[Form] = []
 def form(recipe: Recipe | None = None) -> widgets.Widget:
     """The workbench as a widget: show it as the last line of a cell, or in Voila.
 
-    A process begins to load the libraries while you choose. A form that this kernel showed before lets go of
+    A helper process begins to load the libraries while you choose. A form that this kernel showed before ends
     its own.
     """
     while _shown:
         _shown.pop().close()
-    made = Form(recipe)
-    made.ahead()
-    _shown.append(made)
-    return made.widget
+    _shown.append(Form(recipe))
+    _shown[-1].load_ahead()
+    return _shown[-1].widget

@@ -4,71 +4,67 @@ import ipywidgets as widgets
 
 from ..errors import BadInput
 from ..reports.comparison import list_runs, summarise_run
-from .widgets import box, button, row, text_label
+from .widgets import button, column, grid, row, text_label
 
 
 class TalkStep:
-    """The step's widgets; the worker loads the models and answers."""
+    """The step's widgets; the helper loads the models and answers."""
 
     def __init__(self, form):
         self.form = form
-        self.prompt = widgets.Textarea(description="prompt", rows=2, layout={"width": "auto"},
-                                       style={"description_width": "110px"},
+        common = {"layout": {"width": "auto"}, "style": {"description_width": "110px"}}
+        self.prompt = widgets.Textarea(description="prompt", rows=2, **common,
                                        placeholder="empty: the first questions of the run's own probes")
-        self.system = widgets.Text(description="system prompt", placeholder="none", layout={"width": "auto"},
-                                   style={"description_width": "110px"})
-        self.which = widgets.SelectMultiple(description="checkpoints", rows=6, layout={"width": "auto"},
-                                            style={"description_width": "110px"})
+        self.system = widgets.Text(description="system prompt", placeholder="none", **common)
+        self.checkpoints = widgets.SelectMultiple(description="checkpoints", rows=6, **common)
         self.ask_button = button("Ask", self.ask, "sftb-main")
-        self.told, self.answers = text_label("", "sftb-quiet"), box()
-        self.widget = box(self.prompt, self.system, self.which, row(self.ask_button, self.told), self.answers)
+        self.note, self.answers = text_label("", "sftb-quiet"), column()
+        self.widget = column(self.prompt, self.system, self.checkpoints, row(self.ask_button, self.note),
+                             self.answers)
 
     def refresh(self) -> None:
         """List the start model and the states of all finished runs, newest first."""
-        before = self.which.value
+        before = self.checkpoints.value
         options = [(f"start model {self.form.recipe.model}", self.form.recipe.model)]
-        for line in map(summarise_run, list_runs()):
-            if line["state"] == "done":
-                folder = line["folder"]
-                options += [(f"{folder.name}, {name}", f"{folder}:{name}")
-                            for name in ["start", *line["stages"]][::-1]]
-        self.which.options, self.which.rows = options, min(max(len(options), 4), 12)
-        there = [value for _, value in options]
-        self.which.value = [value for value in before if value in there] or there[:2]
-        self.told.value = "Choose several with Ctrl or Shift." if len(options) > 1 else \
+        for run in map(summarise_run, list_runs()):
+            if run["state"] == "done":
+                options += [(f"{run['name']}, {state}", f"{run['folder']}:{state}")
+                            for state in reversed(["start", *run["stages"]])]
+        self.checkpoints.options, self.checkpoints.rows = options, min(max(len(options), 4), 12)
+        names = [name for _, name in options]
+        self.checkpoints.value = [name for name in before if name in names] or names[:2]
+        self.note.value = "Choose several with Ctrl or Shift." if len(options) > 1 else \
             "Finished runs appear here beside the start model."
 
     def ask(self) -> None:
         """Ask the chosen checkpoints."""
-        self.told.value = "Asking …"
-        self.ask_button.disabled = True
-        self.form.in_background(self._ask)
+        self.note.value, self.ask_button.disabled = "Asking …", True
+        self.form.status.call_in_thread(self._ask)
 
     def _ask(self) -> None:
         try:
-            if not self.which.value:
+            if not self.checkpoints.value:
                 raise BadInput("choose at least one checkpoint")
             prompts = [self.prompt.value] if self.prompt.value.strip() else None
-            answer = self.form.ask({"do": "talk", "checkpoints": list(self.which.value), "prompts": prompts,
-                                    "system": self.system.value.strip() or None})
-            self._show(answer["answers"])
-            self.told.value = ""
+            answer = self.form.ask({"do": "talk", "checkpoints": list(self.checkpoints.value),
+                                    "prompts": prompts, "system": self.system.value.strip() or None})
+            self._show_answers(answer["answers"])
+            self.note.value = ""
         except Exception:
-            self.told.value = "No answer: see below."
+            self.note.value = "No answer: see below."
             raise
         finally:
             self.ask_button.disabled = False
 
-    def _show(self, answers: list[dict]) -> None:
+    def _show_answers(self, answers: list[dict]) -> None:
         """For each prompt one line of columns, a checkpoint each."""
-        names = {value: label for label, value in self.which.options}
-        parts = []
-        for prompt in dict.fromkeys(entry["prompt"] for entry in answers):
-            mine = [entry for entry in answers if entry["prompt"] == prompt]
-            wanted = f"   (wanted: {mine[0]['wanted']})" if "wanted" in mine[0] else ""
-            columns = [box(text_label(names.get(entry["checkpoint"], entry["checkpoint"]), "sftb-quiet"),
-                           text_label(entry["answer"] or "(nothing)", "sftb-pre", "sftb-wrap"))
-                       for entry in mine]
+        labels, parts = {name: label for label, name in self.checkpoints.options}, []
+        for prompt in dict.fromkeys(answer["prompt"] for answer in answers):
+            same = [answer for answer in answers if answer["prompt"] == prompt]
+            wanted = f"   (wanted: {same[0]['wanted']})" if "wanted" in same[0] else ""
+            columns = [column(text_label(labels.get(name := answer["checkpoint"], name), "sftb-quiet"),
+                              text_label(answer["answer"] or "(nothing)", "sftb-pre", "sftb-wrap"))
+                       for answer in same]
             parts += [text_label(f"{prompt}{wanted}", "sftb-head", "sftb-lines"),
-                      box(*columns, classes=("sftb-answers",), kind=widgets.Box)]
+                      grid("sftb-answers", *columns)]
         self.answers.children = parts
