@@ -45,13 +45,18 @@ def everything(widget):
 
 
 def buttons(form, words: str) -> list:
-    return [made for made in everything(form.widget)
-            if isinstance(made, widgets.Button) and words in made.description]
+    return [control for control in everything(form.widget)
+            if isinstance(control, widgets.Button) and words in control.description]
+
+
+def texts(form) -> list[str]:
+    """The recipe as a command and as a parameters cell."""
+    return [control.value for control in everything(form.widget) if control.description.startswith("as a ")]
 
 
 def press(form, words: str) -> None:
-    (made,) = buttons(form, words)
-    made.click()
+    (control,) = buttons(form, words)
+    control.click()
 
 
 def enter(form, name: str, value) -> None:
@@ -102,7 +107,7 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     recipe = override(recipe, mode="4")  # a text that names no mode has no chain to show
     form.recipe = recipe
     assert form.recipe == recipe
-    command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
+    command, cell = texts(form)
     options = make_parser().parse_args(shlex.split(command)[1:])
     assert recipe_from_options(options, mode=options.mode) == recipe == parse_cell(cell)
     for name, control in form.controls.items():  # to enter what a control shows changes nothing
@@ -111,10 +116,10 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
 
 def test_a_rate_ten_times_too_high_is_marked_beside_its_control(form):
     enter(form, "learning_rate", "1e-4")
-    shown = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
-            and "sftb-warn" in made._dom_classes and "learning_rate" in made.value]
+    shown = [control.value for control in everything(form.widget) if isinstance(control, widgets.Label)
+            and "sftb-warn" in control._dom_classes and "learning_rate" in control.value]
     assert shown == ["! learning_rate 0.0001 is 10 times above the 1e-05 advised for full (R8)"]
-    assert any("1 to look at" in made.description for made in buttons(form, "Values"))
+    assert any("1 to look at" in control.description for control in buttons(form, "Values"))
     enter(form, "learning_rate", "")
     assert buttons(form, "all as advised")
 
@@ -144,21 +149,21 @@ def test_what_was_counted_is_forgotten_with_the_data(form):
 
 
 def test_a_new_form_advises_by_the_start_models_own_card(make_model):
-    made = Form()
-    assert [made.controls[name].placeholder for name in ("learning_rate", "pretraining_learning_rate")] == [
+    form = Form()
+    assert [form.controls[name].placeholder for name in ("learning_rate", "pretraining_learning_rate")] == [
         "0.0002", "0.002"]
-    made.set(model=make_model())
-    assert made.controls["pretraining_learning_rate"].placeholder == "0.0001", "a model without a card"
+    form.set(model=make_model())
+    assert form.controls["pretraining_learning_rate"].placeholder == "0.0001", "a model without a card"
 
 
 def test_what_is_to_be_corrected_shows_beside_its_control_and_where_it_hinders(form, tmp_path, monkeypatch):
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
     enter(form, "domain_tasks", "nowhere.jsonl")
-    shown = [made.value for made in everything(form.widget) if isinstance(made, widgets.Label)
-            and made.value.startswith("! domain_tasks: nowhere.jsonl: no such file")]
+    shown = [control.value for control in everything(form.widget) if isinstance(control, widgets.Label)
+            and control.value.startswith("! domain_tasks: nowhere.jsonl: no such file")]
     assert len(shown) == 2, "beside its control and in the status line"
     assert buttons(form, "something to correct")
-    command, cell = (made.value for made in everything(form.widget) if made.description.startswith("as a "))
+    command, cell = texts(form)
     assert command == cell and command.startswith("# first correct domain_tasks: nowhere.jsonl: no such file")
     for step in ("train", "look"):
         form.steps.value = step
@@ -171,8 +176,7 @@ def test_what_is_to_be_corrected_shows_beside_its_control_and_where_it_hinders(f
     assert "first correct domain_tasks: nowhere.jsonl" in form.status.label.value
     assert not list(tmp_path.iterdir())
     enter(form, "domain_tasks", "")
-    assert form.status.label.value == "" and form.errors == {} and "sftbench run" in next(
-        made.value for made in everything(form.widget) if made.description == "as a command")
+    assert form.status.label.value == "" and form.errors == {} and "sftbench run" in texts(form)[0]
     form.steps.value = "choose"
 
 
@@ -180,8 +184,8 @@ def test_bfloat16_is_greyed_where_the_machine_has_none(form):
     assert not form.controls["bf16"].disabled, "nothing is known yet"
     form.facts = Facts(bf16=False, device="cuda")
     assert form.controls["bf16"].disabled
-    assert any("not known to have bfloat16" in made.value for made in everything(form.widget)
-               if isinstance(made, widgets.Label))
+    assert any("not known to have bfloat16" in control.value for control in everything(form.widget)
+               if isinstance(control, widgets.Label))
     form.recipe = override(Recipe(), bf16=True)
     assert not form.controls["bf16"].disabled, "a loaded value can be taken back"
 
@@ -216,8 +220,8 @@ def test_modes_without_model_or_data_are_greyed_with_the_reason(form):
 
 
 def test_the_drawing_shares_what_the_modes_share(form):
-    boxes = {made.layout.grid_area: made.value for made in everything(form.widget)
-             if isinstance(made, widgets.Label) and "sftb-box" in made._dom_classes}
+    boxes = {control.layout.grid_area: control.value for control in everything(form.widget)
+             if isinstance(control, widgets.Label) and "sftb-box" in control._dom_classes}
     assert boxes["1 / 2 / 6 / 3"] == "base" and boxes["6 / 2 / 8 / 3"] == "chat"
     assert boxes["2 / 3 / 5 / 4"] == "CPT\ndomain text"  # modes 2 to 4
     prefixes = {(mode.start, *(stage.name for stage in mode.stages[:depth]))
@@ -235,8 +239,8 @@ def test_four_questions_lead_to_a_mode_with_its_rules(form):
     assert suggestion(Facts(wants="both", resources="much"))[0] == "5"
     best, rules = suggestion(Facts(resources="little"))
     assert best == "6" and rules[0].startswith("R7")
-    questions = {made.description: made for made in everything(form.widget)
-                 if isinstance(made, widgets.Dropdown)}
+    questions = {control.description: control for control in everything(form.widget)
+                 if isinstance(control, widgets.Dropdown)}
     questions["What counts in the end?"].value = "general ability too"
     questions["How much hardware and time is there?"].value = "much"
     press(form, "Take mode 5")
@@ -253,7 +257,7 @@ def test_a_run_is_loaded_and_a_wrong_path_is_reported(form, tmp_path):
 
 
 def test_an_error_in_a_callback_shows_in_the_status_line_and_the_form_goes_on(form, monkeypatch, caplog):
-    def broken(place):
+    def broken(path):
         raise RuntimeError("put in on purpose")
     monkeypatch.setattr(form_module, "read_recipe", broken)
     form.load("anything")
@@ -285,7 +289,7 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
 
 
 def test_every_control_has_a_name_and_can_be_reached(form):
-    for made in everything(form.widget):
-        if isinstance(made, (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.Button)):
-            assert made.description.strip(), made
-            assert made.tabbable is not False
+    for control in everything(form.widget):
+        if isinstance(control, (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.Button)):
+            assert control.description.strip(), control
+            assert control.tabbable is not False

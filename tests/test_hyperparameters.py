@@ -1,4 +1,4 @@
-"""Hyperparameters: each `None` gets a value with its reason, what is set stays, what is far off is told."""
+"""Hyperparameters: each `None` gets a value with its reason, what is set stays, what is far off is marked."""
 
 import dataclasses
 import math
@@ -96,11 +96,11 @@ def test_rates_are_capped():
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_an_adapter_reads_twice_as_often(method):
     known = {"tokens": {"domain_text": 1e6}, "rows": {"domain_tasks": 1000}}
-    whole, _ = resolve_recipe(Recipe(), facts(known))
+    full, _ = resolve_recipe(Recipe(), facts(known))
     adapter, reasons = resolve_recipe(override(Recipe(), method=method), facts(known))
-    assert adapter.cpt_num_train_epochs == 2 * whole.cpt_num_train_epochs
+    assert adapter.cpt_num_train_epochs == 2 * full.cpt_num_train_epochs
     assert f"{method} 2 × as many" in str(reasons["cpt_num_train_epochs"])
-    assert adapter.num_train_epochs == whole.num_train_epochs
+    assert adapter.num_train_epochs == full.num_train_epochs
 
 
 def test_warm_up_grows_with_the_rate():
@@ -140,7 +140,7 @@ def test_what_the_device_decides(device, bf16, parameters, expected):
     assert (this.bf16, this.gradient_checkpointing, this.bnb_4bit_compute_dtype) == expected
 
 
-def test_notes_tell_what_follows_from_model_and_method():
+def test_notes_state_what_follows_from_model_and_method():
     def notes(known=None, **values):
         return derived_settings(resolve_recipe(override(Recipe(), **values), facts(known or {}))[0],
                                      facts(known or {}))

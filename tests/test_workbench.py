@@ -26,15 +26,15 @@ KERNELS = {"6.31.0": ["ipykernel==6.31.0", "nest-asyncio==1.6.0"], "7.3.0": ["ip
 
 @pytest.fixture(params=[pytest.param(version, id=f"ipykernel-{version}") for version in KERNELS])
 def kernel(request, tmp_path):
-    """The environment in which JupyterLab starts this version of the kernel; older ones lie in a cache."""
+    """The environment in which JupyterLab starts this version of the kernel; older ones are in a cache."""
     path = [str(ROOT)]
     if KERNELS[request.param]:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sftbench-tests"
-        place = cache / f"ipykernel-{request.param}"
-        if not (place / "ipykernel_launcher.py").exists():
-            subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place,
+        packages = cache / f"ipykernel-{request.param}"
+        if not (packages / "ipykernel_launcher.py").exists():
+            subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", packages,
                             *KERNELS[request.param]], check=True, timeout=200)
-        path.insert(0, str(place))
+        path.insert(0, str(packages))
     spec = tmp_path / "share" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({
@@ -47,7 +47,7 @@ def kernel(request, tmp_path):
 
 @pytest.fixture
 def notebook(tmp_path):
-    """The folder with the workbench's notebook, which also says its kernel's version, and hostile rows."""
+    """The folder with the workbench's notebook, which also prints its kernel's version, and hostile rows."""
     book = json.loads((ROOT / "notebooks" / "workbench.ipynb").read_text())
     code = next(cell for cell in book["cells"] if cell["cell_type"] == "code")
     book["cells"].append(code | {"id": "version", "source": [
@@ -81,12 +81,12 @@ def fill_in(page, name: str, value: str) -> None:
 
 
 def wait_for_status(page, words: str, timeout: float = PATIENCE) -> None:
-    """Wait until the status line says this."""
+    """Wait until the status line has these words."""
     page.locator(".sftb-message", has_text=words).wait_for(timeout=timeout)
 
 
 def steps_done(page) -> int:
-    """Steps of all stages so far, as the words beside the bars say."""
+    """Steps of all stages so far, by the words beside the bars."""
     return sum(int(number.replace(",", "")) for number in
                re.findall(r"([\d,]+) of [\d,]+ steps", page.locator(".sftb-bars").inner_text()))
 
@@ -143,7 +143,7 @@ def choose(page) -> None:
 
 @contextlib.contextmanager
 def paused_run(folder: Path):
-    """The run that goes on lies still meanwhile, so that it cannot end before the test looks."""
+    """The run is paused meanwhile, so that it cannot end before the test looks."""
     (run,) = running_folders(folder / "runs")
     pid = json.loads((run / "worker.json").read_text())["pid"]
     os.kill(pid, signal.SIGSTOP)

@@ -16,9 +16,10 @@ ASSUMED_PRETRAINING_RATE = 1e-4
 LEARNING_RATE_FRACTION = {"sft": 0.1, "cpt": 1 / 3}
 METHOD_FACTOR = {"full": 1, "freeze": 1, "lora": 5, "qlora": 5, "ptuning_v2": 100}  # times what full takes
 ADAPTERS = ("lora", "qlora")
-# CPT by LoRA wants so many times the passes: it learns less from each (arXiv:2405.09673). On the pocket,
-# domain and general accuracy: at 5 x full's rate with full's passes 0.28 and 0.58, with twice the passes 0.97
-# and 0.37, at the pre-training rate and twice the passes 0.90 and 0.65; at 10 x 0.03.
+# CPT by LoRA wants so many times the passes: it learns less from each (arXiv:2405.09673). Domain and general
+# accuracy on the pocket, with a company that README's tables leave out: at 5 x full's rate with full's passes
+# 0.28 and 0.58, with twice the passes 0.97 and 0.37, at the pre-training rate and twice the passes 0.90 and
+# 0.65; at 10 x full's rate 0.03 in the domain.
 ADAPTER_PASSES = 2
 MAX_LEARNING_RATE = 0.1  # beyond it even a prefix jumps about
 # Blocks a step for which the rates hold; small batches learn facts in fewer tokens.

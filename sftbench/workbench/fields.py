@@ -152,7 +152,7 @@ def parse_entry(name: str, entry: Any) -> Any:
 def _check_exists(name: str, value: Any) -> None:
     """Raise BadInput for a model or data that no file, folder or hub could have.
 
-    By the name alone: this must take no time at each entry, so a hub is not queried.
+    By the name alone, so that it takes no time where it is entered; a hub is not queried.
     """
     if value is not None and name in ("model", "chat_model"):
         find_model_folder(value)

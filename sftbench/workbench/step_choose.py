@@ -86,8 +86,8 @@ def mode_grid(form) -> widgets.Widget:
     choice = Choice({number: number for number in MODES}, "")
     sentences = {number: text_label("", "sftb-sentence", "sftb-quiet", grid_area=f"{line} / 6")
                  for line, number in enumerate(MODES, 1)}
-    for line, made in enumerate(choice.buttons.values(), 1):
-        made.layout.grid_area = f"{line} / 1"
+    for line, number in enumerate(MODES, 1):
+        choice.buttons[number].layout.grid_area = f"{line} / 1"
     boxes = _chain_boxes()
     labels = {chain: text_label("", "sftb-box", grid_area=_box_area(chain, numbers))
               for chain, numbers in boxes.items()}

@@ -20,8 +20,10 @@ class LookStep:
         self.measure_button = button("Measure a few steps", self.measure)
         self.rows = html_area("sftb-tokens")
         self.content = column(
-            text_label("Data by role", "sftb-head"), self.roles, text_label("Stages", "sftb-head"), self.plan,
-            row(text_label("Forecast", "sftb-head"), self.measure_button), self.forecast,
+            row(column(text_label("Data by role", "sftb-head"), self.roles),
+                column(row(text_label("Forecast", "sftb-head"), self.measure_button), self.forecast),
+                css="sftb-beside"),
+            text_label("Stages", "sftb-head"), self.plan,
             text_label("Rows token by token", "sftb-head"), text_label(LEGEND, "sftb-quiet", "sftb-note"),
             self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
         self.widget = column(row(self.note, button("Look again", self.look)), self.content)

@@ -40,7 +40,8 @@ def text_label(value: str = "", *classes: str, **layout) -> widgets.Label:
 
 def html_area(*classes: str) -> widgets.HTML:
     """An empty area, only for markup whose words went through `reports.html.escape_html`."""
-    return add_classes(widgets.HTML(), "mathjax_ignore", *classes)
+    area = widgets.HTML()
+    return add_classes(area, "mathjax_ignore", *classes)
 
 
 def column(*children, css: str = "", **layout) -> widgets.VBox:
@@ -60,9 +61,9 @@ def grid(css: str, *children) -> widgets.Box:
 
 def button(label: str, act: Callable[[], None], *classes: str) -> widgets.Button:
     """A button that calls `act` without arguments."""
-    made = add_classes(widgets.Button(description=label, tooltip=label), *classes)
-    made.on_click(lambda _: act())
-    return made
+    widget = add_classes(widgets.Button(description=label, tooltip=label), *classes)
+    widget.on_click(lambda _: act())
+    return widget
 
 
 def log_checkbox() -> widgets.Checkbox:
@@ -97,12 +98,12 @@ class Choice(traitlets.HasTraits):
         self._update()
 
     def _update(self, _=None) -> None:
-        for name, made in self.buttons.items():
+        for name, widget in self.buttons.items():
             label, chosen = self.labels[name], name == self.value
-            set_class(made, "sftb-chosen", chosen)
-            made.description = f"{'●' if chosen else '○'} {label}" if self.marks else label
-            made.disabled = name in self.reasons and not chosen
-            made.tooltip = f"{label}: {'chosen' if chosen else self.reasons.get(name, 'not chosen')}"
+            set_class(widget, "sftb-chosen", chosen)
+            widget.description = f"{'●' if chosen else '○'} {label}" if self.marks else label
+            widget.disabled = name in self.reasons and not chosen
+            widget.tooltip = f"{label}: {'chosen' if chosen else self.reasons.get(name, 'not chosen')}"
 
 
 class Fold:
