@@ -120,7 +120,7 @@ def _chain_boxes() -> dict[tuple[str, ...], list[str]]:
 
 
 def _box_area(chain: tuple[str, ...], numbers: list[str]) -> str:
-    """CSS `grid-area` of a box, from the first to the last of its modes, which stand side by side."""
+    """CSS `grid-area` of a box, from the first to the last of its modes, which are neighbours."""
     lines = list(MODES)
     first, last = lines.index(numbers[0]) + 1, lines.index(numbers[-1]) + 1
     return f"{first} / {len(chain) + 1} / {last + 1} / {len(chain) + 2}"
@@ -202,7 +202,7 @@ def choose_step(form) -> widgets.Widget:
     """The complete step."""
     warnings = text_label("", "sftb-warn", "sftb-lines")
 
-    def refresh() -> None:  # warnings of a field stand beside its control
+    def refresh() -> None:  # warnings of a field are shown beside its control
         lines = [f"! {line}" for line in form.warnings() if line.split()[0] not in form.controls]
         warnings.value = "\n".join(lines)
         show(warnings, bool(lines))

@@ -2,8 +2,8 @@
 
 import ipywidgets as widgets
 
-from ..reports.comparison import format_differences, list_runs, summarise_run
-from ..runs.events import format_duration, read_events
+from ..reports.comparison import format_differences, list_runs, run_cells, summarise_run
+from ..runs.events import read_events
 from ..runs.folder import runs_root
 from ..workers.client import run_state
 from .widgets import Fold, add_classes, button, column, grid, log_checkbox, row, show, text_label
@@ -12,15 +12,6 @@ COLUMNS = ("run", "mode", "method", "state", "domain", "general", "time", "memor
 MAX_RUNS = 20  # in the table, newest first
 SCORING = ("While a stage trains, 64 rows of each probe are scored, at its end all of them: a line may jump "
            "there.")
-
-
-def format_cells(run: dict) -> list[str]:
-    """A run's line of the table without its name; a dash where it has not come to a figure."""
-    accuracies = ["–" if pair is None else f"{pair[0]:.0%} → {pair[1]:.0%}"
-                  for pair in (run["domain"], run["general"])]
-    return [run["mode"], run["method"], run["state"], *accuracies,
-            "–" if run["seconds"] is None else format_duration(run["seconds"]),
-            "–" if run["memory_bytes"] is None else f"{run['memory_bytes'] / 1e9:.2f} GB"]
 
 
 class CompareStep:
@@ -68,7 +59,7 @@ class CompareStep:
                                     layout={"width": "auto"})
             mark.observe(self._draw, "value")
             self.marks[run["name"]] = add_classes(mark, "mathjax_ignore")
-            cells += [mark, *map(text_label, format_cells(run))]
+            cells += [mark, *map(text_label, run_cells(run))]
         self.table.children = cells if self.runs else ()
 
     def _draw(self, _=None) -> None:
