@@ -1,10 +1,11 @@
 """Rows to blocks: masks, packing, mixing, and that packing changes no loss."""
 
+import numpy as np
 import pytest
 import torch
 
 from sftbench.data.chat_template import DEFAULT_CHAT_TEMPLATE, default_template, render_chat
-from sftbench.data.packing import blocks_to_dataset, collate_batch, mix_encoded, pack_encoded
+from sftbench.data.packing import collate_batch, mix_rows, rows_to_dataset
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
     EncodedRow,
@@ -92,36 +93,40 @@ def numbered(role: int, sizes: list[int]) -> list[EncodedRow]:
     return [EncodedRow([role] * size, [role] * size) for size in sizes]
 
 
+def mixed(encoded, shares, epochs, seed):
+    """The rows in their order in training, and the passes of each role."""
+    lengths = {role: np.array([len(row.input_ids) for row in rows]) for role, rows in encoded.items()}
+    roles, rows, passes = mix_rows(lengths, shares, epochs, seed)
+    return [encoded[list(shares)[role]][row] for role, row in zip(roles, rows, strict=True)], passes
+
+
 def test_mixing_keeps_shares_of_tokens_spreads_roles_and_repeats(tokenizer):
     encoded = {"domain_tasks": numbered(1, [10, 20, 30] * 20), "general_tasks": numbered(2, [5] * 100)}
     shares = {"domain_tasks": 0.25, "general_tasks": 0.75}
-    rows, passes = mix_encoded(encoded, shares, epochs=2, seed=3)
+    rows, passes = mixed(encoded, shares, epochs=2, seed=3)
     tokens = {role: sum(len(row.input_ids) for row in rows if row.input_ids[0] == role) for role in (1, 2)}
     assert tokens[1] == 2400 and passes["domain_tasks"] == 2
     assert tokens[2] / sum(tokens.values()) == pytest.approx(0.75, abs=0.01)
     half = rows[:len(rows) // 2]
     assert sum(row.input_ids[0] == 1 for row in half) == pytest.approx(60, abs=6)
-    assert mix_encoded(encoded, shares, 2, 3)[0] == rows and mix_encoded(encoded, shares, 2, 4)[0] != rows
+    assert mixed(encoded, shares, 2, 3)[0] == rows and mixed(encoded, shares, 2, 4)[0] != rows
 
 
 def test_an_epoch_is_every_row_once():
-    rows, _ = mix_encoded(
-        {"domain_text": [EncodedRow([n], [n]) for n in range(50)]}, {"domain_text": 1.0}, 1, 0
-    )
+    rows, _ = mixed({"domain_text": [EncodedRow([n], [n]) for n in range(50)]}, {"domain_text": 1.0}, 1, 0)
     assert sorted(row.input_ids[0] for row in rows) == list(range(50))
 
 
 def test_packing_loses_nothing_and_fills_blocks():
     rows = numbered(1, [7, 13, 29, 3, 41, 17] * 30)
-    packed = pack_encoded(rows, 64)
-    sizes = [sum(len(row.input_ids) for row in block) for block in packed]
+    sizes = rows_to_dataset(rows, 64)["tokens"][:]
     assert sum(sizes) == sum(len(row.input_ids) for row in rows)
     assert max(sizes) <= 64 and sum(sizes) / (64 * len(sizes)) > 0.9
 
 
 def test_a_batch_restarts_positions_and_trains_no_padding():
-    dataset = blocks_to_dataset([[EncodedRow([5, 6, 7], [5, 6, 7]), EncodedRow([8, 9], [IGNORE_INDEX, 9])],
-                          [EncodedRow([5], [5])]])
+    dataset = rows_to_dataset([EncodedRow([5, 6, 7], [5, 6, 7]), EncodedRow([8, 9], [IGNORE_INDEX, 9]),
+                               EncodedRow([5], [5])], max_length=5)
     batch = collate_batch(list(dataset), pad_token_id=0, packed=True)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100] * 5]
@@ -139,7 +144,7 @@ def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
     rows = [encode_last(tokenizer, row) for role in ("domain_tasks", "domain_text")
             for row in small_rows(role, 12)]
     unpacked = mean_loss(model, rows, 0)
-    batch = collate_batch(list(blocks_to_dataset(pack_encoded(rows, 64))), 0, packed=True)
+    batch = collate_batch(list(rows_to_dataset(rows, 64)), 0, packed=True)
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         logits = model(**batch, use_cache=False).logits[:, :-1]

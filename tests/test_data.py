@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from sftbench.data.roles import load_roles, load_system_prompts, read_source, row_hash, split_rows
+from sftbench.data.roles import load_roles, load_system_prompts, split_rows
+from sftbench.data.rows import read_source, row_hash
 from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 

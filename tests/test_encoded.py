@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.data import tokenization
-from sftbench.data.packing import OPEN_BLOCKS, block_tokens, blocks_to_dataset, mix_rows, pack_rows
+from sftbench.data.packing import OPEN_BLOCKS, block_tokens, join_rows, mix_rows, pack_rows
 from sftbench.data.roles import load_roles
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
@@ -115,14 +115,13 @@ def test_what_is_read_from_the_file_is_what_encoding_at_once_gives(make_model, t
     if packing:
         packed = [[mixed[row] for row in block]
                   for block in plain_pack([len(row.input_ids) for row in mixed], 48)]
-    wanted = blocks_to_dataset(packed)
-    names = ("input_ids", "labels", "seq_lengths")
-    assert [dataset[index] for index in range(len(dataset))] == [
-        {name: row[name] for name in names} for row in wanted]
-    assert dataset[3:5]["labels"] == wanted[3:5]["labels"]
-    assert block_tokens(dataset).tolist() == wanted["tokens"][:]
+    wanted = [join_rows([row.cut() for row in block]) for block in packed]
+    assert [dataset[index] for index in range(len(dataset))] == wanted
+    assert dataset[3:5]["labels"] == [block["labels"] for block in wanted[3:5]]
+    assert block_tokens(dataset).tolist() == [len(block["input_ids"]) for block in wanted]
     assert drawn["domain_text"]["dropped"] == {"text cut": 1}
-    assert sum(entry["tokens"] for entry in drawn.values()) == sum(map(sum, wanted["seq_lengths"]))
+    assert sum(entry["tokens"] for entry in drawn.values()) == sum(
+        sum(block["seq_lengths"]) for block in wanted)
     assert sum(entry["trained_tokens"] for entry in drawn.values()) == sum(
         label != IGNORE_INDEX for row in wanted for label in row["labels"])
 
@@ -130,9 +129,10 @@ def test_what_is_read_from_the_file_is_what_encoding_at_once_gives(make_model, t
 def test_rows_are_encoded_once(make_model, tokenizer, roles, monkeypatch):
     recipe = override(Recipe(), mode="2", model=make_model(), **roles)
     first = prepare_recipe(recipe)
-    monkeypatch.setattr(tokenization, "_write_tokens", None)
+    before = first.tokens["domain_text"].rows.cache_files
+    monkeypatch.setattr(tokenization, "_encode_batch", None)
     again = prepare_recipe(override(recipe, max_length=20, seed=4))
-    assert again.tokens["domain_text"].path == first.tokens["domain_text"].path
+    assert before and again.tokens["domain_text"].rows.cache_files == before
     changed = tokenizer.chat_template
     try:
         before = tokenizer_fingerprint(tokenizer)
@@ -192,6 +192,6 @@ def test_answers_that_stand_alone_lead_back_to_their_row(tokenizer, tmp_path):
     assert tokens.row.tolist() == [0, 1, 2, 2, 3]
     pieces, reasons = cut_rows(tokens, 40, text=False)
     assert pieces.number.tolist() == [0, 1, 2, 4] and reasons["task longer than max_length"].tolist() == [2]
-    ids, flags = tokens.read(4, 0, tokens.lengths[4])
-    assert other.decode(ids) == "<user>Where is item 3?<assistant>Oslo<eos>"
-    assert other.decode(ids[flags == 1]) == "Oslo<eos>"
+    last = tokens.read(4, 0, tokens.lengths[4])
+    assert other.decode(last.input_ids) == "<user>Where is item 3?<assistant>Oslo<eos>"
+    assert other.decode([label for label in last.labels if label != IGNORE_INDEX]) == "Oslo<eos>"

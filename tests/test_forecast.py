@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from sftbench.cli import main
-from sftbench.data.packing import blocks_to_dataset, collate_batch
+from sftbench.data.packing import collate_batch, rows_to_dataset
 from sftbench.data.tokenization import EncodedRow
 from sftbench.evaluation.probes import scoring_bytes
 from sftbench.models.loading import count_parameters, load_model, release_memory
@@ -57,7 +57,7 @@ def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, setting
     parts = predict_memory(config, options, tokenizer, 64)
     assert parts["weights"] == 4 * sum(sizes)
     assert parts["gradients"] == 4 * trained and parts["optimiser"] == 8 * trained
-    batch = collate_batch(list(blocks_to_dataset([[row] for row in rows])), 0, packed=False)
+    batch = collate_batch(list(rows_to_dataset(rows)), 0, packed=False)
     real = saved_bytes(model, batch)
     # what is held for a moment comes on top: logits, their gradient, one layer's gradients
     assert 0.95 * real <= parts["activations"] + parts["gradients"] <= 1.7 * real

@@ -1,15 +1,17 @@
 """Files to rows: every format and shape, what is refused and where, sources of several files."""
 
 import json
+import shutil
 
 import datasets
 import pytest
 
-from sftbench.data import roles
+from sftbench.data import rows as row_cache
 from sftbench.data.readers import READERS, open_sources
-from sftbench.data.roles import read_source
-from sftbench.data.sources import SUFFIXES
+from sftbench.data.rows import read_source
+from sftbench.data.sources import SUFFIXES, check_source, find_model_folder
 from sftbench.errors import BadInput
+from sftbench.models.loading import load_model, load_tokenizer, resolve_revision
 
 ASK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q1"},
@@ -23,9 +25,7 @@ def lines(path, *rows):
 
 
 def read(source, role="domain_tasks"):
-    found = read_source(str(source), role)
-    assert [row for batch in found.batches() for row in batch] == list(found.table)
-    return list(found.table)
+    return list(read_source(str(source), role).table)
 
 
 def conversation(*pairs):
@@ -59,9 +59,9 @@ def test_tools_are_left_as_text(tmp_path):
         {"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call, call]},
         {"role": "tool", "content": "2"}, {"role": "tool", "content": "3"},
         {"role": "assistant", "content": "a"}]}
-    told = '{"name": "add", "arguments": {"a": 1}}'
+    call_text = '{"name": "add", "arguments": {"a": 1}}'
     assert read(lines(tmp_path / "a.jsonl", record)) == [conversation(
-        ("system", 'Tools:\n{"name": "add"}'), ("user", "q"), ("assistant", f"{told}\n{told}"),
+        ("system", 'Tools:\n{"name": "add"}'), ("user", "q"), ("assistant", f"{call_text}\n{call_text}"),
         ("user", "2\n3"), ("assistant", "a"))]
 
 
@@ -99,7 +99,7 @@ def test_text_files_are_cut_at_blank_lines_and_a_folder_is_read_by_name(tmp_path
     texts = found.table["text"]
     assert len(texts) > 2 and all(len(text) <= 2100 for text in texts)
     assert "\n\n".join(texts) == path.read_text()
-    for index, text in enumerate(texts):  # the line told is the one where the piece begins
+    for index, text in enumerate(texts):  # the line is the one where the piece begins
         line = int(found.where(index).rsplit(" ", 1)[1])
         assert path.read_text().split("\n")[line - 1] == text.split("\n")[0]
     (tmp_path / "sub").mkdir()
@@ -116,80 +116,129 @@ def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
     assert read_source(str(path), "domain_text").where(2) == f"{path}, line 4"
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ('{"text": "cut', "line 2, column 10"),
-    ("[]", "line 2: a row must be an object"),
-    ('{"body": "x"}', "line 2: no field 'text'"),
-    ('{"text": 3}', "line 2: field 'text' must be text"),
-    ('{"text": "\\ud800"}', "line 2: field 'text' holds half a surrogate"),
-    ("[" * 100_000, "line 2: nested too deeply"),
+@pytest.mark.parametrize(("line", "field", "words"), [
+    ('{"text": "cut', "", "line 2, column 10"),
+    ("[]", "", "an object"),
+    ('{"body": "x"}', "", "no field 'text'"),
+    ('{"text": 3}', "text", ""),
+    ('{"text": "\\ud800"}', "text", "surrogate"),
+    ("[" * 100_000, "", "nested too deeply"),
+    ('{"text": "one", "text": "two"}', "text", "more than once"),
+    ('{"text": "one", "more": [{"\\ud800": 1, "\\ud800": 2}]}', "?", "more than once"),
 ])
-def test_a_bad_text_row_is_named_with_its_line(tmp_path, line, words):
+def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, words):
     path = lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
-    with pytest.raises(BadInput, match=r"a\.jsonl, " + words):
+    with pytest.raises(BadInput, match=words or None) as caught:
         read(path, "domain_text")
+    assert caught.value.field == field and caught.value.where == f"{path}, line 2"
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ('{"text": "x"}', "no field 'messages', 'conversations'"),
-    ('{"prompt": "x"}', "field 'completion'"),
-    ('{"question": "x", "answer": 4}', "field 'answer' must be text that is not empty, not 4"),
-    ('{"instruction": "x", "output": ""}', "field 'output'"),
-    ('{"instruction": "x", "output": "y", "history": ["z"]}', "field 'history'"),
-    ('{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt"}]}',
-     r"field 'conversations\[2\].content'"),
-    ('{"messages": []}', "'messages' must be a list"),
-    ('{"messages": "x"}', "no JSON list"),
-    ('{"messages": [{"role": "wizard", "content": "x"}]}', "message 1 must have the role"),
-    ('{"messages": [{"role": "user", "content": "x"}]}', "messages must be user and assistant in turn"),
-    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "parts of type image"),
-    (json.dumps({"messages": [ASK["messages"][0], *ASK["messages"]]}), "messages must be user"),
-    (json.dumps({"messages": [ASK["messages"][0], ASK["messages"][1] | {"weight": 0}]}), "weight 0"),
-    (json.dumps(ASK | {"tools": "x"}), "'tools' is text that is no JSON"),
+@pytest.mark.parametrize(("line", "field", "words"), [
+    ('{"text": "x"}', "", "no field 'messages', 'conversations'"),
+    ('{"prompt": "x"}', "completion", ""),
+    ('{"question": "x", "answer": 4}', "answer", "not 4"),
+    ('{"question": "x", "answer": "one", "answer": "two"}', "answer", "more than once"),
+    ('{"instruction": "x", "output": ""}', "output", ""),
+    ('{"instruction": "x", "output": "y", "history": ["z"]}', "history", ""),
+    ('{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt"}]}', "conversations[2].content", ""),
+    ('{"messages": []}', "messages", "a list"),
+    ('{"messages": "x"}', "messages", "no JSON list"),
+    ('{"messages": [{"role": "wizard", "content": "x"}]}', "messages[1]", "the role"),
+    ('{"messages": [{"role": "user", "content": "x"}]}', "messages", "in turn"),
+    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "messages[1].content", "image"),
+    (json.dumps({"messages": [ASK["messages"][0], *ASK["messages"]]}), "messages", "in turn"),
+    (json.dumps({"messages": [ASK["messages"][0], ASK["messages"][1] | {"weight": 0}]}),
+     "messages[2].weight", ""),
+    (json.dumps(ASK | {"tools": "x"}), "tools", "no JSON"),
     (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": ["y"]}]}),
-     "a tool call must be an object"),
+     "tool_calls", ""),
 ])
-def test_a_bad_task_row_is_named_with_its_line_and_counted(tmp_path, line, words):
+def test_a_bad_task_row_is_named_with_its_field_and_line_and_counted(tmp_path, line, field, words):
     path = lines(tmp_path / "a.jsonl", ASK, line, ASK, line)
-    with pytest.raises(BadInput, match=rf"a\.jsonl, line 2: .*{words}(?s:.*)\(2 of 4 rows cannot be used"):
+    with pytest.raises(BadInput, match=rf"{words}(?s:.*)\(2 of 4 rows cannot be used") as caught:
         read(path)
+    assert caught.value.field == field and caught.value.where == f"{path}, line 2"
 
 
-@pytest.mark.parametrize(("name", "raw", "words"), [
-    ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: byte 24 is not UTF-8"),
-    ("a.jsonl", b'{"text": "a"}\n\0\n', "line 2: byte 14 is NUL"),
-    ("a.jsonl", b"", "holds no row"),
-    ("a.json", b"", "holds no row"),
-    ("a.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2, column 9"),
-    ("a.json", b'[{"text": "a"},\n\n{"text": 4}]', "line 3: field 'text'"),
-    ("a.json", b"[" * 100_000, "nested too deeply"),
-    ("a.csv", b"text\none\n\"two\nlines\"\na,b\n", "line 5: 1 more field"),
-    ("a.csv", b"text\n\"open\n", "from line 2: not CSV"),
-    ("a.txt", b"fine\n\xfe", "line 2: byte 5 is not UTF-8"),
-    ("a.parquet", b"PAR1 not", "not readable as Parquet"),
-    ("a.pkl", b"x", r"files ending in .* are read, not '\.pkl'"),
+@pytest.mark.parametrize(("name", "raw", "where", "words"), [
+    ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2", "byte 24 is not UTF-8"),
+    ("a.jsonl", b'{"text": "a"}\n\0\n', "line 2", "byte 14 is NUL"),
+    ("a.jsonl", b"", "", "no row"),
+    ("a.json", b"", "", "no row"),
+    ("a.json", b"[]", "", "no row"),
+    ("a.json", b'[{"text": "a"},\n{"text" "b"}]', "line 2", "column 9"),
+    ("a.json", b'[{"text": "a"},\n\n{"text": 4}]', "line 3", "field 'text'"),
+    ("a.json", b'[{"text": "a"},\n{"text": "b", "text": "c"}, {"text": "d"}]', "line 2", "key 'text'"),
+    ("a.json", b'{"data": [{"text": "b", "text": "c"}]}', "", "key 'text'"),
+    ("a.json", b"[" * 100_000, "", "nested too deeply"),
+    ("a.csv", b"text\none\n\"two\nlines\"\na,b\n", "line 5", "1 more field"),
+    ("a.csv", b"text\n\"open\n", "line 2", "not CSV"),
+    ("a.csv", "text\nhi\n".encode("utf-16"), "line 1", "byte 0 is not UTF-8"),
+    ("a.txt", b"fine\n\xfe", "line 2", "byte 5 is not UTF-8"),
+    ("a.parquet", b"PAR1 not", "", "Parquet"),
+    ("a.pkl", b"x", "", r"'\.pkl'"),
 ])
-def test_files_that_cannot_be_read_are_named_with_their_place(tmp_path, name, raw, words):
-    (tmp_path / name).write_bytes(raw)
-    with pytest.raises(BadInput, match=words):
-        read(tmp_path / name, "domain_text")
+def test_files_that_cannot_be_read_are_named_with_their_place(tmp_path, name, raw, where, words):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match=words or None) as caught:
+        read(path, "domain_text")
+    assert caught.value.where == f"{path}, {where}".removesuffix(", ")
 
 
 def test_a_parquet_number_is_not_made_text(tmp_path):
     datasets.Dataset.from_dict({"question": ["q", "q"], "answer": [1, 2]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match=r"row 1: field 'answer' .* not 1 \(2 of 2 rows"):
+    with pytest.raises(BadInput, match=r"2 of 2 rows") as caught:
         read(tmp_path / "a.parquet")
+    assert caught.value.field == "answer" and caught.value.where == f"{tmp_path / 'a.parquet'}, row 1"
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "/", "no/where/at/all", "data/nowhere.csv",
                                   "a.jsonl,b.jsonl"])
 def test_a_missing_file_is_named(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="domain_text: .*no such file|no such file"):
+    with pytest.raises(BadInput) as caught:
         read(path, "domain_text")
+    assert caught.value.where == path.partition(",")[0]
 
 
-def test_the_endings_that_are_told_are_those_that_are_read():
+@pytest.mark.parametrize("source", ["a.jsonl, ", "a.jsonl,", ",a.jsonl", "a.jsonl,,a.jsonl", "", " ", 'qa=""',
+                                    '"":3'])
+def test_an_empty_name_is_refused_and_is_not_the_current_folder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "a.jsonl", {"text": "one"})
+    with pytest.raises(BadInput, match="empty name; remove the comma") as caught:
+        open_sources(source, "domain_text")
+    assert caught.value.field == "domain_text" and caught.value.where == source
+
+
+@pytest.mark.parametrize("url", [
+    "https://huggingface.co/datasets/owner/some.name", "https://huggingface.co/owner/some.name",
+    "http://www.huggingface.co/owner/some.name/tree/main", "https://hf.co/datasets/owner/some.name#train",
+    "huggingface.co/owner/some.name", "hf.co/owner/some.name", "hf://datasets/owner/some.name"])
+def test_an_address_of_the_hub_is_refused_with_the_name_to_write(url):
+    with pytest.raises(BadInput, match="write it as owner/some.name$") as caught:
+        check_source(url, "domain_text")
+    assert caught.value.field == "domain_text" and caught.value.where == url
+    with pytest.raises(BadInput, match="write it as owner/some.name$") as caught:
+        find_model_folder(url)
+    assert caught.value.field == "model"
+
+
+def test_the_home_folder_is_expanded_in_names_of_data_and_models(tmp_path, monkeypatch, make_model):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines(tmp_path / "a.jsonl", {"text": "one"})
+    assert read("~/a.jsonl", "domain_text") == [{"text": "one"}]
+    shutil.copytree(make_model(), tmp_path / "model")
+    assert find_model_folder("~/model") == tmp_path / "model"
+    assert len(load_tokenizer("~/model")) and load_model("~/model").num_parameters()
+    assert resolve_revision("~/model") == resolve_revision(str(tmp_path / "model"))
+    with pytest.raises(BadInput) as caught:
+        find_model_folder("~nobody-of-this-name/model")
+    assert caught.value.field == "model"
+
+
+def test_the_endings_that_are_named_are_those_that_are_read():
     assert set(SUFFIXES) == set(READERS)
 
 
@@ -212,15 +261,15 @@ def test_sources_of_several_files_with_commas_and_colons_in_their_names(tmp_path
 
 def test_what_was_read_once_is_mapped_and_a_changed_file_is_read_anew(tmp_path, monkeypatch):
     path = lines(tmp_path / "a.jsonl", {"text": "one"})
-    before = read_source(path, "domain_text")
-    monkeypatch.setattr(roles, "_write_rows", None)
-    assert read_source(path, "domain_text").path == before.path
+    before = read_source(path, "domain_text").table.cache_files
+    monkeypatch.setattr(row_cache, "_parse_records", None)
+    assert before and read_source(path, "domain_text").table.cache_files == before
     monkeypatch.undo()
     lines(tmp_path / "a.jsonl", {"text": "two"})
     assert read(path, "domain_text") == [{"text": "two"}]
 
 
-def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported_with_the_remedy(tmp_path, monkeypatch):
     from sftbench.errors import RunFailed
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sftbench.data.packing import blocks_to_dataset, pack_encoded
+from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_last, encode_probe
 from sftbench.errors import BadInput
 from sftbench.evaluation.probes import mean_loss
@@ -51,8 +51,7 @@ CASES = [
 
 def dataset_of(tokenizer, settings, count=120):
     rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", count), settings.max_length)
-    packed = pack_encoded(rows, settings.max_length) if settings.packing else [[row] for row in rows]
-    return blocks_to_dataset(packed)
+    return rows_to_dataset(rows, settings.max_length if settings.packing else None)
 
 
 def trained(folder, tokenizer, settings, steps=3):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from sftbench.data.packing import blocks_to_dataset
+from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_probe
 from sftbench.errors import Stopped
 from sftbench.models.loading import load_model, make_bnb_config
@@ -37,7 +37,7 @@ def trained(make_model, tokenizer, settings):
             told.append(event)
             if kept:
                 kept.events.append(event)
-        dataset = blocks_to_dataset([[row] for row in rows])
+        dataset = rows_to_dataset(rows)
         figures = train_stage(model, StageContext("sft", options, tokenizer, dataset, emit,
                                                   {"domain_text": probe}, 2, kept))
         return model, figures, told

@@ -13,7 +13,7 @@ from sftbench.data.chat_template import (
     prompt_options,
     render_chat,
 )
-from sftbench.data.packing import blocks_to_dataset, collate_batch
+from sftbench.data.packing import collate_batch, rows_to_dataset
 from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
 from sftbench.errors import BadInput
 
@@ -139,7 +139,7 @@ def test_an_end_token_is_trained_where_it_pads_too(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.pad_token = other.eos_token
     rows = encode_row(other, {"messages": SINGLE}) + encode_row(other, {"text": "The item 1 is in Oslo."})
-    batch = collate_batch(list(blocks_to_dataset([[row] for row in rows])), other.pad_token_id, packed=False)
+    batch = collate_batch(list(rows_to_dataset(rows)), other.pad_token_id, packed=False)
     assert [(labels == other.eos_token_id).sum().item() for labels in batch["labels"]] == [1, 1]
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from sftbench.data.packing import blocks_to_dataset, pack_encoded
+from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_probe
 from sftbench.errors import RunFailed
 from sftbench.evaluation.probes import mean_loss
@@ -27,12 +27,9 @@ def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **mor
         prepare(model)
     rows = rows or small_rows("domain_tasks", 120)
     encoded, _ = encode_probe(tokenizer, rows, settings.max_length)
-    packed = [[row] for row in encoded]
-    if settings.packing:
-        packed = pack_encoded(encoded, settings.max_length)
-    events = []
-    figures = train_stage(model, StageContext("sft", settings, tokenizer, blocks_to_dataset(packed),
-                                              events.append, probes or {}, **more))
+    dataset, events = rows_to_dataset(encoded, settings.max_length if settings.packing else None), []
+    figures = train_stage(
+        model, StageContext("sft", settings, tokenizer, dataset, events.append, probes or {}, **more))
     return model, figures, events
 
 

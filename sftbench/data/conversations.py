@@ -1,7 +1,7 @@
-"""Shapes of rows as the world writes them, each turned into `{"text": …}` or `{"messages": […]}`.
+"""Shapes of rows (OpenAI, ShareGPT, Alpaca, …), each turned into `{"text": …}` or `{"messages": […]}`.
 
 A message here has a `role` (system, user, assistant) and a `content`, both text. Tools are left as text:
-definitions join the system message, a call is the assistant's words, a tool's answer stands as the user's.
+definitions join the system message, a call is the assistant's words, a tool's answer is the user's.
 Every answer of a conversation is trained, those of a `history` too.
 """
 
@@ -9,7 +9,7 @@ import json
 
 from ..errors import BadInput
 
-# a shape: the fields by which it is known, in the order in which they are looked for
+# the fields by which a shape is recognised, in this order
 SHAPES = {
     "messages": ("messages",),
     "sharegpt": ("conversations", "conversation"),
@@ -30,7 +30,7 @@ WANTED = {"text": "'text'", "tasks": "'messages', 'conversations', 'instruction'
 def parse_row(record, kind: str | None = None, shape: str | None = None) -> tuple[str, dict]:
     """The name of the record's shape and the record as a row; `shape` overrides what its fields say.
 
-    `kind` is what the role holds: "text", "tasks", or None for either. Raises BadInput that names the field.
+    `kind` is what the role has: "text", "tasks", or None for either. Raises BadInput with the field at fault.
     """
     if not isinstance(record, dict):
         raise BadInput(f"a row must be an object {{…}}, not {type(record).__name__}")
@@ -55,13 +55,14 @@ def _recognise_shape(record: dict, kind: str | None) -> str:
 
 
 def _text(name: str, value, empty: bool = False) -> str:
-    """The value if it is text; raises BadInput naming the field, also for half a surrogate pair."""
+    """The value if it is text; half a surrogate pair is not, as UTF-8 and so Arrow cannot store it."""
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}")
+        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}", field=name)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"field {name!r} holds half a surrogate pair at character {error.start}") from None
+        raise BadInput(f"field {name!r} has half a surrogate pair at character {error.start}",
+                       field=name) from None
     return value
 
 
@@ -76,9 +77,10 @@ def _messages(field: str, given) -> list[dict]:
         try:
             given = json.loads(given)
         except ValueError:
-            raise BadInput(f"field {field!r} is text that is no JSON list of messages") from None
+            raise BadInput(f"field {field!r} is text that is no JSON list of messages", field=field) from None
     if not isinstance(given, list) or not given:
-        raise BadInput(f"{field!r} must be a list with at least one user and one assistant message")
+        raise BadInput(f"{field!r} must be a list with at least one user and one assistant message",
+                       field=field)
     return [_message(number, field, message) for number, message in enumerate(given, 1)]
 
 
@@ -89,10 +91,11 @@ def _message(number: int, field: str, message) -> dict:
     role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise BadInput(f"message {number} must have the role system, user or assistant, "
-                       f"not {speaker if isinstance(message, dict) else message!r:.40}")
+                       f"not {speaker if isinstance(message, dict) else message!r:.40}",
+                       field=f"{field}[{number}]")
     if message.get("weight") == 0:
-        raise BadInput(f"message {number} has weight 0: every answer of a row is trained; "
-                       "cut the row before it, or remove the weight")
+        raise BadInput(f"message {number} has weight 0: every answer of a row is trained; cut the row before "
+                       "it, or remove the weight", field=f"{field}[{number}].weight")
     name = f"{field}[{number}].{'value' if 'value' in message else 'content'}"
     content = message["value"] if "value" in message else message.get("content")
     if isinstance(content, list):
@@ -108,7 +111,7 @@ def _parts(name: str, parts: list) -> str:
     kinds = {part.get("type") if isinstance(part, dict) else type(part).__name__ for part in parts}
     if kinds - {"text"}:
         raise BadInput(f"field {name!r} has parts of type {', '.join(map(str, kinds - {'text'}))}; "
-                       "only text can be trained here")
+                       "only text can be trained here", field=name)
     return "".join(_text(name, part.get("text"), empty=True) for part in parts)
 
 
@@ -116,12 +119,12 @@ def _call(call) -> str:
     """A tool call as a line of JSON: its name and arguments."""
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadInput(f"a tool call must be an object with a name, not {call!r:.40}")
+        raise BadInput(f"a tool call must be an object with a name, not {call!r:.40}", field="tool_calls")
     arguments = function.get("arguments")
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
-        pass  # left as the text that it is
+        pass  # text that is no JSON stays as written
     return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
 
 
@@ -130,7 +133,7 @@ def _with_tools(messages: list[dict], tools) -> list[dict]:
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
     except ValueError:
-        raise BadInput("field 'tools' is text that is no JSON") from None
+        raise BadInput("field 'tools' is text that is no JSON", field="tools") from None
     lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in
                       (tools if isinstance(tools, list) else [tools]))
     given, text = messages[0]["role"] == "system", f"Tools:\n{lines}"
@@ -139,11 +142,12 @@ def _with_tools(messages: list[dict], tools) -> list[dict]:
 
 
 def _alpaca(record: dict) -> list[dict]:
-    """`instruction`, and `input` on a line of its own below it; `history` is a list of earlier pairs."""
+    """`instruction`, with `input` on a line of its own below it; `history` is a list of earlier pairs."""
     messages = []
     for pair in record.get("history") or []:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise BadInput(f"field 'history' must be a list of [question, answer], not of {pair!r:.40}")
+            raise BadInput(f"field 'history' must be a list of [question, answer], not of {pair!r:.40}",
+                           field="history")
         messages += _pair("history", pair[0], "history", pair[1])
     question = _text("instruction", record.get("instruction"))
     more = record.get("input")
@@ -152,9 +156,10 @@ def _alpaca(record: dict) -> list[dict]:
     return messages + _pair("instruction", question, "output", record.get("output"))
 
 
-def _pair(asked: str, question, answered: str, answer) -> list[dict]:
+def _pair(question_field: str, question, answer_field: str, answer) -> list[dict]:
     """A question and its answer, each text or a list of messages."""
-    return [message for name, role, value in ((asked, "user", question), (answered, "assistant", answer))
+    return [message for name, role, value in ((question_field, "user", question),
+                                              (answer_field, "assistant", answer))
             for message in (_messages(name, value) if isinstance(value, list)
                             else [{"role": role, "content": _text(name, value)}])]
 
@@ -180,5 +185,5 @@ def _check_turns(messages: list[dict]) -> list[dict]:
     roles = [turn["role"] for turn in turns[turns[0]["role"] == "system":]]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise BadInput("messages must be user and assistant in turn and end with assistant, "
-                       f"not {', '.join(roles[:12]) or 'a system message alone'}")
+                       f"not {', '.join(roles[:12]) or 'a system message alone'}", field="messages")
     return turns

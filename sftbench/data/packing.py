@@ -1,9 +1,20 @@
-"""Order by lengths alone: roles drawn to their shares, spread evenly, packed into blocks."""
+"""Rows to batches: roles mixed by their shares of tokens, packed into blocks, padded.
+
+Two rows packed into one block of at most 8 tokens, the first a text, the second a prompt (8) and its answer
+(9 1); 1 is the end token:
+
+    row 1   input_ids 5 6 7 1     labels    5    6    7    1      (all of a text is trained)
+    row 2   input_ids 8 9 1       labels -100    9    1           (of a task the answer and its end)
+
+    input_ids       5    6    7    1    8    9    1
+    labels       -100    6    7    1 -100    9    1    (the first token of a row is no label)
+    position_ids    0    1    2    3    0    1    2    (each row begins at 0, and attends to itself alone)
+    seq_lengths  4 3
+"""
 
 import itertools
 import random
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -12,33 +23,27 @@ from datasets import Dataset
 from ..recipes.stages import StageSettings
 from .tokenization import IGNORE_INDEX, EncodedRow, Pieces, RoleTokens
 
-
-def mix_encoded(encoded: dict[str, list[EncodedRow]], shares: dict[str, float], epochs: float,
-        seed: int) -> tuple[list[EncodedRow], dict]:
-    """Rows at hand in the order of `mixing.mix`, and the passes of each role."""
-    lengths = {role: np.array([len(row.input_ids) for row in rows]) for role, rows in encoded.items()}
-    roles, rows, passes = mix_rows(lengths, shares, epochs, seed)
-    names = list(shares)
-    return [encoded[names[role]][row] for role, row in zip(roles, rows, strict=True)], passes
+OPEN_BLOCKS = 32  # blocks open while packing: enough to fill them to 97 %, few enough to keep the order
 
 
-def pack_encoded(rows: list[EncodedRow], max_length: int) -> list[list[EncodedRow]]:
-    """Rows at hand in the blocks of `mixing.pack`."""
-    order, borders = pack_rows([len(row.input_ids) for row in rows], max_length)
-    return [[rows[index] for index in order[start:end]]
-            for start, end in itertools.pairwise(borders.tolist())]
+def rows_to_dataset(rows: list[EncodedRow], max_length: int | None = None) -> Dataset:
+    """Rows as a dataset of blocks of at most `max_length` tokens, or of a block for each row without it.
 
-
-def blocks_to_dataset(blocks: list[list[EncodedRow]]) -> Dataset:
-    """Blocks as a dataset: `input_ids`, `labels`, `seq_lengths` (tokens of each row), `tokens` (of all).
-
-    The first token of every row is not a label: in a packed block it would be predicted from the row before.
+    It has `input_ids`, `labels`, `seq_lengths` (tokens of each row) and `tokens` (of the block).
     """
-    return Dataset.from_dict({
-        "input_ids": [[token for row in block for token in row.input_ids] for block in blocks],
-        "labels": [[label for row in block for label in (IGNORE_INDEX, *row.labels[1:])] for block in blocks],
-        "seq_lengths": [[len(row.input_ids) for row in block] for block in blocks],
-        "tokens": [sum(len(row.input_ids) for row in block) for block in blocks]})
+    order, borders = np.arange(len(rows)), np.arange(len(rows) + 1)
+    if max_length is not None:
+        order, borders = pack_rows([len(row.input_ids) for row in rows], max_length)
+    blocks = [join_rows([rows[index].cut() for index in order[start:end]])
+              for start, end in itertools.pairwise(borders)]
+    return Dataset.from_list([block | {"tokens": len(block["input_ids"])} for block in blocks])
+
+
+def join_rows(rows: list[EncodedRow]) -> dict[str, list[int]]:
+    """A block of rows that were `cut`: `input_ids`, `labels`, and `seq_lengths` (tokens of each row)."""
+    return {"input_ids": [token for row in rows for token in row.input_ids],
+            "labels": [label for row in rows for label in row.labels],
+            "seq_lengths": [len(row.input_ids) for row in rows]}
 
 
 def block_tokens(dataset: Dataset) -> np.ndarray:
@@ -70,26 +75,19 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
 
 
 class BlockReader:
-    """Reads blocks from the roles' arrow files: the transform of a stage's dataset."""
+    """Reads blocks from the roles' cached tokens: the transform of a stage's dataset."""
 
     def __init__(self, tokens: list[RoleTokens], role: np.ndarray, pieces: Pieces, borders: np.ndarray):
         self.tokens, self.role, self.pieces, self.borders = tokens, role, pieces, borders
 
     def __call__(self, batch: dict) -> dict:
-        found = [self._block(number) for number in batch["block"]]
-        return {name: [block[name] for block in found] for name in ("input_ids", "labels", "seq_lengths")}
+        blocks = [self._block(number) for number in batch["block"]]
+        return {name: [block[name] for block in blocks] for name in ("input_ids", "labels", "seq_lengths")}
 
     def _block(self, number: int) -> dict:
-        block = {"input_ids": [], "labels": [], "seq_lengths": []}
-        for index in range(self.borders[number], self.borders[number + 1]):
-            piece = (array[index] for array in (self.pieces.number, self.pieces.start, self.pieces.length))
-            ids, flags = self.tokens[self.role[index]].read(*piece)
-            labels = np.where(flags, ids, IGNORE_INDEX)
-            labels[0] = IGNORE_INDEX  # in a packed block it would be predicted from the row before
-            block["input_ids"] += ids.tolist()
-            block["labels"] += labels.tolist()
-            block["seq_lengths"].append(len(ids))
-        return block
+        return join_rows([self.tokens[self.role[index]].read(
+            self.pieces.number[index], self.pieces.start[index], self.pieces.length[index])
+            for index in range(self.borders[number], self.borders[number + 1])])
 
 
 def build_stage_dataset(
@@ -98,7 +96,7 @@ def build_stage_dataset(
     times: dict[str, np.ndarray],
     shares: dict[str, float],
     settings: StageSettings,
-) -> tuple[datasets.Dataset, dict]:
+) -> tuple[Dataset, dict]:
     """A stage's blocks in training order, and what each role gave: rows, passes, tokens, share of them.
 
     The dataset gives `input_ids`, `labels` and `seq_lengths` (tokens of each row in the block) when indexed,
@@ -107,39 +105,35 @@ def build_stage_dataset(
     names = list(shares)
     often = {name: times[name][tokens[name].row[pieces[name].number]] for name in names}
     role, row, passes = mix_rows({name: pieces[name].length for name in names}, shares,
-                                   settings.num_train_epochs, settings.seed, often)
+                                 settings.num_train_epochs, settings.seed, often)
     borders = np.arange(len(row) + 1)
     if settings.packing:
-        lengths = _gathered([pieces[name].length for name in names], role, row)
+        lengths = _gather([pieces[name].length for name in names], role, row)
         order, borders = pack_rows(lengths, settings.max_length)
         role, row = role[order], row[order]
         del order, lengths  # of millions of rows, these are what memory is needed for
-    ordered = Pieces(*(_gathered([getattr(pieces[name], column) for name in names], role, row)
+    ordered = Pieces(*(_gather([getattr(pieces[name], column) for name in names], role, row)
                        for column in ("number", "start", "length", "trained")))
+    sizes = np.add.reduceat(ordered.length, borders[:-1])
+    table = Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
     drawn = {}
     for number, name in enumerate(names):
         mine = role == number
-        drawn[name] = {"rows": int(mine.sum()), "passes": passes[name],
-                       "tokens": int(ordered.length[mine].sum()),
-                       "trained_tokens": int(ordered.trained[mine].sum())}
-    whole = sum(entry["tokens"] for entry in drawn.values())
-    for entry in drawn.values():
-        entry["share"] = round(entry["tokens"] / whole, 4)
-    sizes = np.add.reduceat(ordered.length, borders[:-1])
-    made = datasets.Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
-    del row
-    return made.with_transform(BlockReader([tokens[name] for name in names], role, ordered, borders)), drawn
+        tokens_of_role = int(ordered.length[mine].sum())
+        drawn[name] = {"rows": int(mine.sum()), "passes": passes[name], "tokens": tokens_of_role,
+                       "trained_tokens": int(ordered.trained[mine].sum()),
+                       "share": round(tokens_of_role / int(sizes.sum()), 4)}
+    reader = BlockReader([tokens[name] for name in names], role, ordered, borders)
+    return table.with_transform(reader), drawn
 
 
-def _gathered(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.ndarray:
+def _gather(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Of each drawn row its value in the column of its role."""
-    found = np.empty(len(row), dtype=np.int32)
+    values = np.empty(len(row), dtype=np.int32)
     for number, column in enumerate(columns):
         mine = role == number
-        found[mine] = column[row[mine]]
-    return found
-
-OPEN_BLOCKS = 32  # blocks kept open while packing: enough to fill them to 97 %, few enough to keep the order
+        values[mine] = column[row[mine]]
+    return values
 
 
 def mix_rows(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: float, seed: int,

@@ -6,25 +6,26 @@ In a packed block every row begins anew: its positions start at 0 and attention 
 
 import hashlib
 import json
-import os
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
+from ..runs.stage_store import hash_key
 from . import chat_template
 from .chat_template import adds_bos, render_prompt, training_pieces
-from .roles import Role, cached_folder
+from .readers import READ_BATCH
+from .roles import Role
+from .rows import cache_folder, cache_table
 
 IGNORE_INDEX = -100
+TOKENS = Features({"row": Value("int32"), "input_ids": List(Value("int32")), "trained": List(Value("bool")),
+                   "length": Value("int32"), "count": Value("int32")})
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class EncodedRow:
     def trained(self) -> int:
         """Tokens that are predicted and trained; the first of a row has nothing before it."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+    def cut(self, start: int = 0, length: int | None = None) -> "EncodedRow":
+        """The tokens from `start` on as a block has them: with no label for the first.
+
+        Nothing comes before it that could predict it; in a packed block the row before would.
+        """
+        part = slice(start, None if length is None else start + length)
+        return EncodedRow(self.input_ids[part], [IGNORE_INDEX, *self.labels[part][1:]])
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[EncodedRow]:
@@ -89,83 +98,33 @@ def _joined(text: list[tuple[str, bool]], tokens: Iterator[list[int]], begin: li
     return EncodedRow(ids, labels)
 
 
-def encode_probe(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
-                max_length: int) -> tuple[list[EncodedRow], dict]:
-    """A probe's rows as tokens, and how many were too long: text is then cut into rows, a task is dropped."""
-    encoded, counts = [], Counter()
-    pairs = zip(rows, encode_rows(tokenizer, rows), strict=True)
-    for row, whole in ((row, one) for row, texts in pairs for one in texts):
-        if "text" in row:
-            starts = range(0, len(whole.input_ids), max_length)
-            counts["text cut"] += len(starts) > 1
-            pieces = [EncodedRow(whole.input_ids[start:start + max_length],
-                              whole.labels[start:start + max_length]) for start in starts]
-            encoded += [piece for piece in pieces if piece.trained]
-        elif len(whole.input_ids) > max_length:
-            counts["task longer than max_length"] += 1
-        elif not whole.trained:
-            counts["nothing to train"] += 1
-        else:
-            encoded.append(whole)
-    return encoded, {reason: count for reason, count in counts.items() if count}
-
-_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.uint8()))])
-
-
 @dataclass
 class RoleTokens:
-    """The training rows of a role as tokens: their folder, and arrays over all that was encoded.
+    """Encoded rows: their tokens in `rows`, and arrays over all of them.
 
-    `row` is the number of the training row, which may stand several times (one for each answer, see
-    `template`); `lengths` and `trained` count tokens.
+    `row` is the number of the source's row, which may appear several times (one for each answer, see
+    `chat_template.training_pieces`); `lengths` and `trained` count tokens. `rows` is the cached table in
+    Arrow's format, or a list.
     """
 
-    path: str
+    rows: Dataset | list[EncodedRow]
     row: np.ndarray
     lengths: np.ndarray
     trained: np.ndarray
 
-    def read(self, number: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and trained flags of a piece."""
-        file, starts, firsts, ids, flags = self._layout
-        chunk = np.searchsorted(firsts, number, side="right") - 1
-        begin = int(starts[number] - starts[firsts[chunk]]) + start
-        return (np.frombuffer(os.pread(file.fileno(), 4 * length, ids[chunk] + 4 * begin), np.int32),
-                np.frombuffer(os.pread(file.fileno(), length, flags[chunk] + begin), np.uint8))
-
-    @cached_property
-    def _layout(self) -> tuple:
-        """The open file, each row's first token, and of each chunk its first row and where its values lie.
-
-        Values are read from the file and not through the map, whose pages would stay resident by and by.
-        """
-        path = f"{self.path}/tokens.arrow"
-        with pa.memory_map(path) as mapped:
-            base = mapped.read_buffer().address
-            mapped.seek(0)
-            chunks = list(pa.ipc.open_stream(mapped))
-            firsts = np.cumsum([0, *map(len, chunks)])
-            ids, flags = ([chunk.column(name).values.buffers()[1].address - base for chunk in chunks]
-                          for name in _SCHEMA.names)
-        starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        file = open(path, "rb")
-        weakref.finalize(self, file.close)
-        return file, starts, firsts, ids, flags
-
-    def __getstate__(self) -> dict:
-        """The folder alone, for where it is hashed or sent to another process."""
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict) -> None:
-        """Read the sizes again."""
-        self.__init__(state["path"], *np.load(f"{state['path']}/sizes.npy"))
+    def read(self, number: int, start: int, length: int) -> EncodedRow:
+        """A piece of a row as it is trained; of the table only its tokens are read."""
+        if isinstance(self.rows, list):
+            return self.rows[number].cut(start, length)
+        table = self.rows[int(number)]
+        ids, trained = (table.column(name).chunk(0).flatten().slice(start, length).to_numpy(False)
+                        for name in ("input_ids", "trained"))
+        return EncodedRow(ids.tolist(), np.where(trained, ids, IGNORE_INDEX).tolist()).cut()
 
 
 @dataclass
 class Pieces:
-    """What of a role can train in blocks of a length: arrays of its number in `Tokens`, first token, length,
-    trained tokens.
-    """
+    """What of a role can train in blocks: arrays of its number in `RoleTokens`, first token and sizes."""
 
     number: np.ndarray
     start: np.ndarray
@@ -177,14 +136,47 @@ class Pieces:
         return Pieces(self.number[chosen], self.start[chosen], self.length[chosen], self.trained[chosen])
 
 
+def encode_probe(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
+                 max_length: int) -> tuple[list[EncodedRow], dict[str, int]]:
+    """A probe's rows as they are scored, cut and dropped as in training; and by reason how many were."""
+    encoded = [(number, row) for number, texts in enumerate(encode_rows(tokenizer, rows)) for row in texts]
+    sizes = np.array([(number, len(row.input_ids), row.trained) for number, row in encoded], dtype=np.int32)
+    tokens = RoleTokens([row for _, row in encoded], *sizes.reshape(-1, 3).T)
+    pieces, reasons = cut_rows(tokens, max_length, text=bool(rows) and "text" in rows[0])
+    return ([tokens.read(*piece) for piece in zip(pieces.number, pieces.start, pieces.length, strict=True)],
+            {reason: len(found) for reason, found in reasons.items()})
+
+
 def encode_role(tokenizer: PreTrainedTokenizerBase, role: Role) -> RoleTokens:
     """The role's training rows as tokens, from the cache where they were encoded before.
 
     Raises BadInput, naming file and line, for a row that the chat template cannot show.
     """
-    parts = {"rows": role.digest, "tokenizer": tokenizer_fingerprint(tokenizer)}
-    path = cached_folder("tokens", parts, lambda place: _write_tokens(place, tokenizer, role))
-    return RoleTokens(str(path), *np.load(path / "sizes.npy"))
+    if not len(role.chosen):
+        return RoleTokens([], *np.zeros((3, 0), dtype=np.int32))
+    key = hash_key(rows=role.digest, tokenizer=tokenizer_fingerprint(tokenizer))
+    chosen = np.full(len(role.rows.table), -1)
+    chosen[role.chosen] = np.arange(len(role.chosen))
+    # over all rows in their order and not over the selected ones, since `datasets` gathers those one by one
+    table = cache_table(
+        role.rows.table.map, function=_encode_batch, batched=True, batch_size=READ_BATCH, with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer, "role": role, "chosen": chosen}, features=TOKENS,
+        remove_columns=role.rows.table.column_names, new_fingerprint=key, load_from_cache_file=True,
+        cache_file_name=str(cache_folder() / f"tokens-{key}.arrow"))
+    columns = (table.data.column(name).to_numpy() for name in ("row", "length", "count"))
+    return RoleTokens(table.select_columns(["input_ids", "trained"]).with_format("arrow"), *columns)
+
+
+def _encode_batch(batch: dict[str, list], indices: list[int], tokenizer, role: Role,
+                  chosen: np.ndarray) -> dict[str, list]:
+    (body, values), = batch.items()
+    numbers = [number for number in indices if chosen[number] >= 0]
+    encoded = encode_rows(tokenizer, [{body: values[number - indices[0]]} for number in numbers],
+                          lambda index: role.rows.where(numbers[index]))
+    flat = [(chosen[number], row) for number, texts in zip(numbers, encoded, strict=True) for row in texts]
+    return {"row": [number for number, _ in flat], "input_ids": [row.input_ids for _, row in flat],
+            "trained": [[label != IGNORE_INDEX for label in row.labels] for _, row in flat],
+            "length": [len(row.input_ids) for _, row in flat], "count": [row.trained for _, row in flat]}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -198,35 +190,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     for path in (chat_template.__file__, __file__):
         whole.update(Path(path).read_bytes())
     return whole.hexdigest()[:20]
-
-
-def _write_tokens(place: Path, tokenizer: PreTrainedTokenizerBase, role: Role) -> None:
-    wanted = np.zeros(len(role.rows.table), dtype=bool)
-    wanted[role.chosen] = True
-    sizes, begin, done = [np.empty((3, 0), dtype=np.int32)], 0, 0
-    with pa.OSFile(str(place / "tokens.arrow"), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as writer:
-        for batch in role.rows.batches():
-            numbers = np.flatnonzero(wanted[begin:begin + len(batch)])
-            made = encode_rows(tokenizer, [batch[number] for number in numbers],
-                                       lambda index, at=begin + numbers: role.rows.where(at[index]))
-            begin += len(batch)
-            flat = [(row, one) for row, texts in enumerate(made, done) for one in texts]
-            done += len(made)
-            if flat:
-                counted = [(row, len(one.input_ids), one.trained) for row, one in flat]
-                sizes.append(np.array(counted, dtype=np.int32).T)
-                writer.write_batch(_record_batch([one for _, one in flat], sizes[-1][1]))
-    np.save(place / "sizes.npy", np.concatenate(sizes, axis=1))
-    (place / "about.json").write_text(json.dumps({"rows": done}))
-
-
-def _record_batch(made: list[EncodedRow], lengths: np.ndarray) -> pa.RecordBatch:
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    ids, labels = (np.concatenate([np.array(getattr(row, name), dtype=np.int32) for row in made])
-                   for name in ("input_ids", "labels"))
-    flags = (labels != IGNORE_INDEX).astype(np.uint8)
-    return pa.record_batch([pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, flags)],
-                           schema=_SCHEMA)
 
 
 def cut_rows(tokens: RoleTokens, max_length: int, text: bool) -> tuple[Pieces, dict[str, np.ndarray]]:

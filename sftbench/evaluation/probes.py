@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
-from ..data.packing import blocks_to_dataset, collate_batch
+from ..data.packing import collate_batch, join_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_prompt
 
 ANSWERS_PER_BATCH = 64
@@ -30,8 +30,8 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
     training, nats = model.training, [0.0] * len(encoded)
     model.eval()
     for numbers in _batches(encoded, model.config.get_text_config().vocab_size):
-        rows = blocks_to_dataset([[encoded[number]] for number in numbers])
-        batch = collate_batch(list(rows), pad_token_id, packed=False)
+        blocks = [join_rows([encoded[number].cut()]) for number in numbers]
+        batch = collate_batch(blocks, pad_token_id, packed=False)
         batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.roles import digest_rows
+from ..data.rows import digest_rows
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..runs.folder import write_json

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.roles import digest_rows
+from ..data.rows import digest_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from .probes import row_nats
 

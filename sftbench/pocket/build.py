@@ -12,11 +12,12 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from ..data.packing import blocks_to_dataset, mix_encoded, pack_encoded
+from ..data.packing import mix_rows, rows_to_dataset
 from ..data.tokenization import encode_last, encode_probe
 from ..models.loading import load_model, silence_libraries
 from ..recipes.facts import Facts
@@ -100,7 +101,9 @@ def general_text(tokenizer, tokens, seed=0):
 def chat_rows(tokenizer, recipe):
     """Return the general tasks as encoded rows in training order, for as many passes as the recipe says."""
     encoded, _ = encode_probe(tokenizer, world_rows("general_tasks"), MAX_LENGTH)
-    return mix_encoded({"general_tasks": encoded}, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)[0]
+    lengths = {"general_tasks": np.array([len(row.input_ids) for row in encoded])}
+    _, order, _ = mix_rows(lengths, {"general_tasks": 1.0}, recipe.num_train_epochs, seed=0)
+    return [encoded[number] for number in order]
 
 
 def chat_recipe():
@@ -145,7 +148,7 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     chains = {"cpt_base": (general_text(tokenizer, tokens, seed), cpt),
               "cpt_weak": (general_text(tokenizer, weak_tokens, seed), cpt),
               "sft_chat": (chat_rows(tokenizer, chat_recipe()), sft)}
-    datasets = {name: blocks_to_dataset(pack_encoded(rows, MAX_LENGTH)) for name, (rows, _) in chains.items()}
+    datasets = {name: rows_to_dataset(rows, MAX_LENGTH) for name, (rows, _) in chains.items()}
 
     def emit(event):
         event = {"time": time.time(), **event}

@@ -11,7 +11,8 @@ import numpy as np
 from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
 from ..data.readers import open_sources
-from ..data.roles import DROPPED_EXAMPLES, Role, Rows, load_system_prompts, read_rows, split_role
+from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, split_role
+from ..data.rows import Rows, read_rows
 from ..data.tokenization import cut_rows, encode_role
 from ..errors import BadInput
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries

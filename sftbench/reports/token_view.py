@@ -57,21 +57,19 @@ def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: i
           is_text: bool) -> RowView:
     size, special, bos = len(encoded.input_ids), set(tokenizer.all_special_ids), tokenizer.bos_token_id
     room = max_length or size
-    tokens = [
-        # labels as they are trained, not as they are encoded: nothing comes before the first token of a piece
-        # that could predict it (packing.py), so it is outside «…»
-        TokenView(token, text, label != IGNORE_INDEX and (number % room if is_text else number) > 0,
-                  token in special, number // room if is_text else 0)
-        for number, (token, label, text) in enumerate(zip(
-            encoded.input_ids, encoded.labels, token_texts(tokenizer, encoded.input_ids), strict=True))]
+    # labels as they are trained: the first token of a row or piece has none (`EncodedRow.cut`)
+    pieces = [encoded.cut(start, room) for start in range(0, size, room)] if is_text else [encoded.cut()]
+    labels = [(label, number) for number, piece in enumerate(pieces) for label in piece.labels]
+    texts = token_texts(tokenizer, encoded.input_ids)
+    tokens = [TokenView(token, text, label != IGNORE_INDEX, token in special, number)
+              for token, text, (label, number) in zip(encoded.input_ids, texts, labels, strict=True)]
     trained = [token for token in tokens if token.trained]
     if not is_text and size > room:
         fate = f"dropped: longer than max_length {room}"
     elif not trained:
         fate = "dropped: nothing to train"
     else:
-        pieces = tokens[-1].piece + 1
-        fate = f"cut into {pieces} pieces of at most {room} tokens" if pieces > 1 else "nothing cut"
+        fate = f"cut into {len(pieces)} pieces of at most {room} tokens" if len(pieces) > 1 else "nothing cut"
     ends = trained and trained[-1].id in end_of_turn_ids(tokenizer)
     return RowView(tokens, len(trained), 0 if bos is None else encoded.input_ids.count(bos),
                    trained[-1].text if ends else None, fate)
