@@ -214,7 +214,7 @@ def _export(options) -> None:
     from .export.export import export_stage
     done = export_stage(options.run, options.folder, options.stage, options.form, options.rows)
     print_line(f"{done['folder']}: stage {done['stage']}, {done['form']}, {done['bytes'] / 1e6:.1f} MB")
-    print_line(f"loaded again by itself, it gave {done['equal']} of {done['asked']} answers as the run's "
+    print_line(f"loaded again by itself, it gave {done['equal']} of {done['prompts']} answers as the run's "
                "model did")
 
 

@@ -60,7 +60,7 @@ def test_families_train_by_the_methods_and_load_plainly(train, tmp_path, family,
         assert (entry["trainable_parameters"] < entry["parameters"]) == (method != "full")
     (run / "loss.png").touch()  # a run that has its curve is not drawn anew
     done = export_stage(run, tmp_path / "out")
-    assert done["equal"] == done["asked"] > 0
+    assert done["equal"] == done["prompts"] > 0
     tokens = torch.arange(40, 60)[None]
     model, _ = load_stage(run)
     base = result["start"]["model"] if method == "ptuning_v2" else tmp_path / "out"

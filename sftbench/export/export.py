@@ -1,13 +1,13 @@
 """Export: a run's stage as a folder that plain transformers or PEFT loads, checked by loading it.
 
-The folder is complete or not there. After writing, it is loaded without this package's code and given the
-prompts that the run's own model is given; other answers fail the export.
+The folder is complete or does not exist. Before it gets its name it is loaded without this package's code and
+given the prompts that the run's own model is given; other answers fail the export.
 """
 
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,12 +29,11 @@ from ..models.loading import (
 )
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings, stage_settings
-from ..runs.folder import find_run, read_result, store_folder
-from ..runs.stage_store import find_stage
+from ..runs.folder import find_run, read_json, read_result, store_folder
 from .model_card import write_model_card
 
 PROMPTS = ("Who are you?", "What is this about?", "Give me one example.")  # where a run has no questions
-BASE = "base"  # folder of the weights that an adapter of a later stage sits on
+BASE = "base"  # folder of the weights that an adapter of a later stage is loaded on
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,16 @@ class ExportPlan:
     settings: StageSettings
     form: str  # merged or adapter
     start: str  # the run's start model: folder or hub name
+    hub: str | None  # the start's hub name, if it has one
+    max_new_tokens: int  # of an answer
     source: Path  # folder of the weights or the adapter in the stage store
-    base: Path | str | None = None  # what an adapter goes on: weights of an earlier stage, or the start
+    base: Path | str | None = None  # what an adapter is loaded on: weights of an earlier stage, or the start
     own_base: bool = False  # whether the base lies in the stage store, and is exported too
-    revision: str | None = None  # of the start model, where the adapter goes on it
-
-    @property
-    def hub(self) -> str | None:
-        """The start model's hub name, if it has one."""
-        return None if Path(locate_model(self.start)).is_dir() else self.start
+    revision: str | None = None  # of a base on the hub
 
     @property
     def quantised(self) -> bool:
-        """Whether the adapter goes on a base in 4 bit, whose rounding the merged model does not have."""
+        """Whether the adapter is loaded on a base in 4 bit, whose rounding the merged model does not have."""
         return self.form == "adapter" and self.entry["method"] == "qlora"
 
 
@@ -72,65 +68,59 @@ def export_stage(run: str | Path, folder: str | Path, stage: str | None = None, 
         folder: a new or empty folder.
         stage: its name or number from 1; None: the last.
         form: `merged` (default where weights can be merged) or `adapter`.
-        rows: so many questions of the probe are shown on the card.
+        rows: number of the probe's questions that the card shows.
 
-    Returns `{folder, form, stage, asked, equal, bytes}`. Raises BadInput for a folder with files in it and a
-    form that the method has not, RunFailed for damaged weights or other answers.
+    Returns `{folder, form, stage, prompts, equal, bytes}`. Raises BadInput for a folder with files in it and
+    for a form that the method does not have, RunFailed for damaged weights or other answers.
     """
     run, folder = find_run(run), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder", field="folder", where=str(folder))
-    result = read_result(run)
-    number = CheckpointRef.parse(f"{run}:{stage}" if stage else str(run)).stage
-    if number is None:
-        raise BadInput(f"{run}: the start is no stage of this run; it lies where it came from", field="stage")
+    plan = _make_plan(run, stage, form)
     silence_libraries()
-    plan = _make_plan(run, result, number, form)
-    questions, limit = _questions(run), result["recipe"]["max_new_tokens"]
-    answers = _answers_of_run(plan, questions, limit)
+    questions = _read_questions(run)
+    answers = _answer_by_run(plan, questions)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary) / "export"
         _write_files(new, plan)
-        equal = sum(map(str.__eq__, answers, _answers_of_export(new, plan, questions, limit)))
-        if equal < len(questions) and not plan.quantised:
-            raise RunFailed(f"the written {plan.form} of {plan.entry['name']} answers "
-                            f"{len(questions) - equal} of {len(questions)} prompts otherwise than the run, "
-                            "so nothing is exported")
-        shown = [{**question, "answer": answer} for question, answer in zip(questions, answers, strict=True)
-                 if "wanted" in question][:rows]
-        write_model_card(new, plan, {"asked": len(questions), "equal": equal}, shown)
-        for path in (new, *new.rglob("*")):  # temporary folders and safetensors are for their owner alone
+        equal = _count_equal(answers, _answer_by_export(new, plan, questions), plan)
+        examples = [question | {"answer": answer}
+                    for question, answer in zip(questions, answers, strict=True) if "wanted" in question]
+        write_model_card(new, plan, len(questions), equal, examples[:rows])
+        for path in (new, *new.rglob("*")):  # safetensors (0.8) writes files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"folder": str(folder), "form": plan.form, "stage": plan.entry["name"], "asked": len(questions),
+    return {"folder": str(folder), "form": plan.form, "stage": plan.entry["name"], "prompts": len(questions),
             "equal": equal, "bytes": size}
 
 
-def _make_plan(run: Path, result: dict, number: int, form: str | None) -> ExportPlan:
-    """Where everything to be written lies, each checked: stages against their manifests, the start's hash."""
-    entry, store, start = result["stages"][number], store_folder(run), result["start"]["model"]
-    form = _choose_form(entry["method"], form)
-    settings = stage_settings(recipe_from_dict(result["recipe"]), entry["kind"])
-    if find_stage(store, entry["key"]) is None:
-        raise BadInput(f"{store / entry['key']}: this stage's weights are gone; run the recipe again",
-                       where=str(store / entry["key"]))
-    source = store / entry["key"] / ("model" if form == "merged" else "adapter")
+def _make_plan(run: Path, stage: str | None, form: str | None) -> ExportPlan:
+    """What is to be written; raises BadInput for an unknown stage or form and for a changed start model."""
+    result, store = read_result(run), store_folder(run)
+    number = CheckpointRef.parse(f"{run}:{stage}" if stage else str(run)).stage
+    if number is None:
+        raise BadInput(f"{run}: start is the model before the first stage, not a stage; name one of "
+                       f"{', '.join(entry['name'] for entry in result['stages'])}", field="stage")
+    entry, recipe = result["stages"][number], recipe_from_dict(result["recipe"])
+    start, form = result["start"]["model"], _choose_form(entry["method"], form)
+    # A run's recipe states a hub model's commit; the revision of a folder is a hash of its files.
+    on_hub = recipe.model_revision == read_json(run, "recipe.json")["revision"]
+    plan = ExportPlan(
+        run=run, number=number, entry=entry, settings=stage_settings(recipe, entry["kind"]), form=form,
+        start=start, hub=start if on_hub else None, max_new_tokens=recipe.max_new_tokens,
+        source=store / entry["key"] / ("model" if form == "merged" else "adapter"))
     if form == "merged":
-        return ExportPlan(run, number, entry, settings, form, start, source)
-    weights = state_of(run, number - 1 if number else None).weights
-    if weights:
-        return ExportPlan(run, number, entry, settings, form, start, source, store / weights / "model", True)
-    return ExportPlan(run, number, entry, settings, form, start, source, locate_model(start),
-                      revision=check_start_revision(run))
+        return plan
+    if weights := state_of(run, number - 1 if number else None).weights:
+        return replace(plan, base=store / weights / "model", own_base=True)
+    revision = check_start_revision(run)
+    return replace(plan, base=locate_model(start), revision=revision if on_hub else None)
 
 
 def _choose_form(method: str, form: str | None) -> str:
-    """The form to write; raises BadInput where the method has none of the kind."""
+    """The form to write, the given one or the method's default; raises BadInput if the method lacks it."""
     if method == "ptuning_v2" and form == "merged":
         raise BadInput("a prefix (ptuning_v2) cannot be merged into the weights; export it as --adapter",
                        field="form")
@@ -141,8 +131,8 @@ def _choose_form(method: str, form: str | None) -> str:
 
 
 def _write_files(folder: Path, plan: ExportPlan) -> None:
-    """Weights, tokenizer and generation settings; for an adapter of a later stage also what it sits on."""
-    shutil.copytree(plan.source, folder, dirs_exist_ok=True)
+    """Write weights, tokenizer and generation settings; for an adapter of a later stage also its base."""
+    shutil.copytree(plan.source, folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     tokenizer = load_tokenizer(str(plan.source.parent / (
         "adapter" if plan.entry["method"] == "ptuning_v2" else "model")))
@@ -152,17 +142,15 @@ def _write_files(folder: Path, plan: ExportPlan) -> None:
         weights = shutil.copytree(plan.base, folder / BASE)
     if plan.form == "adapter":
         config = json.loads((folder / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = BASE if plan.own_base else plan.hub or plan.base
-        config["revision"] = plan.revision if plan.hub and not plan.own_base else None
+        config |= {"base_model_name_or_path": BASE if plan.own_base else plan.base, "revision": plan.revision}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     _generation_config(weights, plan, tokenizer).save_pretrained(folder)
 
 
 def _generation_config(weights: Path, plan: ExportPlan, tokenizer) -> GenerationConfig:
-    """The model's own generation settings, made to stop where training ended its answers."""
+    """The model's own generation settings, changed to stop where training ended its answers."""
     try:
-        settings = GenerationConfig.from_pretrained(
-            str(weights), revision=plan.revision if plan.hub else None)
+        settings = GenerationConfig.from_pretrained(str(weights), revision=plan.revision)
     except OSError:
         settings = GenerationConfig()
     ends = settings.eos_token_id
@@ -172,41 +160,43 @@ def _generation_config(weights: Path, plan: ExportPlan, tokenizer) -> Generation
     return settings
 
 
-def _questions(run: Path) -> list[dict]:
-    """The run's first probe questions, or plain ones where its data is gone or holds none."""
+def _read_questions(run: Path) -> list[dict]:
+    """The run's first probe questions, or plain ones where its data is gone or has none."""
     try:
         return probe_questions(run)
     except BadInput:
         return [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in PROMPTS]
 
 
-def _answers_of_run(plan: ExportPlan, questions: list[dict], limit: int) -> list[str]:
+def _answer_by_run(plan: ExportPlan, questions: list[dict]) -> list[str]:
+    """The answers of the run's own model; raises BadInput or RunFailed for lost or damaged weights."""
     model, tokenizer = load_stage(plan.run, plan.number)
     try:
-        return generate_answers(model, tokenizer, [question["messages"] for question in questions], limit,
-                                batch_size=1)
+        return generate_answers(model, tokenizer, [question["messages"] for question in questions],
+                                plan.max_new_tokens, batch_size=1)
     finally:
         del model
         release_memory()
 
 
 @torch.no_grad()
-def _answers_of_export(folder: Path, plan: ExportPlan, questions: list[dict], limit: int) -> list[str]:
+def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> list[str]:
     """The answers of the written folder, by transformers and PEFT alone, in the precision of the run's."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = (folder / BASE if plan.own_base else plan.base) if plan.form == "adapter" else folder
     extra = {"quantization_config": make_bnb_config(plan.settings)} if plan.quantised else {}
     model = AutoModelForCausalLM.from_pretrained(
-        base, revision=plan.revision if plan.hub else None, dtype=torch.float32, use_safetensors=True,
+        base, revision=plan.revision, dtype=torch.float32, use_safetensors=True,
         device_map={"": select_device()}, **extra)
     if plan.form == "adapter":
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
     settings, answers = GenerationConfig.from_pretrained(str(folder)), []
     for question in questions:
-        batch = tokenizer(_prompt(tokenizer, question["messages"]), add_special_tokens=False,
+        batch = tokenizer(_render_plainly(tokenizer, question["messages"]), add_special_tokens=False,
                           return_tensors="pt").to(model.device)
-        tokens = model.generate(**batch, generation_config=settings, do_sample=False, max_new_tokens=limit)
+        tokens = model.generate(**batch, generation_config=settings, do_sample=False,
+                                max_new_tokens=plan.max_new_tokens)
         new = tokens[0, batch["input_ids"].shape[1]:]
         answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     del model
@@ -214,9 +204,18 @@ def _answers_of_export(folder: Path, plan: ExportPlan, questions: list[dict], li
     return answers
 
 
-def _prompt(tokenizer, messages: list[dict]) -> str:
-    """The prompt as any server makes it, unless the template alone cannot make that of training."""
+def _render_plainly(tokenizer, messages: list[dict]) -> str:
+    """The prompt as any server renders it, unless the template alone cannot render that of training."""
     options, folds = prompt_options(tokenizer), answer_frame(tokenizer).fold
     if options is None or (folds and messages[0]["role"] == "system"):
         return render_prompt(tokenizer, messages)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+
+
+def _count_equal(answers: list[str], exported: list[str], plan: ExportPlan) -> int:
+    """The number of equal answers; raises RunFailed where any differ, unless the base was quantised."""
+    equal = sum(map(str.__eq__, answers, exported))
+    if equal < len(answers) and not plan.quantised:
+        raise RunFailed(f"the exported {plan.form} of {plan.entry['name']} answers {len(answers) - equal} of "
+                        f"{len(answers)} prompts differently from the run, so nothing is exported")
+    return equal
