@@ -10,9 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sftbench.cli import main
+from sftbench.cli import main, parse_command
 from sftbench.errors import BadInput, RunFailed
 from sftbench.notebook import execute_notebook
+from sftbench.options import print_json
+from sftbench.recipes.recipe import FIELDS, Recipe, override
 from sftbench.runs.events import append_event
 from sftbench.runs.folder import read_result, write_json
 
@@ -50,7 +52,12 @@ def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
                   {"stage": "start", "step": 0, "eval_domain_tasks_loss": 2.5},
                   {"stage": "cpt", "step": 10, "loss": 1.0}):
         append_event(tmp_path, event)
-    write_json(tmp_path / "result.json", {"schema": 1, "complete": False, "state": "stopped"})
+    result = {"schema": 1, "complete": False, "state": "stopped"}
+    write_json(tmp_path / "result.json", result)
+    assert main(["show", str(tmp_path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["run"], shown["state"], shown["alive"]) == (str(tmp_path), "stopped", False)
+    assert shown["progress"]["share"] == 0.25 and shown["result"] == result
     assert main(["show", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "stopped, cpt: 10 of 40 steps of all stages (25%)" in said and "2.50" in said
@@ -60,7 +67,6 @@ def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
 @pytest.mark.parametrize("related", [True, False])
 def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, related):
     from sftbench.data.roles import load_roles
-    from sftbench.recipes.recipe import Recipe, override
     words = ["pocket", "write", str(tmp_path), "--seed", "3"] + ["--unrelated"] * (not related)
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -84,11 +90,49 @@ def test_help_and_methods_show_choices_and_defaults(capsys):
     said = capsys.readouterr().out
     assert "quantise QLoRA's scales as well [default true]" in said
     assert "[one of nf4, fp4; default nf4]" in said
-    with pytest.raises(SystemExit):
-        main(["run", "--help"])
+    assert main(["run", "--help"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"learning_rate +float +.*; None: advised\n", said), "no default where it is advised"
     assert "[one of cosine, linear, constant_with_warmup; default cosine]" in said
+    assert set(re.findall(r"^ +(\w+) +(?:str|int|float|bool) +\S", said, re.M)) == set(FIELDS)
+
+
+@pytest.mark.parametrize(("words", "field", "nearest"), [
+    (["rnu", "2"], "", "Did you mean 'run'?"),
+    (["run", "2", "--otu", "x"], "--otu", "Did you mean '--out'?"),
+    (["eval", "a", "--tasks", "b", "c", "--limt", "3"], "--limt", "Did you mean '--limit'?"),
+    (["--vers"], "--vers", "see sftbench --help"),
+    (["run", "2", "-p", "seed"], "-p", "see sftbench run --help"),
+    (["advise", "--wants", "all"], "", "'domain', 'both'"),
+    (["run"], "", "MODE"),
+    (["run", "2", "3"], "", "(3)"),
+    (["eval", "a", "--tasks", "b", "--stages"], "--stages", "requires an argument"),
+    (["eval", "a", "--tasks"], "--tasks", "requires an argument"),
+    ([], "", "see sftbench --help"),
+])
+def test_a_mistyped_command_ends_with_code_2_and_the_nearest_name(words, field, nearest, capsys):
+    with pytest.raises(BadInput) as raised:
+        parse_command(words)
+    assert raised.value.field == field and nearest in str(raised.value)
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == f"sftbench: {raised.value}\n"
+
+
+@pytest.mark.parametrize(("words", "command", "expected"), [
+    ("run 4 -p packing false --out a -p lora_r 8", "run",
+     {"mode": "4", "recipe": override(Recipe(), mode="4", packing=False, lora_r=8), "out": "a"}),
+    ("eval a --tasks b c,d --limit 2 --stages e f", "eval",
+     {"run": Path("a"), "tasks": ("b", "c,d"), "stages": ("e", "f"), "limit": 2}),
+    ("eval --tasks b --tasks c --limit 2 a", "eval",
+     {"run": Path("a"), "tasks": ("b", "c"), "stages": (), "limit": 2}),
+    ("talk a b --prompt c --prompt d e", "talk",
+     {"checkpoints": ("a", "b", "e"), "prompt": ("c", "d"), "system": None, "max_new_tokens": None,
+      "as_json": False}),
+    ("notebook 2 -p seed 3", "notebook", {"which": "2", "values": {"seed": 3}, "out": None, "timeout": None}),
+])
+def test_words_become_a_command_and_its_options(words, command, expected):
+    assert parse_command(words.split()) == (command, expected)
 
 
 def test_a_toml_mode_runs(small, tmp_path, capsys):
@@ -165,6 +209,12 @@ def test_json_is_one_object_on_standard_output(small, tmp_path, capsys):
     advised = printed("advise", "1", "--quick", "--wants", "both", *arguments(data))
     assert advised["values"]["learning_rate"]["rule"] == "R8" and "R6" in [
         rule["rule"] for rule in advised["rules"]]
+
+
+@pytest.mark.parametrize("data", [float("nan"), {1, 2}])
+def test_json_is_never_a_number_that_is_none_nor_an_object_as_text(data):
+    with pytest.raises((ValueError, TypeError)):
+        print_json({"loss": data})
 
 
 def test_compare_prints_runs_side_by_side(small, tmp_path, capsys):

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from sftbench.cli import main, make_parser
+from sftbench.cli import main
+from sftbench.commands import commands as group
 from sftbench.recipes.modes import MODES
 
 ROOT = Path(__file__).parent.parent
@@ -42,12 +44,12 @@ def test_every_command_is_of_a_kind_that_is_run_here():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_command_within_a_sentence_has_a_name_and_options_that_there_are(page):
-    parsers = next(action.choices for action in make_parser()._actions if action.choices)
     text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
     for command in re.findall(r"`(?:[^`]* -m )?sftbench ([a-z][^`]*)`", text):
         name, *words = command.split()
         options = {option.split("=")[0].strip("[]") for option in words if option.startswith(("-", "[-"))}
-        assert name in parsers and options <= set(parsers[name]._option_string_actions), command
+        parameters = group.commands[name].get_params(click.Context(group.commands[name]))
+        assert options <= {option for parameter in parameters for option in parameter.opts}, command
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sftbench.cli import make_parser, recipe_from_options
+from sftbench.cli import parse_command
 from sftbench.recipes.facts import Facts
 from sftbench.recipes.modes import MODES, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
@@ -108,8 +108,8 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     form.recipe = recipe
     assert form.recipe == recipe
     command, cell = texts(form)
-    options = make_parser().parse_args(shlex.split(command)[1:])
-    assert recipe_from_options(options, mode=options.mode) == recipe == parse_cell(cell)
+    _, options = parse_command(shlex.split(command)[1:])
+    assert options["recipe"] == recipe == parse_cell(cell)
     for name, control in form.controls.items():  # to enter what a control shows changes nothing
         assert override(recipe, **{name: parse_entry(name, control.value)}) == recipe, name
 

@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import sftbench
-from sftbench.cli import make_parser, recipe_from_options
+from sftbench.cli import main, parse_command
 from sftbench.notebook import execute_notebook, find_notebook
 from sftbench.pocket.world import write_files
 from sftbench.recipes.modes import MODES, load_mode
@@ -133,12 +133,11 @@ def test_commands_in_the_prose_parse_and_name_recipe_fields(number):
     for command in found:
         words = shlex.split(command)[1:]
         if "--help" in words:
-            with pytest.raises(SystemExit, match="0"):
-                make_parser().parse_args(words)
+            assert main(words) == 0
             continue
-        options = make_parser().parse_args(words)
-        recipe_from_options(options)
-        load_mode(getattr(options, "mode", None) or "2")
+        _, options = parse_command(words)
+        recipe = options.get("recipe") or sftbench.override(sftbench.Recipe(), **options.get("values", {}))
+        load_mode(recipe.mode)
 
 
 @each_notebook
@@ -232,7 +231,7 @@ def test_your_own_is_laid_out_as_the_others():
         name, kind, _, help = re.fullmatch(r"(\w+): (\w+) = (.+?)  # (.+)", line).groups()
         assert (kind, help) == (field_type(name).__name__, field_help(name))
     for command in commands(prose(book)):
-        make_parser().parse_args(shlex.split(command.replace("FILE", "a.jsonl"))[1:])
+        assert parse_command(shlex.split(command.replace("FILE", "a.jsonl"))[1:])[0] in command
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +266,8 @@ def test_the_exercises_are_never_refused(shelf, monkeypatch):
              if command.startswith("sftbench run") and "--help" not in command}
     assert len(found) >= 15
     for command in sorted(found):
-        options = make_parser().parse_args(shlex.split(command)[1:])
-        ready = sftbench.prepare(recipe_from_options(options, mode=options.mode))
+        _, options = parse_command(shlex.split(command)[1:])
+        ready = sftbench.prepare(options["recipe"])
         forecast = sftbench.forecast(ready, timed=False)
         assert forecast["fits"] == "fits" and all(steps > 0 for steps in forecast["steps"].values()), command
 

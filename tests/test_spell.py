@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftbench.cli import make_parser, recipe_from_options
+from sftbench.cli import parse_command
 from sftbench.errors import BadInput
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, Recipe, field_help, field_type, override, recipe_to_dict
@@ -38,8 +38,9 @@ def recipes(draw):
 
 def from_command(text: str) -> Recipe:
     """What the command line makes of a shell command."""
-    options = make_parser().parse_args(shlex.split(text)[1:])
-    return recipe_from_options(options, mode=options.mode)
+    command, options = parse_command(shlex.split(text)[1:])
+    assert command == "run"
+    return options["recipe"]
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the first text takes a second

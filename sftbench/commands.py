@@ -1,0 +1,300 @@
+"""The commands of `sftbench`, one function each; what loads torch is imported where it is used."""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from .distributed import is_follower
+from .errors import BadInput, Stopped
+from .options import JSON, MODE, OUT, PARAMETERS, RECIPE, RUN, RUNS, VALUES, ListCommand, commands, print_json
+from .recipes.modes import MODES, format_chain
+from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, Recipe, describe_field, override
+from .reports.progress import print_line, show_progress
+from .runs.events import read_events, run_progress
+from .runs.folder import new_run_folder, read_json, read_result, runs_root, store_folder
+from .runs.ownership import live_owner
+
+
+@commands.command(epilog=PARAMETERS)
+@MODE
+@RECIPE
+@OUT
+def run(mode, recipe, out) -> None:
+    """Train a mode's chain of stages and print its ledger."""
+    _train(recipe, Path(out) if out else new_run_folder(recipe.mode, recipe.method, recipe.output_dir))
+
+
+def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
+    """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
+    if is_follower():
+        from .training.chain import run_chain
+        run_chain(recipe)
+        return
+    try:
+        with show_progress(folder, warn):
+            from .reports.plots import save_plot
+            from .training.chain import run_chain
+            run_chain(override(recipe, output_dir=str(folder)))
+            save_plot(folder)
+    except KeyboardInterrupt as error:
+        command = f"sftbench resume {folder}" if (folder / "recipe.json").exists() else "the same command"
+        raise Stopped(f"{str(error) or 'stopped'}; go on with: {command}") from None
+    _print_result(folder, {"loss picture": folder / "loss.png"})
+
+
+def _print_result(folder: Path, paths: dict[str, Path]) -> None:
+    """The ledger, the paths of what was written, and what to do next."""
+    from .reports.ledger import format_ledger
+    stage = read_result(folder)["stages"][-1]
+    print_line("\n" + format_ledger(folder) + "\n")
+    kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
+    for name, path in {**paths, kind: store_folder(folder) / stage["key"] / kind}.items():
+        print_line(f"{name + ':':<20}{path}")
+    print_line(f"\nnext: sftbench talk {folder}:start {folder}  ·  sftbench export {folder} DIR  ·  make lab")
+
+
+@commands.command()
+@RUN
+def resume(run) -> None:
+    """Go on with a run that was stopped or failed."""
+    from .workers.client import stored_recipe
+    _train(stored_recipe(run), run, warn=False)
+
+
+@commands.command()
+@RUN
+@click.option("--patience", type=float, default=30, show_default=True, metavar="SECONDS",
+              help="how long a step may take before it is broken off")
+def stop(run, patience) -> None:
+    """Stop a run, whoever started it: after a step, with a checkpoint."""
+    from .workers.client import run_state, stop_run
+    if live_owner(run) is None:
+        raise BadInput(f"{run}: no process runs it (state: {run_state(run)['state']})", where=str(run))
+    now = stop_run(run, patience)
+    print_line(f"{now['state']}{': ' + now['message'] if now['message'] else ''}")
+    if now["state"] in ("stopped", "killed"):
+        print_line(f"go on with: sftbench resume {run}")
+
+
+@commands.command(epilog=PARAMETERS)
+@click.argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
+@VALUES
+@OUT
+@click.option("--timeout", type=int, metavar="SECONDS", help="maximum time of one cell")
+def notebook(which, values, out, timeout) -> None:
+    """Run a mode's notebook headless through papermill."""
+    from .notebook import execute_notebook, find_notebook
+    path = find_notebook(which)
+    recipe = override(Recipe(), **values)
+    folder = Path(out) if out else new_run_folder(path.stem, recipe.method, recipe.output_dir)
+    with show_progress(folder):
+        executed = execute_notebook(path, values, folder, timeout)
+    _print_result(folder, {"executed notebook": executed, "loss picture": folder / "loss.png"})
+
+
+@commands.command()
+@RUN
+@JSON
+def show(run, as_json) -> None:
+    """Print the ledger of a run, or how far it is."""
+    from .reports.ledger import format_ledger, format_partial_ledger
+    from .workers.client import run_state
+    state = run_state(run)
+    if state["state"] in ("done", "none") and not as_json:
+        print_line(format_ledger(run))
+        return
+    events = read_events(run)
+    now = run_progress(events)
+    if as_json:
+        result = read_json(run, "result.json") if (run / "result.json").exists() else None
+        if state["state"] == "none":
+            read_json(run, "recipe.json")  # raises where there is no such run
+        print_json({"run": run} | state | {"progress": now, "result": result})
+        return
+    print_line(f"{run}: {state['state']}, {now['text']} ({now['share']:.0%})")
+    if state["message"]:
+        print_line(state["message"])
+    if table := format_partial_ledger(events):
+        print_line(f"\n{table}")
+    print_line(f"\nsftbench {'stop' if state['alive'] else 'resume'} {run}   # "
+               + ("a checkpoint is written" if state["alive"] else "go on with it"))
+
+
+@commands.command()
+@RUNS
+@JSON
+def compare(runs, as_json) -> None:
+    """Print runs side by side, and what their recipes differ in."""
+    from .reports.comparison import format_differences, format_runs, recipe_differences, summarise_run
+    for folder in runs:
+        read_json(folder, "recipe.json")  # raises where there is no such run
+    data = {"runs": [summarise_run(folder) for folder in runs], "differences": recipe_differences(runs)}
+    print_json(data) if as_json else print_line(f"{format_runs(data['runs'])}\n\n{format_differences(runs)}")
+
+
+@commands.command()
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True,
+                help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
+@click.option("--prompt", multiple=True, metavar="TEXT", help="repeatable  [default: questions of the probe]")
+@click.option("--system", metavar="TEXT", help="a system prompt before each of them")
+@click.option("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
+@JSON
+def talk(checkpoints, prompt, system, max_new_tokens, as_json) -> None:
+    """Put the same prompts to several checkpoints."""
+    from .evaluation.chat import talk
+    from .reports.text import format_answers
+    answers = talk(checkpoints, prompt, system, max_new_tokens)
+    print_json(answers) if as_json else print_line(format_answers(answers))
+
+
+@commands.command("eval", cls=ListCommand)
+@RUN
+@click.option("--tasks", multiple=True, required=True, metavar="TASK...",
+              help="lm-eval's names, or .yaml files with tasks of your own")
+@click.option("--stages", multiple=True, metavar="STAGE...", help="[default: start and the last stage]")
+@click.option("--limit", type=int, metavar="ROWS", help="the first rows of each task only")
+def evaluate(run, tasks, stages, limit) -> None:
+    """Score a run's checkpoints on lm-eval's benchmarks."""
+    from .evaluation.benchmarks import run_benchmarks
+    from .reports.text import format_scores
+    names = [task for part in tasks for task in part.split(",") if task]
+    print_line(format_scores(run_benchmarks(run, names, stages, limit)))
+
+
+@commands.command()
+@RUN
+@click.argument("folder", metavar="DIR", help="where to write it, a new folder")
+@click.option("--stage", metavar="N|NAME", help="which stage  [default: the last]")
+@click.option("--merged", is_flag=True, help="complete weights  [default, where the method has them]")
+@click.option("--adapter", is_flag=True, help="the adapter of lora, qlora or ptuning_v2, to go on its base")
+@click.option("--rows", type=int, default=0, metavar="N", help="probe questions on the card  [default: 0]")
+def export(run, folder, stage, rows, **forms) -> None:
+    """Write a stage as a folder that plain transformers or PEFT loads."""
+    from .export.export import export_stage
+    if all(forms.values()):
+        raise BadInput("--merged and --adapter exclude each other", field="--adapter")
+    form = next((name for name, chosen in forms.items() if chosen), None)
+    done = export_stage(run, folder, stage, form, rows)
+    print_line(f"{done['folder']}: stage {done['stage']}, {done['form']}, {done['bytes'] / 1e6:.1f} MB")
+    print_line(f"loaded alone, it gave {done['equal']} of {done['prompts']} answers as the run's model did")
+
+
+@commands.command(epilog=PARAMETERS)
+@MODE
+@RECIPE
+@click.option("--role", metavar="ROLE", help="one role alone  [default: each of the mode's]")
+@click.option("--row", type=int, default=1, show_default=True, metavar="N", help="first training row")
+@click.option("--rows", type=int, default=1, show_default=True, metavar="N", help="rows of each role")
+def look(mode, recipe, role, row, rows) -> None:
+    """Show what the model sees: rows token by token, with their mask."""
+    from .reports.text import look_at_data
+    from .training.prepare import prepare_recipe
+    print_line(look_at_data(prepare_recipe(recipe), rows, role, row))
+
+
+@commands.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, help="file, folder or hub name")
+@click.option("--role", metavar="ROLE", help="domain_text, domain_tasks, general_text or general_tasks  "
+                                             "[default: by the first row]")
+@click.option("--model", default="pocket", show_default=True, help="whose tokenizer counts")
+@click.option("--probe", metavar="FILE", help="the probe's file, to find rows that are in both")
+@click.option("--max-length", type=int, metavar="N", help="tokens in a block  [default: as advised]")
+@click.option("--system-prompts", metavar="TEXT|TOML", help="system message of tasks that have none")
+@click.option("--picture", metavar="PNG", help="where to draw the histogram of lengths")
+@JSON
+def check(files, role, picture, as_json, **options) -> None:
+    """Check data files: shapes, bad rows, lengths, leaks, characters."""
+    from .reports.data_report import draw_lengths, format_report, join_sources, measure_data
+    report = measure_data(join_sources(files), role, **options)
+    print_json(report.to_dict()) if as_json else print_line(format_report(report))
+    if picture:
+        draw_lengths(report, picture)
+        if not as_json:
+            print_line(f"\nhistogram: {picture}")
+    if report.stops:
+        raise BadInput("; ".join(report.stops))
+
+
+@commands.command(epilog=PARAMETERS)
+@MODE
+@RECIPE
+@click.option("--quick", is_flag=True, help="memory only: no steps are tried")
+@JSON
+def forecast(mode, recipe, quick, as_json) -> None:
+    """Predict how much memory and time a run would take."""
+    from .reports.ledger import format_forecast
+    from .training.forecast import forecast_recipe
+    predicted = forecast_recipe(recipe, timed=not quick)
+    print_json(predicted) if as_json else print_line(format_forecast(predicted))
+
+
+@commands.command(epilog=PARAMETERS)
+@click.argument("mode", required=False, is_eager=True,
+                help="the mode you have in mind  [default: the suggested one]")
+@RECIPE
+@click.option("--wants", type=click.Choice(["domain", "both"]), help="the domain alone, or general too")
+@click.option("--resources", type=click.Choice(["much", "little"]), help="how much hardware and time")
+@click.option("--related", is_flag=True, help="the domain's tasks are like general ones")
+@click.option("--quick", is_flag=True, help="do not load the model to measure its loss")
+@JSON
+def advise(mode, recipe, quick, as_json, **stated) -> None:
+    """Suggest mode and hyperparameters, with the rules behind them."""
+    from .reports.text import format_advice
+    from .training.prepare import advise_recipe
+    advice = advise_recipe(recipe, stated, with_losses=not quick, settle_mode=mode is None)
+    print_json(advice.to_dict()) if as_json else print_line(format_advice(advice))
+
+
+@commands.command()
+@click.argument("action", type=click.Choice(["write"]))
+@click.argument("folder", help="where the eight files go: four roles, each with its probe")
+@click.option("--seed", type=int, default=0, show_default=True, help="which of the invented companies")
+@click.option("--unrelated", is_flag=True, help="domain tasks in a form that no general task has")
+def pocket(action, folder, seed, unrelated) -> None:
+    """Write the pocket's data as files, an example for your own."""
+    from .pocket.world import write_files
+    paths = write_files(folder, seed, related=not unrelated)
+    for path in paths:
+        print_line(f"{path}  {len(path.read_text(encoding='utf-8').splitlines()):,} rows")
+    print_line("\nas the data of a run:  " + " ".join(f"-p {path.stem} {path}" for path in paths))
+
+
+@commands.command()
+def modes() -> None:
+    """List the modes and their stages."""
+    for number, mode in MODES.items():
+        print_line(f"{number}  {mode.name}\n   {mode.sentence}\n   {format_chain(mode)}\n")
+
+
+@commands.command()
+def rules() -> None:
+    """List the rules R1 to R16 that advice rests on."""
+    from .recipes.rules import RULES
+    for name, rule in RULES.items():
+        print_line(f"{name:<5}{rule.__doc__.splitlines()[0]}")
+
+
+@commands.command()
+def methods() -> None:
+    """List the methods and their parameters."""
+    for method, words in METHOD_DESCRIPTIONS.items():
+        print_line(f"{method:<12}{words}")
+        for name in METHOD_OPTIONS[method]:
+            print_line(f"{'':<12}  {name:<27}{describe_field(name)}")
+
+
+@commands.command()
+@click.option("--remove", is_flag=True, help="remove them")
+def stages(remove) -> None:
+    """List stored stages that no run uses."""
+    from .runs.stage_store import unused_stages
+    store = runs_root().resolve() / ".stages"
+    unused = unused_stages(store)
+    for path in unused:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if remove:
+            shutil.rmtree(path)
+        print_line(f"{'removed ' if remove else ''}{path}  {size / 1e6:.1f} MB")
+    print_line(f"{len(unused)} stages that no run under {store.parent} uses"
+               + ("" if remove or not unused else "; --remove deletes them"))

@@ -1,0 +1,68 @@
+"""What the commands share: their group, arguments and options, and JSON as their output."""
+
+import json
+import os
+
+import click
+
+from .recipes.modes import load_mode
+from .recipes.recipe import FIELDS, Recipe, describe_field, field_type, override, parse_value
+from .reports.progress import print_line
+from .runs.folder import find_run
+
+
+@click.group(no_args_is_help=False,
+             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def commands() -> None:
+    """Supervised fine-tuning in seven modes and five methods, on one bench."""
+
+
+def print_json(data: dict | list) -> None:
+    """Print data as JSON: only paths become text, and NaN is refused."""
+    print_line(json.dumps(data, ensure_ascii=False, indent=1, default=os.fspath, allow_nan=False))
+
+
+class ListCommand(click.Command):
+    """A command whose options with `...` in their metavar take all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read `--tasks A B` as `--tasks A --tasks B`: click 8.5 has no option with any number of values."""
+        lists = {name for option in self.params if "..." in (option.metavar or "") for name in option.opts}
+        words, current = [], None
+        for word in args:
+            if word.startswith("-"):
+                current = word if word in lists else None
+            elif current and words[-1] != current:
+                words.append(current)
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def _parse_values(context: click.Context, option: click.Parameter, pairs: tuple) -> dict:
+    return {name: parse_value(name, text) for name, text in pairs}
+
+
+def _parse_recipe(context: click.Context, option: click.Parameter, pairs: tuple) -> Recipe:
+    """The recipe of `mode` and `-p`; a mode that is not there is refused here, before torch loads."""
+    values, mode = _parse_values(context, option, pairs), context.params["mode"]
+    recipe = override(Recipe(), **values | ({} if mode is None else {"mode": mode}))
+    load_mode(recipe.mode)
+    return recipe
+
+
+def _parameter_option(name: str, callback) -> click.Option:
+    return click.option("-p", "--parameter", name, nargs=2, multiple=True, callback=callback,
+                        metavar="NAME VALUE", help="set a recipe parameter, of the list below; repeatable")
+
+
+MODE = click.argument("mode", is_eager=True, help="1 to 7, or a TOML file with a mode of your own")
+RECIPE = _parameter_option("recipe", _parse_recipe)
+VALUES = _parameter_option("values", _parse_values)
+RUN = click.argument("run", type=find_run, help="a run's folder, or its name under runs/")
+RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=find_run,
+                      help="folders of runs, or their names under runs/")
+OUT = click.option("--out", metavar="DIR", help="the run's folder  [default: a new one under runs/]")
+JSON = click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")
+# \b keeps click from wrapping the lines
+PARAMETERS = "\b\nRecipe parameters (-p NAME VALUE):\n" + "\n".join(
+    f"  {name:<33}{field_type(name).__name__:<6} {describe_field(name)}" for name in FIELDS)
