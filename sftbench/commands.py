@@ -213,7 +213,7 @@ def check(files, role, picture, as_json, **options) -> None:
         if not as_json:
             print_line(f"\nhistogram: {picture}")
     if report.stops:
-        raise BadInput("; ".join(report.stops))
+        raise BadInput("; ".join(report.stops), where=report.source)
 
 
 @commands.command(epilog=PARAMETERS)

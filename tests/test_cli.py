@@ -31,22 +31,22 @@ def small(make_model, small_files):
     return {"model": make_model(), "max_steps": 2, "probe_rows": 4} | small_files
 
 
-def test_run_prints_the_ledger_and_where_things_lie(small, tmp_path, capsys, monkeypatch):
+def test_run_prints_the_ledger_and_the_paths_of_what_it_wrote(small, tmp_path, capsys, monkeypatch):
     small |= {"learning_rate": 5}
     assert main(["run", "2", *arguments(small), "--out", str(tmp_path / "one")]) == 0
-    said, warned = capsys.readouterr()
+    printed, warned = capsys.readouterr()
     assert "warning: learning_rate 5 is " in warned and "above" in warned
-    assert "start (base)" in said and "domain_sft" in said and "loss.png" in said
-    model = Path(said.split("model:")[1].strip().splitlines()[0])
+    assert "start (base)" in printed and "domain_sft" in printed and "loss.png" in printed
+    model = Path(printed.split("model:")[1].strip().splitlines()[0])
     assert (model / "model.safetensors").exists()
     assert (tmp_path / "one" / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["show", str(tmp_path / "one")]) == 0
-    assert capsys.readouterr().out.strip() in said
+    assert capsys.readouterr().out.strip() in printed
     monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
-    assert main(["show", "one"]) == 0 and capsys.readouterr().out.strip() in said
+    assert main(["show", "one"]) == 0 and capsys.readouterr().out.strip() in printed
 
 
-def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
+def test_show_prints_the_progress_of_an_unfinished_run(tmp_path, capsys):
     write_json(tmp_path / "recipe.json", {"schema": 1, "recipe": {}})
     for event in ({"stage": "start", "step": 0, "plan": {"cpt": 30, "sft": 10}},
                   {"stage": "start", "step": 0, "eval_domain_tasks_loss": 2.5},
@@ -59,9 +59,9 @@ def test_show_tells_how_far_a_run_is_that_is_not_done(tmp_path, capsys):
     assert (shown["run"], shown["state"], shown["alive"]) == (str(tmp_path), "stopped", False)
     assert shown["progress"]["share"] == 0.25 and shown["result"] == result
     assert main(["show", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "stopped, cpt: 10 of 40 steps of all stages (25%)" in said and "2.50" in said
-    assert f"sftbench resume {tmp_path}" in said
+    printed = capsys.readouterr().out
+    assert "stopped, cpt: 10 of 40 steps of all stages (25%)" in printed and "2.50" in printed
+    assert f"sftbench resume {tmp_path}" in printed
 
 
 @pytest.mark.parametrize("related", [True, False])
@@ -69,32 +69,32 @@ def test_the_pocket_written_as_files_is_the_pockets_data(tmp_path, capsys, relat
     from sftbench.data.roles import load_roles
     words = ["pocket", "write", str(tmp_path), "--seed", "3"] + ["--unrelated"] * (not related)
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert len(re.findall(r"\.jsonl  [\d,]+ rows\n", said)) == 8
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"\.jsonl  [\d,]+ rows\n", printed)) == 8
     embedded = load_roles(override(Recipe(), pocket_seed=3, pocket_related=related))
     paths = {path.stem: str(path) for path in tmp_path.glob("*.jsonl")}
-    assert all(f"-p {name} {path}" in said for name, path in paths.items())
+    assert all(f"-p {name} {path}" in printed for name, path in paths.items())
     read = load_roles(override(Recipe(), **paths))
     assert set(read) == set(embedded) == {name for name in paths if not name.endswith("_probe")}
     for name, role in embedded.items():
         assert list(read[name].train) == list(role.train) and list(read[name].probe) == list(role.probe)
-    assert main(words) == 0, "the same files again harm nothing"
+    assert main(words) == 0, "the same files may be written again"
     (tmp_path / "general_text_probe.jsonl").write_text('{"text": "mine"}\n')
     assert main([*words[:-1], "4"] if related else words) == 2
     assert (tmp_path / "general_text_probe.jsonl").read_text() == '{"text": "mine"}\n'
     assert "name another folder" in capsys.readouterr().err
 
 
-def test_help_and_methods_show_choices_and_defaults(capsys):
+def test_help_and_methods_list_choices_and_defaults(capsys):
     assert main(["methods"]) == 0
-    said = capsys.readouterr().out
-    assert "quantise QLoRA's scales as well [default true]" in said
-    assert "[one of nf4, fp4; default nf4]" in said
+    printed = capsys.readouterr().out
+    assert "quantise QLoRA's scales as well [default true]" in printed
+    assert "[one of nf4, fp4; default nf4]" in printed
     assert main(["run", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"learning_rate +float +.*; None: advised\n", said), "no default where it is advised"
-    assert "[one of cosine, linear, constant_with_warmup; default cosine]" in said
-    assert set(re.findall(r"^ +(\w+) +(?:str|int|float|bool) +\S", said, re.M)) == set(FIELDS)
+    printed = capsys.readouterr().out
+    assert re.search(r"learning_rate +float +.*; None: advised\n", printed), "no default where it is advised"
+    assert "[one of cosine, linear, constant_with_warmup; default cosine]" in printed
+    assert set(re.findall(r"^ +(\w+) +(?:str|int|float|bool) +\S", printed, re.M)) == set(FIELDS)
 
 
 @pytest.mark.parametrize(("words", "field", "nearest"), [
@@ -145,7 +145,7 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
     assert data["general_text"]["share"] == pytest.approx(0.4, abs=0.03)
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "text"), [
     (["run", "2", "-p", "metod", "lora"], "did you mean 'method'"),
     (["run", "2", "-p", "lora_r", "8.5"], "lora_r must be int"),
     (["run", "2", "-p", "learning_rate", "nan"], "finite"),
@@ -160,21 +160,21 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
     (["talk", "nowhere", "--prompt", "x"], "no run of that name, neither as a folder nor under runs/"),
     (["talk", "nowhere:start", "--prompt", "x"], "no run of that name"),
 ])
-def test_bad_input_ends_with_code_2_and_the_remedy(words, said, capsys, tmp_path, monkeypatch):
+def test_bad_input_ends_with_code_2_and_the_remedy(words, text, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
     assert not list(tmp_path.rglob("recipe.json"))
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "text"), [
     (["lora", "-p", "lora_target_modules", "q_proj,foo"], "no module 'foo' that LoRA fits; there is "),
     (["qlora", "-p", "lora_target_modules", "k_prj"], "did you mean 'k_proj'?; there is "),
     (["freeze", "-p", "trainable_parts", "last:9"], "needs a number from 1 to"),
 ])
-def test_parts_that_the_model_has_not_are_refused_before_training(words, said, small, tmp_path, capsys):
+def test_parts_the_model_does_not_have_are_refused_before_training(words, text, small, tmp_path, capsys):
     assert main(["run", "1", *arguments(small), "--out", str(tmp_path / "a"), "-p", "method", *words]) == 2
-    assert said in capsys.readouterr().err and not (tmp_path / "a").exists()
+    assert text in capsys.readouterr().err and not (tmp_path / "a").exists()
 
 
 def test_lists_and_advice(capsys, monkeypatch, tmp_path):
@@ -193,20 +193,20 @@ def test_json_is_one_object_on_standard_output(small, tmp_path, capsys):
         assert main(["run", "1", *arguments(small), "-p", "seed", seed, "--out", folder]) == 0
     capsys.readouterr()
 
-    def printed(*words: str) -> dict:
+    def data_of(*words: str) -> dict:
         assert main([*words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
-    shown = printed("show", one)
+    shown = data_of("show", one)
     assert (shown["state"], shown["alive"], shown["progress"]["share"]) == ("done", False, 1.0)
     assert shown["result"] == json.loads((tmp_path / "one" / "result.json").read_text())
-    compared = printed("compare", one, two)
+    compared = data_of("compare", one, two)
     assert compared["differences"] == {"seed": [0, 1]} and [run["name"] for run in compared["runs"]] == [
         "one", "two"]
-    forecast = printed("forecast", "1", "--quick", *arguments(small))
+    forecast = data_of("forecast", "1", "--quick", *arguments(small))
     assert forecast["steps"] == {"domain_sft": 2} and forecast["peak_memory_bytes"] > 1e8
-    checked = printed("check", small["domain_tasks"], "--model", small["model"])
+    checked = data_of("check", small["domain_tasks"], "--model", small["model"])
     assert checked["rows"] == 40 and checked["stops"] == []
-    advised = printed("advise", "1", "--quick", "--wants", "both", *arguments(data))
+    advised = data_of("advise", "1", "--quick", "--wants", "both", *arguments(data))
     assert advised["values"]["learning_rate"]["rule"] == "R8" and "R6" in [
         rule["rule"] for rule in advised["rules"]]
 
@@ -233,19 +233,19 @@ def test_compare_prints_runs_side_by_side(small, tmp_path, capsys):
 def test_advice_measures_the_gap_by_itself(capsys, small):
     known = {name: value for name, value in small.items() if name != "max_steps"}
     assert main(["advise", "2", "--wants", "domain", "--resources", "much", *arguments(known)]) == 0
-    said = capsys.readouterr().out
-    assert "Suggested mode:" in said and "R1" in said and "nats per token" in said and "R7" in said
-    assert said.startswith(f"For {small['model']}, with domain_text") and "bnb_" not in said
-    assert f"next: sftbench run 2 -p method full -p model {small['model']}" in said
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("Suggested mode:", "R1", "nats per token", "R7"))
+    assert printed.startswith(f"For {small['model']}, with domain_text") and "bnb_" not in printed
+    assert f"next: sftbench run 2 -p method full -p model {small['model']}" in printed
 
 
 @pytest.mark.parametrize("command", ["run", "look", "forecast", "advise", "notebook"])
-def test_a_mode_that_is_not_there_is_refused_before_libraries_load(command, tmp_path):
+def test_an_unknown_mode_is_refused_before_libraries_load(command, tmp_path):
     code = ("import sys; from sftbench.__main__ import main; "
             f"code = main([{command!r}, '12']); sys.exit(code if 'torch' not in sys.modules else 3)")
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert told.returncode == 2 and "1 to 7" in told.stderr and "did you mean" not in told.stderr
+    assert done.returncode == 2 and "1 to 7" in done.stderr and "did you mean" not in done.stderr
 
 
 def test_the_command_starts_fast_and_import_loads_no_torch():
@@ -269,10 +269,10 @@ def test_the_command_starts_fast_and_import_loads_no_torch():
 
 def book(path: Path, *cells: str) -> Path:
     """A notebook of code cells, the first of them its parameters."""
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    made.cells[0].metadata["tags"] = ["parameters"]
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(made, path)
+    written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    written.cells[0].metadata["tags"] = ["parameters"]
+    written.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(written, path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The three lives of a recipe are one: command line, parameters cell and stored run give equal objects."""
+"""A recipe's three forms are equal: command line, parameters cell and stored run give the same object."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ def values_of(name: str):
 
 @st.composite
 def recipes(draw):
-    """Random recipes of modes that are there, through the one door: values it refuses are left out."""
+    """Random recipes of known modes by `override`; values that it refuses are left out."""
     recipe = override(Recipe(), mode=draw(st.sampled_from(sorted(MODES))))
     for name in draw(st.lists(st.sampled_from(sorted(set(FIELDS) - {"mode"})), unique=True)):
         try:
@@ -37,7 +37,7 @@ def recipes(draw):
 
 
 def from_command(text: str) -> Recipe:
-    """What the command line makes of a shell command."""
+    """The recipe that the command line parses from a shell command."""
     command, options = parse_command(shlex.split(text)[1:])
     assert command == "run"
     return options["recipe"]
@@ -60,7 +60,7 @@ def test_text_that_a_command_line_cannot_carry_is_refused_everywhere(text):
         override(Recipe(), domain_text=text)
 
 
-def test_only_what_was_set_is_spelt():
+def test_only_what_was_set_is_written():
     recipe = override(Recipe(), mode="4", method="lora", domain_text="my text.jsonl", packing=False)
     assert format_command(recipe) == (
         "sftbench run 4 -p method lora -p domain_text 'my text.jsonl' -p packing false")
@@ -69,12 +69,12 @@ def test_only_what_was_set_is_spelt():
         f"packing: bool = False  # {field_help('packing')}"]
 
 
-def test_a_run_is_read_back_as_it_was_asked_for(tmp_path):
-    asked = override(Recipe(), mode="4", method="lora", seed=3)
-    resolved = recipe_to_dict(override(asked, learning_rate=1e-3, output_dir=str(tmp_path)))
+def test_a_run_is_read_back_as_it_was_requested(tmp_path):
+    requested = override(Recipe(), mode="4", method="lora", seed=3)
+    resolved = recipe_to_dict(override(requested, learning_rate=1e-3, output_dir=str(tmp_path)))
     (tmp_path / "recipe.json").write_text(json.dumps(
         {"schema": 1, "recipe": resolved, "reasons": {"learning_rate": "0.001 because …"}}))
-    assert read_recipe(tmp_path) == asked == read_recipe(tmp_path / "recipe.json")
+    assert read_recipe(tmp_path) == requested == read_recipe(tmp_path / "recipe.json")
 
 
 def test_a_notebook_is_read_without_being_run_and_injected_values_win(tmp_path):
@@ -92,12 +92,15 @@ def test_a_notebook_is_read_without_being_run_and_injected_values_win(tmp_path):
      "name = value"),
     ("a.ipynb", json.dumps({"cells": [{"source": "sed = 1", "metadata": {"tags": ["parameters"]}}]}),
      "did you mean 'seed'")])
-def test_what_is_no_recipe_is_refused_with_the_place(tmp_path, name, text, words):
+def test_what_is_no_recipe_is_refused_with_its_path(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(BadInput, match=words):
         read_recipe(tmp_path / name)
 
 
-def test_a_missing_place_is_named(tmp_path):
-    with pytest.raises(BadInput, match="no such file"):
-        read_recipe(tmp_path / "gone")
+@pytest.mark.parametrize(("name", "words"), [("gone", "no such file"), ("a.txt", "contains no recipe")])
+def test_the_path_of_what_cannot_be_read_is_named(tmp_path, name, words):
+    (tmp_path / "a.txt").write_text("mode: str = '2'")
+    with pytest.raises(BadInput, match=words) as raised:
+        read_recipe(tmp_path / name)
+    assert raised.value.where == str(tmp_path / name)

@@ -1,6 +1,6 @@
-"""A recipe spelt out as a command or as a parameters cell, and read back from a run, a notebook or a file.
+"""A recipe written as a command or as a parameters cell, and read back from a run, a notebook or a file.
 
-Only what differs from a fresh recipe is spelt, so advised values stay advised; mode and method always are.
+Only what differs from a new recipe is written, so advised values stay advised; mode and method always are.
 """
 
 import ast
@@ -23,10 +23,10 @@ from .recipe import (
 
 
 def _changed_values(recipe: Recipe) -> dict:
-    """Mode, method and every field that differs from a fresh recipe."""
-    fresh = recipe_to_dict(Recipe())
+    """Mode, method and every field that differs from a new recipe."""
+    defaults = recipe_to_dict(Recipe())
     return {name: value for name, value in recipe_to_dict(recipe).items()
-            if name in ("mode", "method") or value != fresh[name]}
+            if name in ("mode", "method") or value != defaults[name]}
 
 
 def format_command(recipe: Recipe) -> str:
@@ -45,7 +45,7 @@ def format_cell(recipe: Recipe) -> str:
 
 
 def _python_literal(value) -> str:
-    """A scalar as Python source, text in double quotes as the notebooks have it."""
+    """A scalar as Python source; text in double quotes, as in the notebooks."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
@@ -59,38 +59,38 @@ def parse_cell(source: str, where: str = "the cell") -> Recipe:
                 if isinstance(target, ast.Name):
                     values[target.id] = ast.literal_eval(node.value)
     except (SyntaxError, ValueError) as error:
-        raise BadInput(f"{where}: not lines of the form name = value: {error}") from None
+        raise BadInput(f"{where}: not lines of the form name = value: {error}", where=where) from None
     return from_parameters(values)
 
 
-def read_recipe(place: str | Path) -> Recipe:
+def read_recipe(path: str | Path) -> Recipe:
     """The recipe of a run's folder, a `recipe.json`, or a notebook's parameters cell; raises BadInput.
 
-    Values that were advised in a run are left to be advised anew, and its folder is not taken over.
+    Values that were advised in that run are advised anew, and its folder is not taken over.
     """
-    place = Path(place).expanduser()
-    if place.is_dir():
-        place = place / "recipe.json"
-    if not place.is_file():
-        raise BadInput(f"{place}: no such file; give a run's folder, a recipe.json or a notebook")
-    if place.suffix not in (".json", ".ipynb"):
-        raise BadInput(f"{place}: holds no recipe; give a run's folder, a recipe.json or a notebook")
-    if place.suffix == ".ipynb":
-        return _read_notebook(place)
-    stored = read_json(place.parent, place.name)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "recipe.json"
+    if not path.is_file() or path.suffix not in (".json", ".ipynb"):
+        problem = "contains no recipe" if path.is_file() else "no such file"
+        raise BadInput(f"{path}: {problem}; give a run's folder, a recipe.json or a notebook",
+                       where=str(path))
+    if path.suffix == ".ipynb":
+        return _read_notebook(path)
+    stored = read_json(path.parent, path.name)
     if not isinstance(stored.get("recipe"), dict):
-        raise BadInput(f"{place}: holds no recipe")
+        raise BadInput(f"{path}: contains no recipe", where=str(path))
     advised = [name for name in stored.get("reasons") or {} if name in FIELDS]
     return override(recipe_from_dict(stored["recipe"]), **dict.fromkeys(advised), output_dir=None)
 
 
-def _read_notebook(place: Path) -> Recipe:
+def _read_notebook(path: Path) -> Recipe:
     try:
-        cells = json.loads(place.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells
                    if {"parameters", "injected-parameters"} & set(cell.get("metadata", {}).get("tags", []))]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{place}: not a notebook: {error}") from None
+        raise BadInput(f"{path}: not a notebook: {error}", where=str(path)) from None
     if not sources:
-        raise BadInput(f"{place}: no cell is tagged parameters")
-    return parse_cell("\n".join(sources), str(place))  # what papermill injected stands later and wins
+        raise BadInput(f"{path}: no cell is tagged parameters", where=str(path))
+    return parse_cell("\n".join(sources), str(path))  # papermill's injected cell comes later and wins
