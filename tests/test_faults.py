@@ -186,7 +186,7 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
             held.append(weakref.ref(model))
             raise error
         patch.setattr(StageTrainer, "compute_loss", full)
-        with pytest.raises(RunFailed, match=r"\d GB held.*smaller batch.*max_length.*lora") as caught:
+        with pytest.raises(RunFailed, match=r"\d GB at the peak.*smaller batch.*max_length.*lora") as caught:
             run_chain(recipe())
     assert caught.value.reason == "memory" and read_events(folder)[-1]["reason"] == "memory"
     gc.collect()

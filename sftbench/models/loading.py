@@ -108,6 +108,7 @@ def load_model_config(name: str, revision: str | None = None):
     """The model's configuration; raises BadInput where it is torn or wants code of the model's own."""
     place = fetch_model(name, revision)
     try:
+        # `auto_map` beside a family that transformers knows is passed over: many hub models still carry it
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         code = "auto_map" in (place / "config.json").read_text(encoding="utf-8", errors="replace")
@@ -175,7 +176,7 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(f"{place}: its weights cannot be read: {error}") from error
-    absent = sorted(report["missing_keys"])
+    absent = sorted(report["missing_keys"])  # transformers 5.23 draws those at random and only warns
     wrong = absent or [name for name, weight in model.named_parameters()
                        if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
     if wrong:
