@@ -20,7 +20,7 @@ STEPS = 4
 
 
 def trajectory(method: str, folder: Path) -> dict[str, list[float]]:
-    """Losses (nats per token) and gradient norms of the first steps of mode 6 on the pocket, by one method."""
+    """Losses (nats per token) and gradient norms of the first steps of mode 6 on the pocket."""
     from sftbench.training.chain import run_chain
     run = run_chain(override(Recipe(), mode="6", method=method, max_steps=STEPS, probe_rows=2,
                              output_dir=str(folder / method)))
@@ -40,4 +40,5 @@ def test_the_first_steps_are_as_they_were(method, tmp_path):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        FILE.write_text(json.dumps({method: trajectory(method, Path(folder)) for method in METHODS}, indent=1) + "\n")
+        trajectories = {method: trajectory(method, Path(folder)) for method in METHODS}
+    FILE.write_text(json.dumps(trajectories, indent=1) + "\n")

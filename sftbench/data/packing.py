@@ -65,8 +65,6 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
 
     batch = {"input_ids": padded("input_ids", pad_token_id), "labels": padded("labels", IGNORE_INDEX)}
     if packed:
-        # transformers 5.23 keeps the rows apart by these only with `use_cache=False`; its default lets rows of a
-        # block see each other
         batch["position_ids"] = torch.tensor([
             [position for length in (*example["seq_lengths"], width - len(example["input_ids"]))
              for position in range(length)] for example in examples])

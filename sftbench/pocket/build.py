@@ -1,9 +1,9 @@
 """Make the pocket's tokenizer and its three models from nothing, through the bench's own training loop.
 
 `python -m sftbench.pocket.build [FOLDER]` writes `base`, `chat`, `weak` and their hashes; `make pocket` calls
-it, and `notebooks/build_pocket.ipynb` shows what happens in it. The models can be made again, not bit for bit: sums
-are rounded otherwise by other numbers of threads and other kernels (a base made again has 0.563 nats per token on
-held-out general text, the shipped one 0.564).
+it, and `notebooks/build_pocket.ipynb` shows what happens in it. The models can be made again, not bit for
+bit: sums are rounded otherwise by other numbers of threads and other kernels (a base made again has 0.563
+nats per token on held-out general text, the shipped one 0.564).
 """
 
 import json

@@ -69,8 +69,9 @@ ABILITIES = {
              ["Say {x} again.", "Repeat {x}."]),
 }
 
-# attribute of a product -> (values, statements of the handbook). Values are of kinds that the base looked up by name
-# in its general world: with another kind, held-out questions stayed at 0.4 although the text was known by heart.
+# attribute of a product -> (values, statements of the handbook). Values are of kinds that the base looked up
+# by name in its general world: with another kind, held-out questions stayed at 0.4 although the text was
+# known by heart.
 HANDBOOK = {
     "maker": (VALUES["job"], [
         "{x} is made by a {answer}.", "{x} is the work of a {answer}.", "{x} is built by a {answer}.",
