@@ -2,8 +2,8 @@
 
 `datasets` writes the tables, maps them and locks them against a second writer. They lie in `sftbench` below
 its cache folder, under a hash of what they were made from, and may be removed at any time. A million rows
-(212 MB of JSON Lines, 83 million tokens) take 222 s and 647 MB of anonymous memory on one core, with tokens and
-packing; Arrow streams written and read by hand took 221 s and 675 MB (`benchmarks/million_rows.py`).
+(212 MB of JSON Lines, 83 million tokens) take 222 s and 647 MB of anonymous memory on one core, with tokens
+and packing; Arrow streams written and read by hand took 221 s and 675 MB (`benchmarks/million_rows.py`).
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 The stage's model is built on PyTorch's meta device, where tensors have shapes and no data, and takes one step
 forward and back there, while every tensor's size is added up and taken off again as it would be for real.
 That covers every family, method and option alike. It predicts tensors: glibc keeps freed pieces of changing
-sizes, and a process that trains for long on a CPU in bfloat16 took up to a third more (20 million parameters).
+sizes, and a process that trains for long on a CPU in bfloat16 took up to a third more.
 """
 
 import contextlib
