@@ -43,7 +43,7 @@ def train(make_model, tmp_path_factory):
 
 
 # Every family by LoRA, which touches most of it; every method on a usual family; and where a method meets
-# what is unusual: GPT-2's transposed layers, a mixture's fused experts, Gemma's sliding windows with a prefix.
+# what is unusual: GPT-2's transposed layers, a mixture's fused experts, Gemma's windows under a prefix.
 PAIRS = [*((family, "lora") for family in FAMILIES),
          *(("qwen3", method) for method in METHODS if method != "lora"),
          *(("gpt2", method) for method in ("qlora", "ptuning_v2", "freeze")),
