@@ -9,9 +9,9 @@ from sftbench.data.packing import collate_batch, mix_rows, rows_to_dataset
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
     EncodedRow,
-    encode_last,
     encode_probe,
     encode_prompt,
+    encode_row,
     encode_rows,
 )
 from sftbench.evaluation.probes import mean_loss
@@ -28,7 +28,7 @@ def trained_text(tokenizer, encoded: EncodedRow) -> str:
 
 
 def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
-    encoded = encode_last(tokenizer, {"messages": TURNS})
+    encoded = encode_row(tokenizer, {"messages": TURNS})[-1]
     assert trained_text(tokenizer, encoded) == " Lima<eos> Oslo<eos>"
     assert tokenizer.decode(encoded.input_ids) == render_chat(tokenizer, TURNS)
 
@@ -36,18 +36,18 @@ def test_the_decoded_mask_is_the_answers_and_their_end_tokens(tokenizer):
 def test_rows_encoded_together_are_rows_encoded_one_by_one(tokenizer):
     rows = [{"messages": TURNS}, *small_rows("domain_text", 5), *small_rows("general_tasks", 5)]
     for one in (tokenizer, with_bos(tokenizer, tokenizer.chat_template)):
-        assert encode_rows(one, rows) == [[encode_last(one, row)] for row in rows]
+        assert encode_rows(one, rows) == [[encode_row(one, row)[-1]] for row in rows]
     assert encode_rows(tokenizer, []) == []
 
 
 def test_text_trains_on_every_token_and_ends(tokenizer):
-    encoded = encode_last(tokenizer, {"text": "The item 1 is in Oslo."})
+    encoded = encode_row(tokenizer, {"text": "The item 1 is in Oslo."})[-1]
     assert encoded.labels == encoded.input_ids
     assert tokenizer.decode(encoded.input_ids) == "The item 1 is in Oslo.<eos>"
 
 
 def test_the_prompt_of_training_is_the_prompt_of_answering(tokenizer):
-    encoded, prompt = encode_last(tokenizer, {"messages": TURNS}), encode_prompt(tokenizer, TURNS[:-1])
+    encoded, prompt = encode_row(tokenizer, {"messages": TURNS})[-1], encode_prompt(tokenizer, TURNS[:-1])
     assert encoded.input_ids[:len(prompt)] == prompt
     assert all(label == IGNORE_INDEX for label in encoded.labels[len(prompt) - 3:len(prompt)])
 
@@ -70,10 +70,10 @@ def test_bos_stands_once_before_text_and_where_the_template_puts_it(tokenizer):
     for text, count in ((tokenizer.chat_template, 0), ("{{ bos_token }}" + tokenizer.chat_template, 1),
                         (default, 1)):
         other = with_bos(tokenizer, text)
-        ids = encode_last(other, {"messages": TURNS[1:3]}).input_ids
+        ids = encode_row(other, {"messages": TURNS[1:3]})[-1].input_ids
         assert ids.count(other.bos_token_id) == count and (ids[0] == other.bos_token_id) == bool(count)
         assert encode_prompt(other, TURNS[1:2]).count(other.bos_token_id) == count
-    text = encode_last(other, {"text": "Oslo"})
+    text = encode_row(other, {"text": "Oslo"})[-1]
     assert text.input_ids[0] == other.bos_token_id and text.labels[0] == IGNORE_INDEX
     assert other.decode(text.input_ids) == "<system>Oslo<eos>"
     assert default_template(tokenizer) == DEFAULT_CHAT_TEMPLATE
@@ -141,7 +141,7 @@ def test_a_batch_restarts_positions_and_trains_no_padding():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
     model = load_model(make_model(family)).eval()
-    rows = [encode_last(tokenizer, row) for role in ("domain_tasks", "domain_text")
+    rows = [encode_row(tokenizer, row)[-1] for role in ("domain_tasks", "domain_text")
             for row in small_rows(role, 12)]
     unpacked = mean_loss(model, rows, 0)
     batch = collate_batch(list(rows_to_dataset(rows, 64)), 0, packed=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sftbench.data.tokenization import encode_last
+from sftbench.data.tokenization import encode_row
 from sftbench.evaluation import probes
 from sftbench.evaluation.probes import exact_match, generate_answers, mean_loss, score_probe, token_f1
 from sftbench.models.loading import load_model
@@ -16,7 +16,7 @@ def model(make_model):
 
 
 def test_loss_is_weighed_by_tokens_whatever_the_batch(model, tokenizer, monkeypatch):
-    rows = [encode_last(tokenizer, row)
+    rows = [encode_row(tokenizer, row)[-1]
             for row in small_rows("domain_tasks", 9) + small_rows("domain_text", 5)]
     whole = mean_loss(model, rows, 0)
     single = [(mean_loss(model, [row], 0), row.trained) for row in rows]

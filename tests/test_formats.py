@@ -7,7 +7,8 @@ import datasets
 import pytest
 
 from sftbench.data import rows as row_cache
-from sftbench.data.readers import READERS, open_sources
+from sftbench.data.origins import open_sources
+from sftbench.data.readers import READERS
 from sftbench.data.rows import read_source
 from sftbench.data.sources import SUFFIXES, check_source, find_model_folder
 from sftbench.errors import BadInput
@@ -117,7 +118,7 @@ def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path):
 
 
 @pytest.mark.parametrize(("line", "field", "words"), [
-    ('{"text": "cut', "", "line 2, column 10"),
+    ('{"text": "cut', "", "column 10: not JSON"),
     ("[]", "", "an object"),
     ('{"body": "x"}', "", "no field 'text'"),
     ('{"text": 3}', "text", ""),

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from sftbench.data.packing import rows_to_dataset
-from sftbench.data.tokenization import encode_last, encode_probe
+from sftbench.data.tokenization import encode_probe, encode_row
 from sftbench.errors import BadInput
 from sftbench.evaluation.probes import mean_loss
 from sftbench.models.loading import load_model, make_bnb_config
@@ -152,7 +152,7 @@ def test_blocks_of_an_earlier_stage_go_on(make_model, tokenizer, settings, tmp_p
 def test_the_hand_over_keeps_the_loss(make_model, tokenizer, settings, tmp_path, method):
     folder, options = make_model(), settings(method, learning_rate=3e-2)
     model, _, _ = trained(folder, tokenizer, options, steps=6)
-    rows = [encode_last(tokenizer, row) for row in small_rows("domain_tasks", 30)]
+    rows = [encode_row(tokenizer, row)[-1] for row in small_rows("domain_tasks", 30)]
     loss = mean_loss(model, rows, 0)
     start = mean_loss(load_model(folder), rows, 0)
     assert loss < start - 0.2

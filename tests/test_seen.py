@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftbench.data.tokenization import IGNORE_INDEX, encode_last, encode_probe
+from sftbench.data.tokenization import IGNORE_INDEX, encode_probe, encode_row
 from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.html import HtmlText, escape_html, make_visible
@@ -37,7 +37,7 @@ def test_a_page_prints_as_text_and_shows_as_html():
 
 def test_tokens_masks_special_tokens_and_ends_are_shown(tokenizer):
     one, = view_row(tokenizer, {"messages": TURNS}, 64)
-    encoded = encode_last(tokenizer, {"messages": TURNS})
+    encoded = encode_row(tokenizer, {"messages": TURNS})[-1]
     assert [token.id for token in one.tokens] == encoded.input_ids
     assert [token.trained for token in one.tokens] == [
         label != IGNORE_INDEX for label in encoded.labels]
@@ -56,7 +56,7 @@ def test_tokens_masks_special_tokens_and_ends_are_shown(tokenizer):
 def test_the_first_token_of_a_row_and_of_each_piece_is_not_trained(tokenizer):
     row = {"text": "The item 1 is in Oslo. " * 5}
     one, = view_row(tokenizer, row, 16)
-    size = len(encode_last(tokenizer, row).input_ids)
+    size = len(encode_row(tokenizer, row)[-1].input_ids)
     assert [number for number, token in enumerate(one.tokens) if not token.trained] == list(
         range(0, size, 16))
     pieces, _ = encode_probe(tokenizer, [row], 16)

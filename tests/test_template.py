@@ -98,16 +98,16 @@ def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many
     for name in ("qwen3", "deepseek_r1_distill", "qwen3_5_think", "llama3"):
         tokenizer = many(SHIPPED[name], ENDS["deepseek"] if "deepseek" in name else "<eos>")
         row, = encode_row(tokenizer, {"messages": thinking})
-        opened = render_chat(tokenizer, SINGLE[:1], ask=True)
+        opened = render_chat(tokenizer, SINGLE[:1], add_generation_prompt=True)
         assert tokenizer.decode(row.input_ids).startswith(opened)
-        said = trained(tokenizer, row)
-        assert said.endswith("Peru?\n</think>\n\nIn Lima." + longest(name, ENDS))
-        assert (opened + said).count("<think>") == 1
+        answer = trained(tokenizer, row)
+        assert answer.endswith("Peru?\n</think>\n\nIn Lima." + longest(name, ENDS))
+        assert (opened + answer).count("<think>") == 1
         prompt = encode_prompt(tokenizer, thinking)
         assert tokenizer.decode(prompt) == opened and row.input_ids[:len(prompt)] == prompt
 
 
-def test_what_reproduces_the_prompt_is_told(many):
+def test_what_reproduces_the_prompt_is_described(many):
     assert prompt_options(many(SHIPPED["qwen3"])) == {"enable_thinking": False}
     assert prompt_options(many(SHIPPED["llama3"])) == {}
     assert prompt_options(many(SHIPPED["gptoss"])) is None

@@ -1,2 +1,2 @@
-"""From a file to a batch, in this order: sources, readers, conversations, rows, roles, chat_template,
-tokenization, packing."""
+"""From a file to a batch, in this order: sources, readers, origins, conversations, rows, roles,
+chat_template, tokenization, packing."""

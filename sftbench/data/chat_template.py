@@ -1,9 +1,9 @@
 """Chat templates: how a model shows a conversation, and where in it an answer begins and ends. Text only.
 
-No template is edited and none needs markers. A template is asked once how it frames an answer, by rendering
-a stand-in for one; what stands before the stand-in is read, the answer and its end token are trained. Where a
-template shows earlier turns otherwise once more follow (Qwen3 drops their thoughts), every answer becomes a
-row of its own, with the prompt that the model will see when it is asked.
+No template is edited and none needs markers: a stand-in for an answer is rendered once, and shows how the
+template frames one. What comes before the stand-in is read, the answer and its end token are trained. Where a
+template changes earlier turns once more follow (Qwen3 drops their thoughts), every answer becomes a row of
+its own, with the prompt that the model will see when it answers. Every template of TRL is a test case.
 """
 
 import os
@@ -27,12 +27,12 @@ THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what tem
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The default template, with the beginning-of-sequence token where the tokenizer sets one before text."""
+    """The default template, with the beginning-of-sequence token where the tokenizer adds one to text."""
     return "{{ bos_token }}" * adds_bos(tokenizer) + DEFAULT_CHAT_TEMPLATE
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer sets a beginning-of-sequence token before text; templates bring their own."""
+    """Whether the tokenizer adds a beginning-of-sequence token to text; templates bring their own."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("")["input_ids"][:1] == [bos]
 
@@ -41,12 +41,12 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 class AnswerFrame:
     """How a template frames an answer: what it changes in its generation prompt, and what follows."""
 
-    parts: bool  # contents are lists of parts, as templates of models with eyes want them
-    fold: bool  # it knows no system message, which then opens the first user message
-    cut: int  # characters at the end of the generation prompt that no finished answer has
-    lead: str  # what it puts between the prompt, so cut, and the answer
-    after: str  # all that follows a last answer
-    end: str  # what of it ends the answer, the end-of-sequence token where it has no end of its own
+    parts: bool  # contents are lists of parts, as templates of models for pictures expect them
+    fold: bool  # it knows no system message, so that opens the first user message
+    cut: int  # characters at the end of the generation prompt that a finished answer does not have
+    lead: str  # what comes between the prompt without these and the answer
+    after: str  # all that follows the last answer
+    end: str  # what of it ends the answer; the end-of-sequence token where the template has no end of its own
 
     @property
     def opens(self) -> bool:
@@ -63,38 +63,37 @@ def answer_frame(tokenizer: PreTrainedTokenizerBase) -> AnswerFrame:
 def _find_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> AnswerFrame:
     system, user, assistant = ({"role": role, "content": text} for role, text in STAND_IN.items())
     for parts in (False, True):
-        whole, trouble = _try(tokenizer, [user, assistant], parts)
-        if all(STAND_IN[role] in whole for role in ("user", "assistant")):
+        text, fault = _try(tokenizer, [user, assistant], parts)
+        if all(STAND_IN[role] in text for role in ("user", "assistant")):
             break
     else:
         raise BadInput("the model's chat template cannot show a question and its answer"
-                       f"{f': {trouble}' if trouble else ''}; take a model with a template for text")
+                       f"{f': {fault}' if fault else ''}; take a model with a template for text",
+                       field="model")
     fold = STAND_IN["system"] not in _try(tokenizer, [system, user, assistant], parts)[0]
-    before, _, after = whole.rpartition(STAND_IN["assistant"])
-    prompt = _render(tokenizer, [user], parts, ask=True)
+    before, _, after = text.rpartition(STAND_IN["assistant"])
+    prompt = _render(tokenizer, [user], parts, add_generation_prompt=True)
     shared = len(os.path.commonprefix([before, prompt]))
-    return AnswerFrame(
-        parts, fold, len(prompt) - shared, before[shared:], after, _end_of_turn(tokenizer, after)
-    )
+    return AnswerFrame(parts, fold, cut=len(prompt) - shared, lead=before[shared:], after=after,
+                       end=_end_of_turn(tokenizer, after))
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
     """The end of an answer: the special tokens right after it, up to the end-of-sequence token."""
     marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     marks = sorted((mark for mark in marks if mark.split() == [mark]), key=len, reverse=True)
-    found = re.match(rf"\s*(?:{'|'.join(map(re.escape, marks))})+", after) if marks else None
-    if not found:
+    match = re.match(rf"\s*(?:{'|'.join(map(re.escape, marks))})+", after) if marks else None
+    if not match:
         return tokenizer.eos_token
-    before, eos, _ = found[0].partition(tokenizer.eos_token)
+    before, eos, _ = match[0].partition(tokenizer.eos_token)
     return before + eos
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool, ask: bool = False,
-            **options) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool, **options) -> str:
     if parts:
         messages = [{**message, "content": [{"type": "text", "text": message["content"]}]}
                     for message in messages]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options)
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
 def _try(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool) -> tuple[str, str]:
@@ -105,22 +104,21 @@ def _try(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool) 
         return "", str(error)
 
 
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict], ask: bool = False, **options
-) -> str:
-    """Messages through the model's own chat template; `ask` opens the assistant's turn at the end.
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> str:
+    """Messages through the model's own chat template.
 
     A system message goes before the first user message's text where the template knows none. `options` are
-    the template's own, such as `enable_thinking`.
+    `add_generation_prompt` (opens the assistant's turn) and the template's own, such as `enable_thinking`.
     """
     frame = answer_frame(tokenizer)
     if frame.fold and messages[0]["role"] == "system":
         system, user, *rest = messages
         messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     try:
-        return _render(tokenizer, messages, frame.parts, ask, **options)
+        return _render(tokenizer, messages, frame.parts, **options)
     except Exception as error:
-        raise BadInput(f"the model's chat template refuses this conversation: {error}") from error
+        raise BadInput(f"the model's chat template refuses this conversation: {error}",
+                       field="messages") from error
 
 
 def training_pieces(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[list[tuple[str, bool]]]:
@@ -131,32 +129,36 @@ def training_pieces(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[list[
     """
     if "text" in row:
         return [[(row["text"] + tokenizer.eos_token, True)]]
-    texts, done = [], None
+    texts, text = [], None
     for number, message in enumerate(row["messages"]):
         if message["role"] != "assistant":
             continue
         prompt, answer = _split_turn(tokenizer, row["messages"][:number + 1])
-        if done is not None and prompt.startswith(done):
-            texts[-1] += [(prompt[len(done):], False), (answer, True)]
+        if text is not None and prompt.startswith(text):
+            texts[-1] += [(prompt[len(text):], False), (answer, True)]
         else:
             texts.append([(prompt, False), (answer, True)])
-        done = prompt + answer
-    return [[piece for piece in text if piece[0]] for text in texts]
+        text = prompt + answer
+    return [[piece for piece in pieces if piece[0]] for pieces in texts]
 
 
 def _split_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[str, str]:
     """What is read before the last message, and that message, an answer, as shown and with its end."""
     frame, content = answer_frame(tokenizer), messages[-1]["content"]
-    prompt, whole = render_chat(tokenizer, messages[:-1], ask=True), render_chat(tokenizer, messages)
+    prompt = render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
+    text = render_chat(tokenizer, messages)
     opened, thoughts = _opened_prompt(frame, prompt), _thoughts(content)
-    shown = _between(whole, opened, frame.after)
-    kept = shown is not None and (shown.strip() == content.strip() or "</think>" in content)
-    if kept and thoughts in shown:
+    shown = _between(text, opened, frame.after)
+    unchanged = shown is not None and (shown.strip() == content.strip() or "</think>" in content)
+    if unchanged and thoughts in shown:
+        # Empty thoughts that the template puts before an answer (`frame.lead`) are read, not trained, so a
+        # reasoning model is scored on its answer. TRL's own templates train them.
         return (prompt, frame.lead + shown + frame.end) if frame.opens else (opened, shown + frame.end)
     if not thoughts:
-        raise BadInput("the model's chat template changes this answer, or frames it otherwise than others, "
-                       f"so what to train cannot be told: {content!r:.80}")
-    shown = _between(whole, prompt, frame.after)  # the thoughts are answer, so the prompt is the plain one
+        raise BadInput("the model's chat template changes this answer, or frames it unlike others, so it is "
+                       f"unclear what to train: {content!r:.80}", field="messages")
+    # thoughts of the data are part of the answer, so the prompt is the template's own
+    shown = _between(text, prompt, frame.after)
     if shown is None or thoughts not in shown:
         shown = content.lstrip()
         if prompt.rstrip().endswith("<think>"):
@@ -168,9 +170,9 @@ def _opened_prompt(frame: AnswerFrame, prompt: str) -> str:
     return prompt[:len(prompt) - frame.cut] + frame.lead
 
 
-def _between(whole: str, before: str, after: str) -> str | None:
-    if whole.startswith(before) and whole.endswith(after) and len(whole) >= len(before) + len(after):
-        return whole[len(before):len(whole) - len(after)]
+def _between(text: str, before: str, after: str) -> str | None:
+    if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+        return text[len(before):len(text) - len(after)]
     return None
 
 
@@ -181,14 +183,14 @@ def _thoughts(content: str) -> str:
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
-    """What the model reads before it answers: exactly what stood before an answer in training.
+    """What the model reads before it answers: exactly what came before an answer in training.
 
-    Where the template opens an answer with thoughts that the data has not, the prompt holds them, empty. A
-    conversation may end with the wanted answer; of it only whether it thinks is looked at.
+    Where the template opens an answer with thoughts that the data does not have, the prompt has them, empty.
+    A conversation may end with the wanted answer; of that only whether it has thoughts is used.
     """
     if messages[-1]["role"] == "assistant":
         return _split_turn(tokenizer, messages)[0]
-    frame, prompt = answer_frame(tokenizer), render_chat(tokenizer, messages, ask=True)
+    frame, prompt = answer_frame(tokenizer), render_chat(tokenizer, messages, add_generation_prompt=True)
     return prompt if frame.opens else _opened_prompt(frame, prompt)
 
 
@@ -203,7 +205,7 @@ def prompt_options(tokenizer: PreTrainedTokenizerBase) -> dict | None:
     messages = [{"role": "user", "content": "a"}]
     wanted = render_prompt(tokenizer, messages)
     return next((options for options in THINKING_OFF
-                 if render_chat(tokenizer, messages, ask=True, **options) == wanted), None)
+                 if render_chat(tokenizer, messages, add_generation_prompt=True, **options) == wanted), None)
 
 
 def describe_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -14,6 +14,7 @@ Two rows packed into one block of at most 8 tokens, the first a text, the second
 
 import itertools
 import random
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +55,7 @@ def block_tokens(dataset: Dataset) -> np.ndarray:
 def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, torch.Tensor]:
     """A batch (blocks × longest block) of `input_ids` and `labels`, padded on the right, padding not trained.
 
-    Packed: `position_ids` that start at 0 in every row, and no attention mask, from which transformers builds
-    attention that stays within a row. Else: an `attention_mask`, which a prefix before the row needs.
+    Packed: `position_ids` that start at 0 in every row. Else: an `attention_mask`.
     """
     width = max(len(example["input_ids"]) for example in examples)
 
@@ -65,6 +65,9 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
 
     batch = {"input_ids": padded("input_ids", pad_token_id), "labels": padded("labels", IGNORE_INDEX)}
     if packed:
+        # From these and no attention mask transformers (5.23) builds block-diagonal attention for sdpa, but
+        # only with use_cache=False; else rows of a block see each other. test_packed_loss_is_unpacked_loss
+        # checks it for nine families. A prefix takes the cache's place, so it trains unpacked.
         batch["position_ids"] = torch.tensor([
             [position for length in (*example["seq_lengths"], width - len(example["input_ids"]))
              for position in range(length)] for example in examples])
@@ -72,22 +75,6 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         batch["attention_mask"] = (torch.arange(width)[None] < lengths[:, None]).long()
     return batch
-
-
-class BlockReader:
-    """Reads blocks from the roles' cached tokens: the transform of a stage's dataset."""
-
-    def __init__(self, tokens: list[RoleTokens], role: np.ndarray, pieces: Pieces, borders: np.ndarray):
-        self.tokens, self.role, self.pieces, self.borders = tokens, role, pieces, borders
-
-    def __call__(self, batch: dict) -> dict:
-        blocks = [self._block(number) for number in batch["block"]]
-        return {name: [block[name] for block in blocks] for name in ("input_ids", "labels", "seq_lengths")}
-
-    def _block(self, number: int) -> dict:
-        return join_rows([self.tokens[self.role[index]].read(
-            self.pieces.number[index], self.pieces.start[index], self.pieces.length[index])
-            for index in range(self.borders[number], self.borders[number + 1])])
 
 
 def build_stage_dataset(
@@ -123,8 +110,18 @@ def build_stage_dataset(
         drawn[name] = {"rows": int(mine.sum()), "passes": passes[name], "tokens": tokens_of_role,
                        "trained_tokens": int(ordered.trained[mine].sum()),
                        "share": round(tokens_of_role / int(sizes.sum()), 4)}
-    reader = BlockReader([tokens[name] for name in names], role, ordered, borders)
-    return table.with_transform(reader), drawn
+    read = partial(_read_blocks, tokens=[tokens[name] for name in names], role=role, pieces=ordered,
+                   borders=borders)
+    return table.with_transform(read), drawn
+
+
+def _read_blocks(batch: dict, tokens: list[RoleTokens], role: np.ndarray, pieces: Pieces,
+                 borders: np.ndarray) -> dict[str, list]:
+    """The blocks of a batch from the roles' cached tokens, when training reaches them."""
+    blocks = [join_rows([tokens[role[index]].read(
+        pieces.number[index], pieces.start[index], pieces.length[index])
+        for index in range(borders[block], borders[block + 1])]) for block in batch["block"]]
+    return {name: [block[name] for block in blocks] for name in ("input_ids", "labels", "seq_lengths")}
 
 
 def _gather(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -137,12 +134,13 @@ def _gather(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.
 
 
 def mix_rows(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: float, seed: int,
-        times: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
+             times: dict[str, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
     """A stage's training order: of each drawn row its role's number in `shares` and its own; and the passes.
 
-    Shares are parts of the tokens. An epoch is one pass over the first role of `shares`; the others are drawn
-    to their share, and anew in another order once all their rows were used. Every role is spread evenly.
-    `times` says how often each row stands in one pass (default: once).
+    Shares are parts of the tokens: rows differ too much in length for shares of rows to mean anything. An
+    epoch is one pass over the first role of `shares`; the others are drawn to their share, and again in
+    another order once all their rows were used. Every role is spread evenly. `times` says how often each row
+    is drawn in one pass (default: once).
     """
     once = {role: np.repeat(np.arange(len(sizes), dtype=np.int32), 1 if times is None else times[role])
             for role, sizes in lengths.items()}
@@ -158,7 +156,7 @@ def mix_rows(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: f
         places.append((np.arange(len(drawn)) + jitter) / len(drawn))
         passes[role] = round(len(drawn) / len(once[role]), 3)
     roles, rows, places = map(np.concatenate, (roles, rows, places))
-    # roles at the same place stand in the order of their names
+    # of rows at the same place, those come first whose role's name does
     rank = np.argsort(np.argsort(list(shares))).astype(np.int8)
     order = np.lexsort((rank[roles], places))
     return roles[order], rows[order], passes

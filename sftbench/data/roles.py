@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
 from ..recipes.recipe import ROLES, Recipe, suggest_name
-from .readers import origin_in_memory
+from .origins import origin_in_memory
 from .rows import Rows, read_rows, read_source
 
 DROPPED_EXAMPLES = 5  # places named for each reason of dropping

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, List, Value
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
 from .conversations import parse_row
-from .readers import Origin, open_sources
+from .origins import Origin, open_sources
 
 CACHE_FORMAT = 3  # of the cached tables: with another number they are written again
 NAMED_BAD_ROWS = 20  # bad rows that are named one by one
@@ -38,7 +38,7 @@ class Rows:
     """The usable rows of a source; `about` has files, units, weights, shapes, types, systems and bad rows.
 
     `table` has the column `text` or `messages`. `names` are two numbers a row, 128 bits of a hash of its
-    content; the first alone tells rows apart (among a million, two are taken for one with a chance of 3e-8).
+    content; the first alone identifies a row (among a million, two are taken for one with a chance of 3e-8).
     `places` are the number of its file and its line.
     """
 
@@ -78,7 +78,7 @@ def cache_folder() -> Path:
 
 
 def cache_table(make: Callable[..., Dataset], **options) -> Dataset:
-    """Call a function of `datasets` that writes a table into the cache; raises RunFailed where it cannot."""
+    """Call a function of `datasets` that stores its table in the cache; raises RunFailed where it cannot."""
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         return make(**options)
@@ -126,9 +126,7 @@ def _split_usable(table: Dataset, body: str, origins: list[Origin]) -> Rows:
     named = table.select(bad[:NAMED_BAD_ROWS]).select_columns(["error", "field"])
     faults = [(found.where(index), row["error"], row["field"])
               for index, row in zip(bad, named, strict=False)]
-    # a column belongs to the place, so the line and it are joined: "line 2, column 10: not JSON"
-    found.about["first_bad"] = [f"{where}{',' if error.startswith('column') else ':'} {error}"
-                                for where, error, _ in faults]
+    found.about["first_bad"] = [f"{where}: {error}" for where, error, _ in faults]
     found.about["first_fault"] = {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}
     found.places = places[:, usable]
     return found

@@ -1,7 +1,6 @@
-"""Rows to blocks of tokens: encode with a mask, mix roles by share, pack, pad. All the model sees is here.
+"""Text to tokens: ids and labels of each row, what is cut or dropped for its length, and the cache of tokens.
 
 A label of -100 is not trained. Text trains on all its tokens, tasks on the answers and their end token only.
-In a packed block every row begins anew: its positions start at 0 and attention does not cross its border.
 """
 
 import hashlib
@@ -49,53 +48,49 @@ class EncodedRow:
         return EncodedRow(self.input_ids[part], [IGNORE_INDEX, *self.labels[part][1:]])
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[EncodedRow]:
-    """One row as tokens: one `Encoded`, or one an answer where the template rewrites earlier turns.
-
-    Prompt and answer are tokenised apart, as when the model answers.
-    """
-    return encode_rows(tokenizer, [row])[0]
-
-
-def encode_last(tokenizer: PreTrainedTokenizerBase, row: dict) -> EncodedRow:
-    """The last of `encode_all`: the whole row, where the template does not rewrite earlier turns."""
-    return encode_row(tokenizer, row)[-1]
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
-    """The tokens after which the model answers, exactly those that stand before an answer in training."""
+    """The tokens after which the model answers, exactly those that come before an answer in training."""
     return tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
-                 where: Callable[[int], str] | None = None) -> list[list[EncodedRow]]:
-    """Rows as `encode_all` gives each, tokenised in one call, which is faster.
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[EncodedRow]:
+    """One row as tokens; several, one for each answer, where the template rewrites earlier turns."""
+    return encode_rows(tokenizer, [row])[0]
 
-    Raises BadInput for a row that cannot be shown to the model; `where` tells the place of row i for it.
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
+                where: Callable[[int], str] | None = None) -> list[list[EncodedRow]]:
+    """Rows as `encode_row` gives each, tokenised in one call, which is faster.
+
+    Raises BadInput for a row that the template cannot show; `where` gives the file and line of row i for it.
     """
-    begin = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    shown = []
+    rendered = []
     for index, row in enumerate(rows):
         try:
-            shown.append(training_pieces(tokenizer, row))
+            rendered.append(training_pieces(tokenizer, row))
         except BadInput as error:
-            raise BadInput(f"{where(index)}: {error}" if where else str(error)) from None
-    parts = [part for texts in shown for text in texts for part, _ in text]
-    tokens = iter(tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
-    return [[_joined(text, tokens, begin if "text" in row else []) for text in texts]
-            for row, texts in zip(rows, shown, strict=True)]
+            place = where(index) if where else ""
+            raise BadInput(f"{place}: {error}" if place else str(error), field=error.field,
+                           where=place) from None
+    # Each piece by itself: a model answers after the tokens of its prompt, so no token may cross the border
+    # between prompt and answer. Templates bring their own special tokens.
+    pieces = [piece for texts in rendered for text in texts for piece, _ in text]
+    ids = iter(tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else [])
+    # a conversation has its BOS from the template, as on every server; text where the tokenizer adds one
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    return [[_join_pieces(text, ids, bos if "text" in row else []) for text in texts]
+            for row, texts in zip(rows, rendered, strict=True)]
 
 
-def _joined(text: list[tuple[str, bool]], tokens: Iterator[list[int]], begin: list[int]) -> EncodedRow:
-    """A text from the tokens of its pieces, with the beginning-of-sequence token if it has to stand there."""
+def _join_pieces(text: list[tuple[str, bool]], tokens: Iterator[list[int]], bos: list[int]) -> EncodedRow:
+    """A text from the tokens of its pieces, after the beginning-of-sequence token if it lacks that."""
     ids, labels = [], []
     for _, trained in text:
         piece = next(tokens)
         ids += piece
         labels += piece if trained else [IGNORE_INDEX] * len(piece)
-    if begin and ids[:1] != begin:
-        return EncodedRow(begin + ids, [IGNORE_INDEX, *labels])
-    return EncodedRow(ids, labels)
+    missing = bos if ids[:1] != bos else []
+    return EncodedRow(missing + ids, [IGNORE_INDEX] * len(missing) + labels)
 
 
 @dataclass
@@ -183,40 +178,38 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that decides how rows become tokens: tokenizer, template, library, and this code."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     words = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    whole = hashlib.sha256(words.encode())
+    digest = hashlib.sha256(words.encode())
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
                  version("transformers"), version("tokenizers")):
-        whole.update(str(part).encode())
+        digest.update(str(part).encode())
     for path in (chat_template.__file__, __file__):
-        whole.update(Path(path).read_bytes())
-    return whole.hexdigest()[:20]
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:20]
 
 
 def cut_rows(tokens: RoleTokens, max_length: int, text: bool) -> tuple[Pieces, dict[str, np.ndarray]]:
-    """What can train in blocks of `max_length` tokens, and the rows too long or with nothing to train.
+    """What can train in blocks of `max_length` tokens: texts are cut into pieces, longer tasks are dropped.
 
-    Texts are cut into pieces, tasks dropped. Returns the pieces, and by reason the training rows' numbers.
+    Returns the pieces, and by reason the numbers of the rows that were cut or dropped.
     """
-    lengths, numbers = tokens.lengths, np.arange(len(tokens.lengths), dtype=np.int32)
-    if not text:
-        longer, nothing = lengths > max_length, tokens.trained == 0
-        kept = numbers[~longer & ~nothing]
-        reasons = {"task longer than max_length": longer, "nothing to train": ~longer & nothing}
-        pieces = Pieces(kept, np.zeros_like(kept), lengths[kept], tokens.trained[kept])
-        return pieces, {reason: tokens.row[found] for reason, found in reasons.items() if found.any()}
-    counts = -(-lengths // max_length)
-    number = np.repeat(numbers, counts)
-    within = np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = (within * max_length).astype(np.int32)
-    length = np.minimum(max_length, lengths[number] - start)
-    pieces = Pieces(number, start, length, length - 1)  # the first token of a piece has nothing before it
-    cut_rows = tokens.row[counts > 1]
-    return pieces.take(np.flatnonzero(length > 1)), {"text cut": cut_rows} if len(cut_rows) else {}
+    longer = tokens.lengths > max_length
+    if text:
+        counts, reasons = -(-tokens.lengths // max_length), {"text cut": longer}
+    else:
+        nothing = ~longer & (tokens.trained == 0)
+        counts = ~longer & ~nothing
+        reasons = {"task longer than max_length": longer, "nothing to train": nothing}
+    number = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    start = (np.arange(len(number)) - (np.cumsum(counts) - counts)[number]).astype(np.int32) * max_length
+    length = np.minimum(max_length, tokens.lengths[number] - start)
+    trained = length - 1 if text else tokens.trained[number]  # the first token of a piece is no label
+    pieces = Pieces(number, start, length, trained).take(np.flatnonzero(trained > 0))
+    return pieces, {reason: tokens.row[rows] for reason, rows in reasons.items() if rows.any()}
 
 
 def refuse_untrainable(pieces: Pieces, role: str, where: str, max_length: int, reasons: dict) -> None:
     """Raise BadInput where no token of a role can train."""
     if not len(pieces.number):
-        said = ", ".join(f"{reason}: {len(rows)} rows" for reason, rows in reasons.items()) or "it has no row"
+        why = ", ".join(f"{reason}: {len(rows)} rows" for reason, rows in reasons.items()) or "it has no row"
         raise BadInput(f"{where}: no row of {role} has a token to train within max_length {max_length} "
-                       f"({said}); take a larger max_length")
+                       f"({why}); take a larger max_length", field="max_length", where=where)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from ..data.packing import mix_rows, rows_to_dataset
-from ..data.tokenization import encode_last, encode_probe
+from ..data.tokenization import encode_probe, encode_row
 from ..models.loading import load_model, silence_libraries
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import resolve_recipe
@@ -95,7 +95,7 @@ def general_text(tokenizer, tokens, seed=0):
     """Return at least `tokens` tokens of the pre-training stream as encoded rows."""
     rows, count, stream = [], 0, pretraining_text(seed)
     while count < tokens:
-        rows.append(encode_last(tokenizer, {"text": next(stream)}))
+        rows.append(encode_row(tokenizer, {"text": next(stream)})[-1])
         count += len(rows[-1].input_ids)
     return rows
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
-from ..data.readers import open_sources
+from ..data.origins import open_sources
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, split_role
 from ..data.rows import Rows, read_rows
 from ..data.tokenization import cut_rows, encode_role

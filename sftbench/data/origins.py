@@ -1,0 +1,129 @@
+"""A source opened: its files, the files of its folders, saved data sets and data sets of the hub."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+
+from ..runs.stage_store import file_sha256
+from .readers import READ_BATCH, READERS, bad_place
+from .sources import expand_path, locate_source, parse_source
+
+HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
+
+
+@dataclass
+class Origin:
+    """One file or data set: its name, the unit of its places, a hash of its content, and how it is read."""
+
+    name: str
+    unit: str  # line or row
+    content: str
+    records: Callable[[], Iterator[tuple]]  # of number and record, or of number and BadInput
+    shape: str | None = None
+    weight: float = 1.0
+
+
+def open_sources(source: str, role: str) -> list[Origin]:
+    """The files and data sets that a source names (see `sources.parse_source`); raises BadInput."""
+    return [origin for shape, path, weight in parse_source(source, role)
+            for origin in _expand(path, role, shape, weight)]
+
+
+def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Origin]:
+    place = locate_source(path, role)
+    if place is None:
+        return [_dataset(path, load_hub_dataset(path), shape, weight)]
+    if any((place / name).exists() for name in ("state.json", "dataset_dict.json")):
+        split = "" if expand_path(path).exists() else path.partition("#")[2]
+        return [_dataset(path, load_saved_dataset(place, split), shape, weight)]
+    return [_file(file, shape, weight) for file in (_files(place) if place.is_dir() else [place])]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder and of those below it, by name, without hidden ones."""
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise bad_place(folder, "no such file; this is the root of the file system, name a folder of data")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READERS and path.is_file()
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if not files:
+        raise bad_place(folder, f"no file ending in {', '.join(READERS)} in this folder")
+    return files
+
+
+def _file(path: Path, shape: str | None, weight: float) -> Origin:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise bad_place(path, f"files ending in {', '.join(READERS)} are read, not {path.suffix!r}")
+    try:
+        return Origin(str(path), "row" if suffix == ".parquet" else "line", file_sha256(path),
+                      partial(READERS[suffix], path), shape, weight)
+    except OSError as error:
+        raise bad_place(path, f"cannot be read: {error.strerror}") from None
+
+
+def _dataset(name: str, table: datasets.Dataset, shape: str | None, weight: float) -> Origin:
+    def records():
+        return enumerate((dict(zip(batch, values, strict=True)) for batch in table.iter(READ_BATCH)
+                          for values in zip(*batch.values(), strict=True)), 1)
+    return Origin(name, "row", table._fingerprint, records, shape, weight)
+
+
+def origin_in_memory(name: str, rows: list[dict]) -> Origin:
+    """Rows at hand as an origin."""
+    content = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return Origin(name, "row", content, lambda: enumerate(rows, 1))
+
+
+def load_saved_dataset(folder: Path, split: str = "") -> datasets.Dataset:
+    """A data set that `save_to_disk` wrote; of several splits the named one, else `train`."""
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise bad_place(folder, f"not readable as a saved data set: {error}") from None
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if (split or "train") not in data:
+        raise bad_place(folder, f"it has the splits {', '.join(data)}; name one as {folder}#SPLIT")
+    return data[split or "train"]
+
+
+def load_hub_dataset(text: str) -> datasets.Dataset:
+    """A hub data set, from the cache where the hub is out of reach; `datasets` (5.2) runs no code of its own.
+
+    Raises BadInput, with the command that fetches it, for one that is on the hub as little as in the cache.
+    """
+    name, _, split = text.partition("#")
+    name, _, revision = name.partition("@")
+    configuration, _, split = split.rpartition("/")
+    options = {"split": split or "train"} | ({"revision": revision} if revision else {})
+    fetch = f"datasets.load_dataset({name!r}, {configuration or None!r}, **{options!r})"
+    try:
+        with _offline_without_network():
+            return datasets.load_dataset(name, configuration or None, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise bad_place(text, "no such file or folder here, and as a hub data set it cannot be read: "
+                   f"{str(error).splitlines()[0]}. Fetch it once where there is a network: "
+                   f'python -c "import datasets; {fetch}"') from None
+
+
+@contextlib.contextmanager
+def _offline_without_network():
+    """Turn the offline mode of `datasets` on while the block runs, if the hub does not answer."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # whichever error its transport has for "out of reach"
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
