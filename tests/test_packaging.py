@@ -134,6 +134,14 @@ def test_every_imported_package_is_a_requirement(files, requirements):
     assert not strangers, f"imported, but not in pyproject.toml: {strangers}"
 
 
+def test_every_data_file_of_the_package_is_in_its_wheel():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path for package, patterns in config.items() for pattern in patterns
+              for path in ROOT.joinpath(*package.split(".")).glob(pattern)}
+    files = {path for path in (ROOT / "sftbench").rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} <= packed
+
+
 def test_git_ignores_what_a_run_and_an_installation_leave():
     lines = (ROOT / ".gitignore").read_text().splitlines()
     assert {".venv/", "/runs/", "/notebooks/runs/", "__pycache__/", "*.egg-info/",

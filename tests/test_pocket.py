@@ -1,5 +1,6 @@
 """The embedded world, and the weights that are shipped with it."""
 
+import hashlib
 import json
 import math
 from itertools import islice
@@ -12,7 +13,7 @@ import torch
 from sftbench.evaluation.probes import score_probe
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer
 from sftbench.pocket import FOLDERS
-from sftbench.pocket.build import LEARNING_RATE, TOKENS, WEAK_TOKENS, facts_known
+from sftbench.pocket.build import LEARNING_RATE, TOKENS, WEAK_TOKENS, facts_known, make_tokenizer, save
 from sftbench.pocket.world import (
     PRODUCTS,
     ROLES,
@@ -26,6 +27,7 @@ from sftbench.pocket.world import (
 from sftbench.runs.stage_store import file_sha256
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "build_pocket.ipynb"
+ROWS_SHA256 = "ac1dc55f3449162f16d6a5423164a2b154be16100241b7f58bbd4de1882aa383"
 EVERY_ROLE = [(role, split) for role in ROLES for split in SPLITS]
 
 
@@ -93,6 +95,12 @@ def test_pretraining_text_holds_no_product_and_no_probe():
     assert not [text for text in texts if "?" in text and any(question in text for question in probed)]
 
 
+def test_the_world_is_the_one_that_the_shipped_models_learnt():
+    rows = [world_rows(role, split, 0, related) for role, split in EVERY_ROLE for related in (True, False)]
+    text = json.dumps([rows, list(islice(pretraining_text(), 1000))])
+    assert hashlib.sha256(text.encode()).hexdigest() == ROWS_SHA256, "another world needs other models"
+
+
 def test_probe_sizes():
     for role in ROLES:
         assert 100 <= len(world_rows(role, "probe")) <= 250
@@ -138,6 +146,12 @@ def test_hashes_cover_all_shipped_files():
     hashes = json.loads((root / "sha256.json").read_text())
     files = [path for folder in FOLDERS.values() for path in folder.iterdir()]
     assert hashes == {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
+
+
+def test_saving_a_shipped_model_again_writes_the_same_files(tmp_path):
+    save(load_model("pocket"), make_tokenizer(), tmp_path / "base", TOKENS, "Nothing else was done to it.")
+    for path in FOLDERS["pocket"].iterdir():
+        assert (tmp_path / "base" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_base_and_chat_are_small():
