@@ -65,14 +65,15 @@ def check_model_folder(path: Path) -> None:
     """Refuse a folder that is no model, or whose weights could carry code."""
     if (path / "adapter_config.json").exists():
         raise BadInput(f"{path}: an adapter (adapter_config.json), which goes with its own base only; "
-                       "merge it into that, or export it --merged")
+                       "merge it into that, or export it --merged", field="model", where=str(path))
     if not (path / "config.json").exists():
-        raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed")
+        raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed",
+                       field="model", where=str(path))
     if not list(path.glob("*.safetensors")):
         others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
         raise BadInput(f"{path}: no .safetensors weights"
                        + (f" (only {others[0]})" if others else "")
-                       + "; other formats can carry code and are not read")
+                       + "; other formats can carry code and are not read", field="model", where=str(path))
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
@@ -96,10 +97,10 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(place, revision=commit, **files))
     except GatedRepoError as error:
         raise BadInput(f"model {place!r} is gated: accept its terms at https://huggingface.co/{place} and "
-                       "set HF_TOKEN in the environment") from error
+                       "set HF_TOKEN in the environment", field="model", where=place) from error
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
         raise BadInput(f"model {place!r} is not cached and cannot be fetched from here; where there is a "
-                       f"network, fetch it with: {command}") from error
+                       f"network, fetch it with: {command}", field="model", where=place) from error
     check_model_folder(folder)
     return folder
 
@@ -115,7 +116,7 @@ def load_model_config(name: str, revision: str | None = None):
         raise BadInput(f"{place / 'config.json'}: "
                        + ("the model needs code of its own (auto_map), which is never run; take one of "
                           "a family that transformers knows" if code else f"cannot be used: {error}"
-                          )) from error
+                          ), field="model", where=str(place / "config.json")) from error
 
 
 def resolve_revision(name: str, revision: str | None = None) -> str:
@@ -129,7 +130,8 @@ def resolve_revision(name: str, revision: str | None = None) -> str:
             sent = path.resolve().name  # the cache names a large file by its sha256
             if len(sent) == 64 and file_sha256(path) != sent:
                 raise BadInput(f"{path}: damaged, it differs from what the hub sent; remove {path.resolve()} "
-                               f"and fetch it again with: hf download {name} --revision {place.name}")
+                               f"and fetch it again with: hf download {name} --revision {place.name}",
+                               field="model", where=str(path))
         return place.name
     files = sorted([*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("*.jinja")])
     digests = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
@@ -142,12 +144,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # whatever a torn file makes a parser raise
-        raise BadInput(f"{place}: its tokenizer cannot be read: {error}") from error
+        raise BadInput(f"{place}: its tokenizer cannot be read: {error}",
+                       field="model", where=str(place)) from error
     if len(tokenizer) < 2:
-        raise BadInput(f"{place}: no tokenizer files beside the weights")
+        raise BadInput(f"{place}: no tokenizer files beside the weights", field="model", where=str(place))
     if tokenizer.eos_token is None:
         raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, "
-                       "so a model could never learn to stop")
+                       "so a model could never learn to stop", field="model", where=name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
     if tokenizer.chat_template is None:
@@ -175,14 +178,15 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{place}: its weights cannot be read: {error}") from error
+        raise BadInput(f"{place}: its weights cannot be read: {error}",
+                       field="model", where=str(place)) from error
     absent = sorted(report["missing_keys"])  # transformers 5.23 draws those at random and only warns
     wrong = absent or [name for name, weight in model.named_parameters()
                        if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
     if wrong:
         fault = "missing" if absent else "no numbers"
         raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
-                       "write the model anew")
+                       "write the model anew", field="model", where=str(place))
     if quantization is None:
         return model if on_cpu else model.to(select_device())
     for module in model.modules():
@@ -200,7 +204,8 @@ def check_weights(place: Path) -> None:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew") from error
+            raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew",
+                           field="model", where=str(path)) from error
 
 
 def load_for_training(name: str, revision: str | None, settings: StageSettings, on_cpu: bool = False):
@@ -232,7 +237,8 @@ def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList
              and name in ("layers", "h", "blocks")]
     if len(found) != 1:
         raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates "
-                       f"for {count} layers); method freeze needs them, the other methods do not")
+                       f"for {count} layers); method freeze needs them, the other methods do not",
+                       field="model")
     return found[0]
 
 
@@ -242,7 +248,7 @@ def find_final_norm(model: nn.Module) -> nn.Module:
     norms = [child for name, child in parent.named_children()
              if "norm" in type(child).__name__.lower() and "emb" not in name]
     if not norms:
-        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers")
+        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers", field="model")
     return norms[-1]
 
 

@@ -42,7 +42,7 @@ def lora(model, tokenizer, settings: StageSettings, text: str):
             lora_dropout=settings.lora_dropout, target_modules=targets, target_parameters=fused,
             use_rslora=settings.use_rslora, use_dora=settings.use_dora))
     except ValueError as error:
-        raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
+        raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}", field="method") from error
 
 
 def _target_modules(model, targets: str) -> list[str]:
@@ -54,7 +54,8 @@ def _target_modules(model, targets: str) -> list[str]:
         if not any(name == target or name.endswith(f".{target}") for name in fit):
             there = sorted({name.split(".")[-1] for name in fit})
             raise BadInput(f"lora_target_modules: {type(model).__name__} has no module {target!r} that LoRA "
-                           f"fits{suggest_name(target, there)}; there is {', '.join(there)}, or all-linear")
+                           f"fits{suggest_name(target, there)}; there is {', '.join(there)}, or all-linear",
+                           field="lora_target_modules")
     return wanted
 
 
@@ -88,7 +89,8 @@ def freeze(model, tokenizer, settings: StageSettings, text: str):
     for part in settings.trainable_parts.split(","):
         name, _, value = part.strip().partition(":")
         if name not in PARTS:
-            raise BadInput(f"trainable_parts: unknown part {part.strip()!r}; parts are {', '.join(PARTS)}")
+            raise BadInput(f"trainable_parts: unknown part {part.strip()!r}; parts are {', '.join(PARTS)}",
+                           field="trainable_parts")
         for module in PARTS[name](model, value):
             module.requires_grad_(True)
     return model
@@ -119,14 +121,15 @@ def _layer_range(model, value: str) -> list[nn.Module]:
     layers = list(find_decoder_layers(model)[2])
     first, _, last = value.partition("-")
     if not (first.isdigit() and last.isdigit() and int(first) <= int(last) < len(layers)):
-        raise BadInput(f"trainable_parts: layers:{value} is not a range within 0-{len(layers) - 1}")
+        raise BadInput(f"trainable_parts: layers:{value} is not a range within 0-{len(layers) - 1}",
+                       field="trainable_parts")
     return layers[int(first):int(last) + 1]
 
 
 def _head(model, value: str) -> list[nn.Module]:
     if _tied(model):
         raise BadInput("trainable_parts: this model's output head is its input embedding, so training it "
-                       "changes both; take new_head, which unties them first")
+                       "changes both; take new_head, which unties them first", field="trainable_parts")
     return [model.get_output_embeddings()]
 
 
@@ -174,7 +177,8 @@ def _new_blocks(model, value: str) -> list[nn.Module]:
     model.config.added_blocks = [blocks.index(block) for block in added]
     if before is not None and not torch.equal(before, _logits(model, probe)):
         raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections "
-                       "still changes the function, so blocks cannot be added to this family")
+                       "still changes the function, so blocks cannot be added to this family",
+                       field="trainable_parts")
     return added
 
 
@@ -184,7 +188,8 @@ PARTS = {"last": _last_layers, "layers": _layer_range, "head": _head, "norm": _n
 
 def _parse_number(name: str, value: str, most: int) -> int:
     if not (value.isdigit() and 1 <= int(value) <= most):
-        raise BadInput(f"trainable_parts: {name}:{value or '?'} needs a number from 1 to {most}")
+        raise BadInput(f"trainable_parts: {name}:{value or '?'} needs a number from 1 to {most}",
+                       field="trainable_parts")
     return int(value)
 
 

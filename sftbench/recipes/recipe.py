@@ -187,7 +187,7 @@ def override(recipe: Recipe, **values: Any) -> Recipe:
     checked = {}
     for name, value in values.items():
         if name not in FIELDS:
-            raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}")
+            raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}", field=name)
         checked[name] = _check_value(name, value)
     return dataclasses.replace(recipe, **checked)
 
@@ -199,7 +199,7 @@ def _check_value(name: str, value: Any) -> Any:
     if value is None:
         if type(None) in get_args(FIELDS[name].type):
             return None
-        raise BadInput(f"{name} may not be None: {field_help(name)}")
+        raise BadInput(f"{name} may not be None: {field_help(name)}", field=name)
     kind = field_type(name)
     if name == "mode" and type(value) is int:  # papermill reads `-p mode 4` as a number
         value = str(value)
@@ -207,7 +207,8 @@ def _check_value(name: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         remedy = "; write it as a number with a point, 1.0e-4" if kind is float and type(value) is str else ""
-        raise BadInput(f"{name} must be {kind.__name__}, not {type(value).__name__} {value!r}{remedy}")
+        raise BadInput(f"{name} must be {kind.__name__}, not {type(value).__name__} {value!r}{remedy}",
+                       field=name)
     _check_limits(name, value)
     return value
 
@@ -216,41 +217,41 @@ def _check_limits(name: str, value: Any) -> None:
     limits = FIELDS[name].metadata
     if "choices" in limits and value not in limits["choices"]:
         raise BadInput(f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}"
-                       + suggest_name(value, limits["choices"]))
+                       + suggest_name(value, limits["choices"]), field=name)
     if isinstance(value, str):
         if not value.strip() or not value.isprintable():
-            raise BadInput(f"{name} is empty or holds unprintable characters: {value!r}")
+            raise BadInput(f"{name} is empty or holds unprintable characters: {value!r}", field=name)
         # such text could not be told from an option or a missing value on a command line
         if value.startswith("-") or value.lower() == "none":
             raise BadInput(f"{name} may not be {value!r}; write ./{value} for a file of that name, "
-                           "and None without quotes for the advised value")
+                           "and None without quotes for the advised value", field=name)
         return
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(f"{name} must be a finite number, not {value}")
+        raise BadInput(f"{name} must be a finite number, not {value}", field=name)
     tests = (("min", lambda bound: value >= bound, "at least"),
              ("max", lambda bound: value <= bound, "at most"),
              ("above", lambda bound: value > bound, "above"),
              ("below", lambda bound: value < bound, "below"))
     for key, holds, words in tests:
         if key in limits and not holds(limits[key]):
-            raise BadInput(f"{name} must be {words} {limits[key]}, not {value}")
+            raise BadInput(f"{name} must be {words} {limits[key]}, not {value}", field=name)
 
 
 def parse_value(name: str, text: str) -> Any:
     """A command line's text as the field's type: `none` is None, `true`/`false` a bool; raises BadInput."""
     if name not in FIELDS:
-        raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}")
+        raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}", field=name)
     kind = field_type(name)
     if text.lower() == "none":
         return None
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise BadInput(f"{name} must be true or false, not {text!r}")
+            raise BadInput(f"{name} must be true or false, not {text!r}", field=name)
         return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
-        raise BadInput(f"{name} must be {kind.__name__}, not {text!r}") from None
+        raise BadInput(f"{name} must be {kind.__name__}, not {text!r}", field=name) from None
 
 
 def from_parameters(namespace: dict) -> Recipe:
@@ -262,7 +263,7 @@ def from_parameters(namespace: dict) -> Recipe:
                if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None)))}
     for name in scalars:
         if name not in FIELDS and difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.8):
-            raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}")
+            raise BadInput(f"unknown parameter {name!r}{suggest_name(name, FIELDS)}", field=name)
     return override(Recipe(), **{name: value for name, value in namespace.items() if name in FIELDS})
 
 

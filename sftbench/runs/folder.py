@@ -77,14 +77,14 @@ def read_json(folder: Path, name: str) -> dict:
     except FileNotFoundError:
         if not Path(folder).exists():
             raise BadInput(f"{folder}: there is no run of that name, neither as a folder nor under "
-                           f"{runs_root()}/") from None
+                           f"{runs_root()}/", where=str(folder)) from None
         raise BadInput(f"{path}: not there; either {folder} is no run's folder, or its run has not finished "
-                       f"and goes on with: sftbench resume {folder}") from None
+                       f"and goes on with: sftbench resume {folder}", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not readable as JSON: {error}") from None
+        raise BadInput(f"{path}: not readable as JSON: {error}", where=str(path)) from None
     if data.get("schema") != SCHEMA:
         raise BadInput(f"{path}: schema {data.get('schema')!r} is not known here (known: {SCHEMA}); "
-                       "update sftbench")
+                       "update sftbench", where=str(path))
     return data
 
 
@@ -93,5 +93,5 @@ def read_result(folder: Path) -> dict:
     result = read_json(folder, "result.json")
     if result.get("complete") is not True:
         raise BadInput(f"{folder}: the run is not complete (state: {result.get('state')}); "
-                       f"go on with it: sftbench resume {folder}")
+                       f"go on with it: sftbench resume {folder}", where=str(folder))
     return result

@@ -77,11 +77,12 @@ def claim_folder(folder: Path) -> None:
             (folder / FLAG).unlink(missing_ok=True)
             write_json(folder / RECORD, {"pid": os.getpid(), "host": host_name()})
     except OSError as error:
-        raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir") from error
+        raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
+                       field="output_dir", where=str(folder)) from error
     if lock is None:
         owner = live_owner(folder) or UNKNOWN
         raise BadInput(f"{folder} is being run by process {owner['pid']} on {owner['host']}; wait for it, or "
-                       f"stop it with: sftbench stop {folder}")
+                       f"stop it with: sftbench stop {folder}", field="output_dir", where=str(folder))
     _locks[folder] = lock
 
 

@@ -163,12 +163,12 @@ def check_machine(recipe: Recipe) -> None:
     """Refuse what is not installed, or does not go with the way the processes were started."""
     if is_sharded() and "qlora" in (recipe.method, recipe.cpt_method):
         raise BadInput("qlora does not go with FSDP here: its 4-bit weights are not sharded; take lora, or "
-                       "torchrun without FSDP")
+                       "torchrun without FSDP", field="method")
     if recipe.bf16 and not supports_bf16():
         raise BadInput(f"bf16: this machine's {select_device().type.upper()} does not compute in bfloat16; "
-                       "leave bf16 out, or set it to false")
+                       "leave bf16 out, or set it to false", field="bf16")
     if recipe.report_to and importlib.util.find_spec(recipe.report_to) is None:
-        raise BadInput(f"report_to: {recipe.report_to} is not installed; {INSTALL_EXTRAS}")
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; {INSTALL_EXTRAS}", field="report_to")
 
 
 def cut_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role],
