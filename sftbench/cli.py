@@ -10,6 +10,7 @@ import click
 from .commands import commands
 from .distributed import is_follower
 from .errors import BadInput, RunFailed
+from .reports.progress import mute_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +43,9 @@ def parse_command(words: list[str]) -> tuple[str, dict]:
     try:
         name, command, rest = commands.resolve_command(group, list(words) or group.fail("Missing command."))
         return name, command.make_context(name, rest, parent=group).params
+    except BrokenPipeError:  # by the help, in `| head`
+        mute_output()
+        raise click.exceptions.Exit from None
     except click.UsageError as error:
         text = " ".join(error.format_message().split()).rstrip(".")
         command = error.ctx.command_path if error.ctx else f"sftbench {words[0]}"

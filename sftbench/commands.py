@@ -1,9 +1,14 @@
-"""The commands of `sftbench`, one function each; what loads torch is imported where it is used."""
+"""The commands of `sftbench`, one function each; what loads torch is imported where it is used.
+
+`bench` is the package as a notebook sees it: its names are loaded when they are first used.
+"""
 
 import shutil
 from pathlib import Path
 
 import click
+
+import sftbench as bench
 
 from .distributed import is_follower
 from .errors import BadInput, Stopped
@@ -26,17 +31,14 @@ def run(mode, recipe, out) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
-    """Run the recipe here, in this terminal; Ctrl-C stops it after a step, and says how to go on."""
+    """Run the recipe here, in this terminal; Ctrl-C stops it after a step and shows how to go on."""
     if is_follower():
-        from .training.chain import run_chain
-        run_chain(recipe)
+        bench.run(recipe)
         return
     try:
         with show_progress(folder, warn):
-            from .reports.plots import save_plot
-            from .training.chain import run_chain
-            run_chain(override(recipe, output_dir=str(folder)))
-            save_plot(folder)
+            bench.run(override(recipe, output_dir=str(folder)))
+            bench.save_plot(folder)
     except KeyboardInterrupt as error:
         command = f"sftbench resume {folder}" if (folder / "recipe.json").exists() else "the same command"
         raise Stopped(f"{str(error) or 'stopped'}; go on with: {command}") from None
@@ -44,10 +46,9 @@ def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
 
 
 def _print_result(folder: Path, paths: dict[str, Path]) -> None:
-    """The ledger, the paths of what was written, and what to do next."""
-    from .reports.ledger import format_ledger
+    """Print the ledger, the paths of what was written, and what to do next."""
     stage = read_result(folder)["stages"][-1]
-    print_line("\n" + format_ledger(folder) + "\n")
+    print_line(f"\n{bench.ledger(folder)}\n")
     kind = "adapter" if stage["method"] == "ptuning_v2" else "model"
     for name, path in {**paths, kind: store_folder(folder) / stage["key"] / kind}.items():
         print_line(f"{name + ':':<20}{path}")
@@ -68,11 +69,10 @@ def resume(run) -> None:
               help="how long a step may take before it is broken off")
 def stop(run, patience) -> None:
     """Stop a run, whoever started it: after a step, with a checkpoint."""
-    from .workers.client import run_state, stop_run
     if live_owner(run) is None:
-        raise BadInput(f"{run}: no process runs it (state: {run_state(run)['state']})", where=str(run))
-    now = stop_run(run, patience)
-    print_line(f"{now['state']}{': ' + now['message'] if now['message'] else ''}")
+        raise BadInput(f"{run}: no process runs it (state: {bench.run_state(run)['state']})", where=str(run))
+    now = bench.stop_run(run, patience)
+    print_line(": ".join(filter(None, [now["state"], now["message"]])))
     if now["state"] in ("stopped", "killed"):
         print_line(f"go on with: sftbench resume {run}")
 
@@ -98,11 +98,10 @@ def notebook(which, values, out, timeout) -> None:
 @JSON
 def show(run, as_json) -> None:
     """Print the ledger of a run, or how far it is."""
-    from .reports.ledger import format_ledger, format_partial_ledger
-    from .workers.client import run_state
-    state = run_state(run)
+    from .reports.ledger import format_partial_ledger
+    state = bench.run_state(run)
     if state["state"] in ("done", "none") and not as_json:
-        print_line(format_ledger(run))
+        print_line(bench.ledger(run))
         return
     events = read_events(run)
     now = run_progress(events)
@@ -117,8 +116,8 @@ def show(run, as_json) -> None:
         print_line(state["message"])
     if table := format_partial_ledger(events):
         print_line(f"\n{table}")
-    print_line(f"\nsftbench {'stop' if state['alive'] else 'resume'} {run}   # "
-               + ("a checkpoint is written" if state["alive"] else "go on with it"))
+    command, effect = ("stop", "a checkpoint is written") if state["alive"] else ("resume", "go on with it")
+    print_line(f"\nsftbench {command} {run}   # {effect}")
 
 
 @commands.command()
@@ -188,9 +187,7 @@ def export(run, folder, stage, rows, **forms) -> None:
 @click.option("--rows", type=int, default=1, show_default=True, metavar="N", help="rows of each role")
 def look(mode, recipe, role, row, rows) -> None:
     """Show what the model sees: rows token by token, with their mask."""
-    from .reports.text import look_at_data
-    from .training.prepare import prepare_recipe
-    print_line(look_at_data(prepare_recipe(recipe), rows, role, row))
+    print_line(bench.look(bench.prepare(recipe), rows, role, row))
 
 
 @commands.command()
@@ -223,10 +220,8 @@ def check(files, role, picture, as_json, **options) -> None:
 @JSON
 def forecast(mode, recipe, quick, as_json) -> None:
     """Predict how much memory and time a run would take."""
-    from .reports.ledger import format_forecast
-    from .training.forecast import forecast_recipe
-    predicted = forecast_recipe(recipe, timed=not quick)
-    print_json(predicted) if as_json else print_line(format_forecast(predicted))
+    predicted = bench.forecast(recipe, timed=not quick)
+    print_json(predicted) if as_json else print_line(bench.forecast_text(predicted))
 
 
 @commands.command(epilog=PARAMETERS)
@@ -241,8 +236,7 @@ def forecast(mode, recipe, quick, as_json) -> None:
 def advise(mode, recipe, quick, as_json, **stated) -> None:
     """Suggest mode and hyperparameters, with the rules behind them."""
     from .reports.text import format_advice
-    from .training.prepare import advise_recipe
-    advice = advise_recipe(recipe, stated, with_losses=not quick, settle_mode=mode is None)
+    advice = bench.advise(recipe, stated, with_losses=not quick, settle_mode=mode is None)
     print_json(advice.to_dict()) if as_json else print_line(format_advice(advice))
 
 

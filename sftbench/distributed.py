@@ -1,7 +1,7 @@
 """More than one process: rank 0 runs the chain and writes the folder, the others only train with it.
 
 `torchrun` or `accelerate launch` starts them and sets the environment that is read here; a process alone has
-rank 0 of 1. Rank 0 sends what is to be trained (`share`), so that all decide alike.
+rank 0 of 1. Rank 0 sends what is to be trained (`broadcast`), so that all decide alike.
 """
 
 import os
@@ -23,7 +23,7 @@ def is_follower() -> bool:
 
 
 def is_sharded() -> bool:
-    """Whether accelerate's configuration asks for FSDP, which no process of its own holds the model in."""
+    """Whether accelerate's configuration asks for FSDP, by which no process has all of the model."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 

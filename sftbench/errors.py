@@ -2,7 +2,7 @@
 
 
 class BadInput(ValueError):
-    """What the user gave cannot be used; the message names place and remedy, and nothing was started.
+    """What the user gave cannot be used; the message names fault and remedy, and nothing was started.
 
     `field` is the recipe field, option or field of a row at fault, `where` its file and line or the path;
     both are empty where there is none. Tests and programs read these, people read the message.
@@ -14,7 +14,7 @@ class BadInput(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The work began and could not be finished; the message says at which stage and step, and what to do.
+    """The work began and could not be finished; the message has stage and step, and what to do.
 
     `reason` is one word for it: `memory`, `disk`, `non-finite`, or empty.
     """

@@ -267,6 +267,35 @@ def test_the_command_starts_fast_and_import_loads_no_torch():
     assert best([sys.executable, "-m", "sftbench", "--help"]) < 0.5
 
 
+def run_unread(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run a command whose output goes into a pipe that nobody reads any more, as after `| head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run([sys.executable, "-m", "sftbench", *words], stdout=writer, text=True,
+                              stderr=subprocess.PIPE, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("words", ["methods", "modes", "rules", "stages", "--help", "run --help",
+                                   "pocket write files"])
+def test_a_command_whose_reader_is_gone_ends_quietly(words, tmp_path):
+    done = run_unread(words.split(), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_whose_reader_is_gone_is_completed_and_a_check_has_its_exit_code(small, tmp_path):
+    done = run_unread(["run", "1", *arguments(small), "--out", str(tmp_path / "one")], tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert read_result(tmp_path / "one")["complete"] and (tmp_path / "one" / "loss.png").exists()
+    done = run_unread(["show", str(tmp_path / "one"), "--json"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "bad.jsonl").write_text('{"x": 1}\n')
+    done = run_unread(["check", str(tmp_path / "bad.jsonl"), "--model", small["model"]], tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("sftbench: ") and "Traceback" not in done.stderr
+
+
 def book(path: Path, *cells: str) -> Path:
     """A notebook of code cells, the first of them its parameters."""
     written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
