@@ -1,6 +1,6 @@
 """The pocket lab: an embedded world with its data and three small models, so that a bench run takes a minute.
 
-`world` makes the data, `build` made the weights; this module only says where they lie.
+`world` generates the data, `build` trained the weights; here are the folders of the weights.
 """
 
 from pathlib import Path

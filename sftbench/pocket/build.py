@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
-import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from ..recipes.facts import Facts
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import Recipe, override
 from ..recipes.stages import stage_settings
-from ..runs.events import format_duration, run_progress
+from ..reports.progress import show_progress
+from ..runs.events import append_event, stamp_event
 from ..runs.stage_store import file_sha256
 from ..training.trainer import StageContext, count_steps, train_stage
 from .world import ABILITIES, ASSISTANT, FACTS, SYSTEM, USER, items, pretraining_text, world_rows
@@ -127,7 +128,7 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     datasets = {name: rows_to_dataset(rows, MAX_LENGTH) for name, (rows, _) in chains.items()}
 
     def emit(event):
-        event = {"time": time.time(), **event}
+        event = stamp_event(event)
         for callback in callbacks:
             callback(event)
 
@@ -161,20 +162,6 @@ def facts_known(model, tokenizer):
     return sum(right) / len(right)
 
 
-def terminal_progress():
-    """Return a callback that writes how far the build is, at most once in ten seconds."""
-    events, due = [], 0.0
-
-    def write(event):
-        nonlocal due
-        events.append(event)
-        if time.monotonic() > due:
-            due, now = time.monotonic() + 10, run_progress(events)
-            left = format_duration(now["seconds_left"])
-            sys.stderr.write(f"{now['text']} ({now['share']:.0%}), {left} left\n")
-
-    return write
-
-
 if __name__ == "__main__":
-    build(*sys.argv[1:2] or [BESIDE], callbacks=[terminal_progress()])
+    with tempfile.TemporaryDirectory() as run, show_progress(Path(run)):
+        build(*sys.argv[1:2] or [BESIDE], callbacks=[partial(append_event, run)])
