@@ -48,7 +48,8 @@ def test_what_a_run_does_in_words():
     assert describe_activity([PLAN]) == "scoring the start model"
     assert describe_activity([PLAN, SCORED]) == "training" == describe_activity([PLAN, step("cpt", 2)])
     assert describe_activity([PLAN, step("cpt", 4)]) == "scoring after cpt"
-    assert describe_activity([PLAN, {"stage": "sft", "step": 0, "waiting": "x"}]) == "waiting: x"
+    waiting = {"stage": "sft", "step": 0, "waiting": True}
+    assert describe_activity([PLAN, waiting]) == "waiting for another run that trains this stage"
 
 
 def test_speed_is_of_the_stage_that_trains_and_not_of_the_store():

@@ -25,23 +25,23 @@ PROGRESS = "progress.json"  # the stage so far, beside the trainer's files
 class Checkpoints:
     """A stage's checkpoints while it trains: when the next is due, and what the last sound one holds.
 
-    `events` is the list to which the stage's events are added; it is kept with each checkpoint.
+    `events` is the list to which the stage's events are added; it is saved with each checkpoint.
     """
 
     folder: Path
     save_steps: int | None
     stop: Callable[[], bool]
     events: list[dict]
-    found: Path | None = None
+    latest: Path | None = None
     progress: dict = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
 
     def resolve(self) -> list[str]:
-        """Take the last sound checkpoint as `found`, remove those that are not, and return their names."""
+        """Take the last sound checkpoint as `latest`, remove those that are not, and return their names."""
         torn = []
         for path in reversed(_numbered(self.folder)):
             if find_damage(path) is None:
-                self.found = path
+                self.latest = path
                 self.progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
                 break
             torn.append(path.name)
@@ -65,24 +65,24 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def stage_checkpoints(shelf: Path, key: str, run: Path, save_steps: int | None, stop: Callable[[], bool]):
-    """The checkpoints of the stage with this key while the block trains it; kept if the block is left early.
+def stage_checkpoints(store: Path, key: str, run: Path, save_steps: int | None, stop: Callable[[], bool]):
+    """The checkpoints of the stage with this key while the block trains it; they stay if it is left early.
 
-    A file beside them names the folder of the run, so that `store.unused` knows whether they are waited for.
+    A file beside them names the folder of the run, so that `unused_stages` knows whether they are waited for.
     """
-    place = Path(shelf) / PARTIAL / key
-    place.mkdir(parents=True, exist_ok=True)
-    write_text(place / RUN_FILE, str(Path(run).resolve()))
+    folder = Path(store) / PARTIAL / key
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RUN_FILE, str(Path(run).resolve()))
     try:
-        yield Checkpoints(place, save_steps, stop, [])
+        yield Checkpoints(folder, save_steps, stop, [])
     except BaseException:
-        if not _numbered(place):
-            shutil.rmtree(place, ignore_errors=True)
+        if not _numbered(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _numbered(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest step first."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[11:]))
+    paths = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(paths, key=lambda path: int(path.name[11:]))

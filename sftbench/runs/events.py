@@ -1,5 +1,6 @@
-"""A run's events: written as it goes on, followed by whoever looks, and what they add up to."""
+"""A run's events: written while it goes on, followed by readers, and summed up as progress."""
 
+import itertools
 import json
 import math
 import os
@@ -9,8 +10,11 @@ from pathlib import Path
 
 from .folder import mask_message, mask_token, write_text
 
+SPEED_WINDOW = 30  # steps over which speed is measured
+WAITING = "waiting for another run that trains this stage"
 
-def stamp_event(event: dict) -> dict:
+
+def _stamp_event(event: dict) -> dict:
     """The event as it is written: with its time, and null for NaN and infinity."""
     event = {"time": round(time.time(), 3), **event}
     for name in ("message", "callback_error"):
@@ -26,7 +30,7 @@ def _event_line(event: dict) -> str:
 
 def append_event(folder: Path, event: dict) -> dict:
     """Append one event as a whole line and return it as written, with its time; NaN and infinity are null."""
-    event = stamp_event(event)
+    event = _stamp_event(event)
     with open(Path(folder) / "events.jsonl", "a", encoding="utf-8") as file:
         file.write(_event_line(event))
     return event
@@ -36,30 +40,29 @@ class EventTail:
     """A run's events as they are written: `events` holds all so far, `read` takes in what is new.
 
     Only whole lines count, and lines that are no events are passed over. A file that was replaced or
-    shortened, as when a stopped run goes on, starts over; `restarted` says so of the last `read`.
+    shortened, as when a stopped run goes on, is read anew.
     """
 
     def __init__(self, folder: Path):
         self.path = Path(folder) / "events.jsonl"
         self.events: list[dict] = []
-        self.restarted, self._place, self._position = False, None, 0
+        self._inode, self._position = None, 0
 
     def read(self) -> list[dict]:
-        """The events that came since the last call (after a restart: all), now also in `events`."""
-        self.restarted, data = False, b""
+        """The events that came since the last call (of a new file: all), now also in `events`."""
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if self._place != status.st_ino or status.st_size < self._position:
-                    self.restarted = self._place is not None
-                    self._place, self._position, self.events = status.st_ino, 0, []
+                if self._inode != status.st_ino or status.st_size < self._position:
+                    self._inode, self._position, self.events = status.st_ino, 0, []
                 file.seek(self._position)
                 data = file.read()
         except FileNotFoundError:
-            pass
-        whole, newline, _ = data.rpartition(b"\n")
-        self._position += len(whole) + len(newline)
-        new = [event for line in whole.decode("utf-8", errors="replace").split("\n")
+            return []
+        lines = data[:data.rfind(b"\n") + 1]
+        self._position += len(lines)
+        # split at "\n" alone: `splitlines` also does at characters that JSON leaves as they are
+        new = [event for line in lines.decode("utf-8", errors="replace").split("\n")
                if (event := _parse_event(line))]
         self.events += new
         return new
@@ -115,7 +118,7 @@ class RunLog:
     def _write(self, event: dict) -> dict:
         if self.unwritten is None:
             return append_event(self.folder, event)
-        self.unwritten.append(stamp_event(event))
+        self.unwritten.append(_stamp_event(event))
         return self.unwritten[-1]
 
     def settle(self) -> None:
@@ -125,77 +128,74 @@ class RunLog:
             self.unwritten = None
 
 
-def run_progress(events: list[dict], now: float | None = None) -> dict:
-    """How far a run is, from its events: `text`, `share` done (0 to 1), `seconds_left` (None while unknown).
-
-    Steps of stages that were taken from the store count as done at no cost.
-    """
-    planned = next((event["plan"] for event in events if "plan" in event), None)
-    if planned is None:
-        return {"text": "preparing", "share": 0.0, "seconds_left": None}
-    now = time.time() if now is None else now
-    done, spent, timed_steps = 0, 0.0, 0
-    current = events[-1]["stage"]
-    for name, steps in planned.items():
-        mine = [event for event in events if event["stage"] == name]
-        step = max((event["step"] for event in mine), default=0)
-        done += steps if any(event.get("reused") for event in mine) else step
-        fresh = [event for event in mine if not event.get("reused") and "waiting" not in event]
-        if fresh and step and not any(event.get("reused") for event in mine):
-            gaps = [later["time"] - earlier["time"] for earlier, later in zip(fresh, fresh[1:], strict=False)
-                    if "resumed" not in later]
-            spent += sum(gaps)
-            if name == current and step < steps:  # a longer silence is no training: the run had stopped
-                spent += min(now - fresh[-1]["time"], max(gaps, default=math.inf))
-            timed_steps += step
-    total = max(1, sum(planned.values()))
-    left = max(0.0, spent) / timed_steps * (total - done) if timed_steps else None
-    share = min(1.0, done / total)
-    text = f"{current}: {done} of {total} steps of all stages"
-    if "waiting" in events[-1]:
-        text += ", waiting for another run that trains this stage"
-    return {"text": text, "share": share, "seconds_left": left}
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `8 s`, `1 min 20 s`, `2 h 5 min`; `?` for None."""
-    if seconds is None:
-        return "?"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
-SPEED_WINDOW = 30  # steps over which speed is taken
+def _planned_steps(events: list[dict]) -> dict[str, int]:
+    """The steps of each stage by the run's plan; empty before it is known."""
+    return next((event["plan"] for event in events if "plan" in event), {})
 
 
 def stage_progress(events: list[dict], alive: bool = True) -> list[dict]:
     """Each planned stage with `name`, steps `done` and `total`, and its `state` in a word or two.
 
-    In a run that is not `alive` no stage trains; the one it lies in has stopped.
+    In a run that is not `alive` no stage trains; the one it was in has stopped.
     """
-    plan = next((event["plan"] for event in events if "plan" in event), {})
-    current, found = events[-1]["stage"] if events else None, []
-    for name, total in plan.items():
-        mine = [event for event in events if event["stage"] == name]
-        reused = any(event.get("reused") for event in mine)
-        done = total if reused else max((event["step"] for event in mine), default=0)
-        state = ("from the store" if reused else "done" if done >= total and mine else
-                 "waiting" if name != current else "training" if alive else "stopped")
-        found.append({"name": name, "done": min(done, total), "total": total, "state": state})
-    return found
+    stages = []
+    for name, total in _planned_steps(events).items():
+        own = [event for event in events if event["stage"] == name]
+        reused = any(event.get("reused") for event in own)
+        done = total if reused else max((event["step"] for event in own), default=0)
+        state = ("from the store" if reused else "done" if done >= total and own else
+                 "waiting" if name != events[-1]["stage"] else "training" if alive else "stopped")
+        stages.append({"name": name, "done": min(done, total), "total": total, "state": state})
+    return stages
+
+
+def run_progress(events: list[dict], now: float | None = None) -> dict:
+    """How far a run is, from its events: `text`, `share` done (0 to 1), `seconds_left` (None while unknown).
+
+    Steps of stages that were taken from the store count as done at no cost.
+    """
+    stages = stage_progress(events)
+    if not stages:
+        return {"text": "preparing", "share": 0.0, "seconds_left": None}
+    now = time.time() if now is None else now
+    done, total = (sum(stage[name] for stage in stages) for name in ("done", "total"))
+    trained = [stage for stage in stages if stage["done"] and stage["state"] != "from the store"]
+    seconds = max(0.0, sum(_training_seconds(events, stage, now) for stage in trained))
+    steps = sum(stage["done"] for stage in trained)
+    text = f"{events[-1]['stage']}: {done} of {total} steps of all stages"
+    return {"text": f"{text}, {WAITING}" if "waiting" in events[-1] else text, "share": done / total,
+            "seconds_left": seconds / steps * (total - done) if steps else None}
+
+
+def _training_seconds(events: list[dict], stage: dict, now: float) -> float:
+    """The time that a stage has trained for; a pause before it was resumed does not count."""
+    own = [event for event in events if event["stage"] == stage["name"] and "waiting" not in event]
+    gaps = [later["time"] - earlier["time"] for earlier, later in itertools.pairwise(own)
+            if "resumed" not in later]
+    if stage["state"] == "training":  # a longer silence is no training: the run had stopped
+        gaps.append(min(now - own[-1]["time"], max(gaps, default=math.inf)))
+    return sum(gaps)
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as a person reads them: `8 s`, `1 min 20 s`, `2 h 5 min`; `?` for None."""
+    if seconds is None:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def describe_activity(events: list[dict]) -> str:
     """What a live run does now, in a few words; empty before its plan is known."""
-    plan = next((event["plan"] for event in events if "plan" in event), None)
-    if plan is None:
+    plan = _planned_steps(events)
+    if not plan:
         return ""
     last = events[-1]
     if "waiting" in last:
-        return f"waiting: {last['waiting']}"
+        return WAITING
     if last["stage"] == "start" and not any(name.startswith("eval_") for name in last):
         return "scoring the start model"
     if last["step"] == plan.get(last["stage"]) and "loss" in last:

@@ -4,6 +4,7 @@
 in one move, and a run without `"complete": true` in it is not done.
 """
 
+import itertools
 import json
 import os
 import re
@@ -21,18 +22,18 @@ def runs_root() -> Path:
 
 
 def find_run(run: str | Path) -> Path:
-    """A run's folder by its path, or by its name alone where it lies under `root()`."""
+    """A run's folder by its path, or by its name alone where it lies under `runs_root()`."""
     named = runs_root() / run
     return named if not Path(run).exists() and (named / "recipe.json").exists() else Path(run)
 
 
 def new_run_folder(mode: str, method: str, output_dir: str | None) -> Path:
-    """The run's folder: `output_dir`, or a new one under `root()` named by mode, method and time."""
+    """The run's folder: `output_dir`, or a new one under `runs_root()` named by mode, method and time."""
     if output_dir is not None:
         return Path(output_dir)
     stem = f"mode_{Path(mode).stem}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidates = (runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 1000))
-    return next(path for path in candidates if not path.exists())
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(folder for name in names if not (folder := runs_root() / name).exists())
 
 
 def store_folder(folder: Path) -> Path:
@@ -55,7 +56,7 @@ def mask_message(text: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one move: a reader sees the old one or the whole new one, also after a power cut."""
+    """Write a file in one move: a reader sees the old one or the new one complete, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(mask_token(text))
@@ -72,20 +73,30 @@ def write_json(path: Path, data: dict) -> None:
 def read_json(folder: Path, name: str) -> dict:
     """A run's `recipe.json` or `result.json`; raises BadInput if it is missing, torn or of another schema."""
     path = Path(folder) / name
+    if not Path(folder).exists():
+        raise BadInput(f"{folder}: there is no run of that name, neither as a folder nor under "
+                       f"{runs_root()}/", where=str(folder))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not Path(folder).exists():
-            raise BadInput(f"{folder}: there is no run of that name, neither as a folder nor under "
-                           f"{runs_root()}/", where=str(folder)) from None
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{path}: not there; either {folder} is no run's folder, or its run has not finished "
                        f"and goes on with: sftbench resume {folder}", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as JSON: {error}", where=str(path)) from None
-    if data.get("schema") != SCHEMA:
-        raise BadInput(f"{path}: schema {data.get('schema')!r} is not known here (known: {SCHEMA}); "
-                       "update sftbench", where=str(path))
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise BadInput(f"{path}: schema {schema!r} is not known here (known: {SCHEMA}); update sftbench",
+                       where=str(path))
     return data
+
+
+def try_read_json(path: Path) -> dict:
+    """A file's JSON object; empty where the file is missing, torn or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def read_result(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Which process runs a folder, and how that process is asked to stop.
+"""Which process runs a folder, and how that process is requested to stop.
 
 The owner holds a lock on `worker.lock` for as long as it lives. The system frees it when the process ends,
 however it ends, so the lock alone decides whether a folder is owned; `worker.json` beside it names the owner,
@@ -8,7 +8,6 @@ beside; signals come second.
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -18,26 +17,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import BadInput, Stopped
-from .folder import write_json
+from .folder import try_read_json, write_json
 
 LOCK, RECORD, FLAG = "worker.lock", "worker.json", "stop"
-GLANCE = 0.5  # seconds for which a claim tries again, since who only looks has the lock for microseconds
+CLAIM_SECONDS = 0.5  # for which a claim tries again, since who only looks has the lock for microseconds
 UNKNOWN = {"pid": 0, "host": ""}  # an owner without a record; no host of that name is ever signalled
 _locks: dict[Path, BinaryIO] = {}  # what this process owns: folder -> the open file that carries the lock
 
 
-def host_name() -> str:
-    """The name of this machine."""
-    return socket.gethostname()
-
-
-def read_owner_record(folder: Path) -> dict | None:
-    """What `worker.json` says, or None where there is none that can be read."""
-    try:
-        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("pid"), int) else None
+def read_owner_record(folder: Path) -> dict:
+    """What `worker.json` states; empty where there is none that can be read."""
+    record = try_read_json(Path(folder) / RECORD)
+    return record if isinstance(record.get("pid"), int) else {}
 
 
 def live_owner(folder: Path) -> dict | None:
@@ -75,7 +66,7 @@ def claim_folder(folder: Path) -> None:
         lock = _lock_file(folder / LOCK)
         if lock:
             (folder / FLAG).unlink(missing_ok=True)
-            write_json(folder / RECORD, {"pid": os.getpid(), "host": host_name()})
+            write_json(folder / RECORD, {"pid": os.getpid(), "host": socket.gethostname()})
     except OSError as error:
         raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
                        field="output_dir", where=str(folder)) from error
@@ -92,7 +83,7 @@ def _lock_file(path: Path) -> BinaryIO | None:
     By `flock` itself, which filelock's FileLock uses too: a FileLock cannot be handed to another process, as
     it refuses to work there and unlocks for both when the first one collects it (filelock 4.2.12).
     """
-    until = time.monotonic() + GLANCE
+    until = time.monotonic() + CLAIM_SECONDS
     while time.monotonic() < until:
         lock = open(path, "a+b")  # writable: NFS grants an exclusive lock on no other
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
@@ -105,41 +96,30 @@ def _lock_file(path: Path) -> BinaryIO | None:
 
 
 def detach_lock(folder: Path) -> BinaryIO:
-    """Let go of a folder without freeing it: the lock lies in the open file, for another process to keep."""
+    """Give up a folder without freeing it: the lock lies in the open file, for another process to hold."""
     return _locks.pop(Path(folder).resolve())
 
 
 def attach_lock(folder: Path, descriptor: int) -> None:
-    """Own a folder from now on by the lock that another process detached and sent."""
+    """Own a folder from now on, by the lock that another process detached and sent."""
     _locks[Path(folder).resolve()] = open(descriptor, "rb")
 
 
 def update_owner_record(folder: Path, **more) -> None:
     """Add to the record of a folder that this process owns, for whoever looks at it."""
-    if Path(folder).resolve() in _locks:
-        write_json(Path(folder) / RECORD, {**(read_owner_record(folder) or {}), **more})
+    write_json(Path(folder) / RECORD, read_owner_record(folder) | more)
 
 
 def release_folder(folder: Path, ended: dict | None = None) -> None:
-    """Free a folder that this process owns; with `ended` its record stays, and says how the process ended."""
+    """Free a folder that this process owns; with `ended` its record stays, and states how it ended."""
     folder = Path(folder).resolve()
     if folder not in _locks:
         return
     with _locks.pop(folder), contextlib.suppress(OSError):  # the record goes first: a free folder's is final
         if ended:
-            write_json(folder / RECORD, {**(read_owner_record(folder) or {}), "ended": ended})
-        else:
-            (folder / RECORD).unlink(missing_ok=True)
-        (folder / FLAG).unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)
-
-
-def request_stop(folder: Path) -> bool:
-    """Put the flag that a run looks for after every step; False, and no flag, where no process runs it."""
-    if live_owner(folder) is None:
-        return False
-    (Path(folder) / FLAG).touch()
-    return True
+            update_owner_record(folder, ended=ended)
+        for name in (FLAG, LOCK) if ended else (RECORD, FLAG, LOCK):
+            (folder / name).unlink(missing_ok=True)
 
 
 class StopSignal:
@@ -151,19 +131,19 @@ class StopSignal:
 
     def __init__(self, folder: Path):
         self.flag, self.training, self.signals = Path(folder) / FLAG, False, 0
-        self.before: dict = {}
+        self.handlers: dict = {}  # those before, by signal
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._signalled)
-                           for number in (signal.SIGINT, signal.SIGTERM)}
+            self.handlers = {number: signal.signal(number, self._on_signal)
+                             for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def _signalled(self, number, frame) -> None:
+    def _on_signal(self, number, frame) -> None:
         self.signals += 1
         with contextlib.suppress(OSError):
             self.flag.touch()  # so that all who look at the folder see that it stops

@@ -1,8 +1,7 @@
-"""The stage store: a finished stage lies under its key, whole or not at all, trained once for all who ask.
+"""The stage store: a finished stage lies under its key, complete or not at all, and is trained once for all.
 
-A stage is built in a temporary folder beside its place; the manifest (size and sha256 of every file) is
-written last, everything is fsynced, and a rename makes it visible. A stage without a sound manifest does not
-exist.
+A stage is built in a temporary folder beside; the manifest (size and sha256 of every file) is written last,
+everything is fsynced, and a rename makes it visible. A stage without a sound manifest does not exist.
 """
 
 import hashlib
@@ -16,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import RunFailed
+from .folder import try_read_json, write_json
 
 MANIFEST = "manifest.json"
 PARTIAL, RUN_FILE = ".partial", "run"  # checkpoints of unfinished stages, and in each the run that wrote them
@@ -34,23 +34,19 @@ def file_sha256(path: Path) -> str:
 
 
 def seal_folder(folder: Path) -> None:
-    """Write the manifest of a folder: size and sha256 of every file, after all of them lie safely on disk."""
+    """Write the manifest of a folder: size and sha256 of every file, once all of them are safely on disk."""
     manifest = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         manifest[path.relative_to(folder).as_posix()] = [path.stat().st_size, file_sha256(path)]
-    with open(folder / MANIFEST, "w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / MANIFEST, manifest)
 
 
 def find_damage(folder: Path) -> Path | None:
     """The first file of a sealed folder that differs from its manifest, or the manifest itself; else None."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+    manifest = try_read_json(folder / MANIFEST)
+    if not manifest:
         return folder / MANIFEST
     for name, (size, digest) in manifest.items():
         path = folder / name
@@ -65,8 +61,7 @@ def find_stage(store: Path, key: str) -> Path | None:
     if not (folder / MANIFEST).exists():
         return None
     if path := find_damage(folder):
-        raise RunFailed(f"{path} is damaged (it differs from its manifest); "
-                        f"remove {folder} and run again")
+        raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again")
     return folder
 
 
@@ -75,21 +70,20 @@ def build_stage(store: Path, key: str, write: Callable[[Path], None]) -> Path:
 
     If `write` raises, nothing is left behind.
     """
-    store = Path(store)
-    store.mkdir(parents=True, exist_ok=True)
+    folder = Path(store) / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=store))
     try:
         write(temporary)
         seal_folder(temporary)
         os.chmod(temporary, 0o755)
-        place = store / key
-        if place.exists():  # an unfinished folder of this key: it has no manifest, so nobody relies on it
-            shutil.rmtree(place)
-        os.rename(temporary, place)
+        if folder.exists():  # an unfinished folder of this key: it has no manifest, so nobody relies on it
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return store / key
+    return folder
 
 
 def lock_stage(store: Path, key: str) -> FileLock:
@@ -106,9 +100,9 @@ def unused_stages(store: Path) -> list[Path]:
     store = Path(store)
     used = {"probes", PARTIAL}
     for path in store.parent.glob("*/result.json"):
-        used |= {stage["key"] for stage in _read_json(path).get("stages", [])}
-    waiting = [path for path in sorted((store / PARTIAL).glob("*")) if not _is_resumable(path)]
-    return [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in used] + waiting
+        used |= {stage["key"] for stage in try_read_json(path).get("stages", [])}
+    abandoned = [path for path in sorted((store / PARTIAL).glob("*")) if not _is_resumable(path)]
+    return [path for path in sorted(store.glob("*")) if path.is_dir() and path.name not in used] + abandoned
 
 
 def _is_resumable(partial: Path) -> bool:
@@ -117,12 +111,4 @@ def _is_resumable(partial: Path) -> bool:
         run = Path((partial / RUN_FILE).read_text(encoding="utf-8"))
     except OSError:
         return False
-    return (run / "recipe.json").exists() and not _read_json(run / "result.json").get("complete")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    return (run / "recipe.json").exists() and not try_read_json(run / "result.json").get("complete")

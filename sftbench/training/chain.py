@@ -164,7 +164,7 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
     _resume_checkpoint(checkpoints, stage, record)
     run.log.settle()
     broadcast({"stage": stage, "parent": parent, "checkpoints": {
-        "folder": checkpoints.folder, "found": checkpoints.found, "progress": checkpoints.progress}})
+        "folder": checkpoints.folder, "latest": checkpoints.latest, "progress": checkpoints.progress}})
     context = _stage_context(ready, stage, record, checkpoints)
     model, metrics = _train_together(ready, stage, parent, dataclasses.replace(
         context, tracker=ready.recipe.report_to, run_folder=run.folder))
@@ -224,10 +224,10 @@ def _resume_checkpoint(checkpoints: Checkpoints, stage: Stage, record: Callable[
     torn = checkpoints.resolve()
     for event in checkpoints.progress.get("events", []):
         record(event)
-    if torn or checkpoints.found:
+    if torn or checkpoints.latest:
         event = {"stage": stage.name, "step": checkpoints.progress.get("step", 0)}
-        if checkpoints.found:
-            event["resumed"] = f"goes on from {checkpoints.found.name}"
+        if checkpoints.latest:
+            event["resumed"] = f"goes on from {checkpoints.latest.name}"
         if torn:
             event["passed_over"] = f"{', '.join(torn)}: not whole, written when the run was cut off"
         record(event)

@@ -242,7 +242,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     checkpoints asked for it.
     """
     settings, tokenizer, checkpoints = context.settings, context.tokenizer, context.checkpoints
-    steps, resumed = context.steps, checkpoints.found if checkpoints else None
+    steps, resumed = context.steps, checkpoints.latest if checkpoints else None
     # a model that is yet to be sharded lies in main memory here, where scoring it would take too long
     start_loss = (checkpoints.progress["start_loss"] if resumed else
                   {} if is_sharded() else context.score(model))
