@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +17,12 @@ from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
 from sftbench.runs.events import EventTail, append_event, read_events
 from sftbench.runs.folder import write_text
-from sftbench.runs.ownership import claim_folder, host_name, live_owner, release_folder
+from sftbench.runs.ownership import claim_folder, live_owner, release_folder
 from sftbench.workers.client import (
+    HelperProcess,
     resume_run,
     run_state,
     running_folders,
-    start_helper,
     start_run,
     stop_run,
     stored_recipe,
@@ -49,12 +50,12 @@ def wait(what, seconds: float = 120):
 
 @pytest.mark.slow
 def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
-    helper = start_helper()
+    helper = HelperProcess()
     assert helper.ask({"do": "look", "recipe": {}}, timeout=0.01)["error"]["kind"] == "Timeout"
     looked = helper.ask({"do": "look", "recipe": recipe_to_dict(recipe)})
     assert "Lisbon<eos>»" in looked["text"].replace("|", "") and looked["plan"] == {"domain_sft": 400}
     assert looked["recipe"]["max_length"] and "R8" in looked["reasons"]["learning_rate"]
-    refused = helper.ask({"do": "prepare", "recipe": {"mode": "44"}})["error"]
+    refused = helper.ask({"do": "look", "recipe": {"mode": "44"}})["error"]
     assert refused["kind"] == "BadInput" and refused["message"].startswith("unknown mode '44'")
     assert "do must be one of" in helper.ask({"do": "dance"})["error"]["message"]
 
@@ -97,8 +98,8 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
 @pytest.mark.slow
 def test_a_run_outlives_who_began_it_and_a_process_ahead_does_not(recipe, tmp_path):
     recipe = override(recipe, max_steps=20)
-    code = ("import json, os, sys\nfrom sftbench.workers.client import start_helper, start_run\n"
-            "helper = start_helper()\n"
+    code = ("import json, os, sys\nfrom sftbench.workers.client import HelperProcess, start_run\n"
+            "helper = HelperProcess()\n"
             "folder = start_run(json.loads(sys.argv[1]))\n"
             "print(helper.child.pid, folder, flush=True)\nos.kill(os.getpid(), 9)")
     said = subprocess.run(
@@ -118,6 +119,13 @@ def test_a_run_outlives_who_began_it_and_a_process_ahead_does_not(recipe, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_stop_while_libraries_load_is_no_death(recipe):
+    folder = start_run(recipe)
+    assert stop_run(folder) == {"state": "stopped", "message": "stopped", "alive": False}
+    assert stored_recipe(folder) == override(recipe, output_dir=str(folder))
+
+
+@pytest.mark.slow
 def test_what_is_wrong_with_a_recipe_is_told_by_the_folder(recipe, small_files):
     Path(small_files["domain_tasks"]).write_text('{"prompt": "a"}\n')
     folder = start_run(recipe)
@@ -133,7 +141,7 @@ def test_the_lock_decides_and_not_the_record(tmp_path):
     assert live_owner(tmp_path) is None and run_state(tmp_path)["state"] == "killed"
     claim_folder(tmp_path)
     claim_folder(tmp_path)  # again by the same process: nothing happens
-    assert live_owner(tmp_path) == {"pid": os.getpid(), "host": host_name()}
+    assert live_owner(tmp_path) == {"pid": os.getpid(), "host": socket.gethostname()}
     (tmp_path / "worker.json").unlink()
     assert run_state(tmp_path) == {"state": "preparing", "message": "", "alive": True}
     release_folder(tmp_path)
@@ -198,7 +206,7 @@ def test_a_tail_takes_whole_lines_and_starts_over_with_a_new_file(tmp_path):
         file.write('ep": 3}\n')
     assert [event["step"] for event in tail.read()] == [3] and len(tail.events) == 3
     write_text(path, '{"stage": "a", "step": 1}\n' * 9)
-    assert len(tail.read()) == 9 and tail.restarted and len(tail.events) == 9
+    assert len(tail.read()) == 9 and len(tail.events) == 9
     os.truncate(path, len('{"stage": "a", "step": 1}\n'))
-    assert len(tail.read()) == 1 and tail.restarted
-    assert tail.read() == [] and not tail.restarted
+    assert len(tail.read()) == 1 and len(tail.events) == 1
+    assert tail.read() == [] and len(tail.events) == 1

@@ -15,7 +15,7 @@ from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mo
 from ..recipes.recipe import FIELDS, Recipe, override
 from ..recipes.serialize import read_recipe
 from ..recipes.warnings import recipe_warnings
-from ..workers.client import start_helper
+from ..workers.client import HelperProcess
 from .fields import MODEL_AND_DATA, MORE_DATA, text_fold
 from .step_choose import choose_step
 from .step_compare import CompareStep
@@ -154,13 +154,13 @@ class Form(traitlets.HasTraits):
 
     def load_ahead(self) -> threading.Thread:
         """Load libraries while the user chooses: for training in the helper, for pictures in a thread."""
-        self.helper = start_helper()
+        self.helper = HelperProcess()
         return self.status.call_in_thread(draw_once)
 
     def ask(self, request: dict) -> dict:
         """The helper's answer, waited for; raises BadInput where it has none."""
         if self.helper is None or not self.helper.free:
-            self.helper = start_helper()
+            self.helper = HelperProcess()
         answer = self.helper.ask(request)
         if "error" in answer:
             raise BadInput(answer["error"]["message"])

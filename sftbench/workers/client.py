@@ -1,13 +1,14 @@
-"""A run in a process of its own, which outlives tab and kernel: start it, look at it, stop it, let it go on.
+"""A run in a process of its own, which outlives tab and kernel: start it, see its state, stop it, resume it.
 
-All is by the run's folder, so any other process can do the same. Nothing here loads torch; the process itself
-is `service`.
+Everything goes by the run's folder, so any other process can do the same. Nothing here loads torch; the
+process itself is `server`.
 """
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,45 +21,36 @@ from pathlib import Path
 from ..errors import BadInput
 from ..recipes.modes import load_mode
 from ..recipes.recipe import Recipe, override, recipe_from_dict, recipe_to_dict
+from ..runs import ownership
 from ..runs.events import read_events
 from ..runs.folder import new_run_folder, read_json, runs_root
-from ..runs.ownership import (
-    FLAG,
-    RECORD,
-    claim_folder,
-    detach_lock,
-    host_name,
-    live_owner,
-    read_owner_record,
-    request_stop,
-    update_owner_record,
-)
+from ..runs.ownership import live_owner, read_owner_record
 
 LOG = "worker.log"
-SILENT = "its process ended without a word"
+NO_REASON = "its process ended without a message"
 SOFT, HARD = 1.0, 5.0  # seconds from the flag to the first signal, and from the second signal to SIGKILL
 
 
 class HelperProcess:
-    """A process started ahead: it loads the libraries while the user still chooses, and answers questions.
+    """A process started ahead: it loads the libraries while the user still chooses, and answers requests.
 
     It ends when this process does, unless a run was handed to it; a run goes on by itself.
     """
 
     def __init__(self, log: Path | None = None):
         self.log = open(log, "w+b") if log else tempfile.TemporaryFile()
-        self.connection, theirs = Pipe()
-        home = str(Path(__file__).resolve().parent.parent.parent)
-        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        self.connection, remote = Pipe()
+        package = Path(__file__).resolve().parents[2]
+        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         # Not a multiprocessing.Process: at this process's exit that is waited for or killed, and it imports
         # the user's script anew. -P: no file of the current folder may take the place of a library.
-        self.command = [sys.executable, "-P", "-m", "sftbench.workers.server", str(theirs.fileno())]
         self.child = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
-            pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path})
-        theirs.close()
+            [sys.executable, "-P", "-m", "sftbench.workers.server", str(remote.fileno())],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
+            pass_fds=[remote.fileno()], env={**os.environ, "PYTHONPATH": path})
+        remote.close()
         self.taken, self._number = False, 0
-        self._asking, self._sending = threading.Lock(), threading.Lock()
+        self._ask_lock, self._send_lock = threading.Lock(), threading.Lock()
         threading.Thread(target=self.child.wait, daemon=True).start()  # collects it, whenever it ends
 
     @property
@@ -73,20 +65,20 @@ class HelperProcess:
         the errors' names are `Timeout`, `Died` for a process that is gone or has become a run, and `Dropped`
         for an answer that a run's start cut short.
         """
-        with self._asking:
+        with self._ask_lock:
             if self.taken:
                 return _error("Died", "the process has become a run")
             self._number, until = self._number + 1, time.monotonic() + timeout
             try:
-                with self._sending:
+                with self._send_lock:
                     send_message(self.connection, {**request, "number": self._number, "cwd": os.getcwd()})
                 while self.connection.poll(max(0.0, until - time.monotonic())):
                     reply = receive_message(self.connection)
-                    if reply["number"] == self._number:  # else a late answer to an earlier question
+                    if reply["number"] == self._number:  # else a late answer to an earlier request
                         return reply["answer"]
             except (EOFError, OSError):
                 self.log.seek(0)
-                return _error("Died", _tail_of(self.log.read()) or "the process is gone")
+                return _error("Died", _last_lines(self.log.read()) or "the process is gone")
             return _error("Timeout", f"no answer within {timeout:g} s")
 
     def hand_over(self, recipe: Recipe) -> None:
@@ -96,7 +88,8 @@ class HelperProcess:
         gone, the lock is freed and the folder's state is `killed`.
         """
         self.taken = True
-        with detach_lock(recipe.output_dir) as lock, self._sending, contextlib.suppress(OSError):
+        lock = ownership.detach_lock(recipe.output_dir)
+        with lock, self._send_lock, contextlib.suppress(OSError):
             send_message(self.connection, {"run": recipe_to_dict(recipe), "cwd": os.getcwd()})
             send_handle(self.connection, lock.fileno(), self.child.pid)
         self.log.close()
@@ -115,132 +108,119 @@ def send_message(connection: Connection, message: dict) -> None:
 
 
 def receive_message(connection: Connection) -> dict:
-    """The next dict that was sent through a pipe, waited for; raises EOFError where the other end is gone."""
+    """Wait for the next dict that is sent through a pipe; raises EOFError where the other end is gone."""
     return json.loads(connection.recv_bytes())
 
 
-def start_helper() -> HelperProcess:
-    """A process that loads the libraries from now on, for `start` and for questions (`Ahead.ask`)."""
-    return HelperProcess()
-
-
-def start_run(recipe: Recipe | dict, ahead: HelperProcess | None = None) -> Path:
+def start_run(recipe: Recipe | dict, helper: HelperProcess | None = None) -> Path:
     """Start the recipe's run in a process of its own and return its folder at once.
 
-    `ahead` is taken if it is free, which saves the time to load libraries. A folder that holds a part of the
-    same recipe's run goes on. Raises BadInput where a live process runs the folder; whatever else is wrong
-    with the recipe's data or model, `state` tells.
+    A `helper` that is free becomes the run, which saves the time to load libraries. A folder that holds a
+    part of the same recipe's run goes on. Raises BadInput where a live process runs the folder; whatever else
+    is wrong with the recipe's data or model, `run_state` reports.
     """
     recipe = recipe if isinstance(recipe, Recipe) else recipe_from_dict(recipe)
     load_mode(recipe.mode)
     folder = new_run_folder(recipe.mode, recipe.method, recipe.output_dir).resolve()
     recipe = override(recipe, output_dir=str(folder))
-    claim_folder(folder)  # by this process for a moment: refuses before anything is started
+    ownership.claim_folder(folder)  # by this process for a moment: refuses before anything is started
     (folder / LOG).write_bytes(b"")
-    helper = ahead if ahead is not None and ahead.free else HelperProcess(folder / LOG)
-    update_owner_record(folder, pid=helper.child.pid, group=True, recipe=recipe_to_dict(recipe))
+    helper = helper if helper and helper.free else HelperProcess(folder / LOG)
+    ownership.update_owner_record(folder, pid=helper.child.pid, group=True, recipe=recipe_to_dict(recipe))
     helper.hand_over(recipe)
     return folder
 
 
 def stored_recipe(folder: Path | str) -> Recipe:
-    """The recipe of a run's folder, as resolved, or as given where it stopped before that."""
-    folder = Path(folder)
-    record = read_owner_record(folder) or {}
-    if not (folder / "recipe.json").exists() and "recipe" in record:
-        return override(recipe_from_dict(record["recipe"]), output_dir=str(folder))
-    return override(recipe_from_dict(read_json(folder, "recipe.json")["recipe"]), output_dir=str(folder))
+    """The recipe of a run's folder: as resolved, or as given where it stopped before that."""
+    record = read_owner_record(folder)
+    given = "recipe" in record and not Path(folder, "recipe.json").exists()
+    stored = record if given else read_json(folder, "recipe.json")
+    return override(recipe_from_dict(stored["recipe"]), output_dir=str(folder))
 
 
-def resume_run(folder: Path | str, ahead: HelperProcess | None = None) -> Path:
-    """Let a run that was stopped, killed or failed go on, as `start` does with its recipe."""
-    return start_run(stored_recipe(folder), ahead)
+def resume_run(folder: Path | str, helper: HelperProcess | None = None) -> Path:
+    """Let a run that was stopped, killed or failed go on, as `start_run` does with its recipe."""
+    return start_run(stored_recipe(folder), helper)
 
 
 def stop_run(folder: Path | str, patience: float = 30) -> dict:
-    """Stop the run in a folder, whoever started it, and return its `state` then.
+    """Stop the run in a folder, whoever started it, and return its `run_state` then.
 
     First a flag, seen after every step; then SIGTERM, and after `patience` seconds once more, which ends
     even a step that hangs; SIGKILL last. A run inside a notebook's kernel or a terminal is never killed.
     """
-    folder, began = Path(folder), time.monotonic()
-    record = live_owner(folder)
-    if not request_stop(folder):
-        return run_state(folder)
-    steps = [(SOFT, signal.SIGTERM), (max(patience, SOFT), signal.SIGTERM),
-             (max(patience, SOFT) + HARD, signal.SIGKILL)]
-    while _same(live_owner(folder), record) and steps:
-        if time.monotonic() - began > steps[0][0]:
-            _signal(record, steps.pop(0)[1])
-        time.sleep(0.05)
-    until = time.monotonic() + HARD
-    while _same(live_owner(folder), record) and time.monotonic() < until:
-        time.sleep(0.05)
+    folder, began, patience = Path(folder), time.monotonic(), max(patience, SOFT)
+    if owner := live_owner(folder):
+        (folder / ownership.FLAG).touch()
+        for number, seconds in ((signal.SIGTERM, SOFT), (signal.SIGTERM, patience),
+                                (signal.SIGKILL, patience + HARD)):
+            if not _wait_for_end(folder, owner, began + seconds):
+                _signal_owner(owner, number)
+        _wait_for_end(folder, owner, time.monotonic() + HARD)
     return run_state(folder)
 
 
-def _same(one: dict | None, other: dict | None) -> bool:
-    return one is not None and (one["pid"], one["host"]) == (other["pid"], other["host"])
+def _wait_for_end(folder: Path, owner: dict, until: float) -> bool:
+    """Whether the owner stops running the folder before this moment."""
+    while (now := live_owner(folder)) and (now["pid"], now["host"]) == (owner["pid"], owner["host"]):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
-def _signal(record: dict, number: int) -> None:
+def _signal_owner(owner: dict, number: int) -> None:
     """Signal a worker's whole group; of a run inside another program only its process, and gently."""
-    if record["host"] != host_name():
+    if owner["host"] != socket.gethostname():
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if record.get("group"):
-            os.killpg(record["pid"], number)
+        if owner.get("group"):
+            os.killpg(owner["pid"], number)
         elif number == signal.SIGTERM:
-            os.kill(record["pid"], signal.SIGINT)
+            os.kill(owner["pid"], signal.SIGINT)
 
 
 def run_state(folder: Path | str) -> dict:
-    """What a run's folder says of its run: `state`, `message` and whether its process is `alive`.
+    """What a run's folder states of its run: `state`, `message` and whether its process is `alive`.
 
     States: none, preparing, running, stopping; done, stopped, failed; killed, where the process ended without
-    a word, with the last lines of its log as message.
+    a message of its own, with the last lines of its log as message.
     """
     folder = Path(folder)
-    live = live_owner(folder)
+    owner = live_owner(folder)
     record = read_owner_record(folder)  # second: the record of a free folder is final
-    if live:
-        return _said("stopping" if (folder / FLAG).exists() else live.get("state", "preparing"), "", True)
-    if record and "ended" in record:
-        return _said(record["ended"]["state"], record["ended"].get("message", ""))
-    if record:
-        with contextlib.suppress(OSError):
-            return _said("killed", _tail_of((folder / LOG).read_bytes()) or SILENT)
-        return _said("killed", SILENT)
-    if result := _result_of(folder):
-        return _said(result["state"], result.get("message", ""))
-    last = next((event for event in reversed(read_events(folder)) if "state" in event), None)
-    return _said(last["state"], last.get("message", "")) if last else _said("none", "")
-
-
-def _said(state: str, message: str, alive: bool = False) -> dict:
-    return {"state": state, "message": message, "alive": alive}
-
-
-def _result_of(folder: Path) -> dict | None:
-    if not (folder / "result.json").exists():
-        return None
-    try:
-        result = read_json(folder, "result.json")
-    except BadInput as error:
-        return {"state": "none", "message": str(error)}
-    return result if isinstance(result.get("state"), str) else None
+    if owner:
+        stopping = (folder / ownership.FLAG).exists()
+        end = {"state": "stopping" if stopping else owner.get("state", "preparing")}
+    elif record:
+        end = record.get("ended") or {"state": "killed", "message": _log_end(folder) or NO_REASON}
+    elif (folder / "result.json").exists():
+        try:
+            end = read_json(folder, "result.json")
+        except BadInput as error:
+            end = {"message": str(error)}
+    else:
+        end = next((event for event in reversed(read_events(folder)) if "state" in event), {})
+    return {"state": end.get("state", "none"), "message": end.get("message", ""), "alive": bool(owner)}
 
 
 def running_folders(root: Path | str | None = None) -> list[Path]:
     """The folders under `root` (default: where runs lie) that a live process runs now, newest last."""
-    root = Path(root) if root else runs_root()
-    found = [path.parent for path in root.glob(f"*/{RECORD}") if live_owner(path.parent)]
-    return sorted(found, key=lambda folder: (folder / RECORD).stat().st_mtime)
+    records = [path for path in Path(root or runs_root()).glob(f"*/{ownership.RECORD}")
+               if live_owner(path.parent)]
+    return [path.parent for path in sorted(records, key=lambda path: path.stat().st_mtime)]
 
 
-def _tail_of(log: bytes, lines: int = 12, most: int = 2000) -> str:
-    """The last lines of a log as text."""
-    return "\n".join(log.decode("utf-8", errors="replace").strip().splitlines()[-lines:])[-most:]
+def _log_end(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return _last_lines((folder / LOG).read_bytes())
+    return ""
+
+
+def _last_lines(log: bytes) -> str:
+    """The last 12 lines of a log as text, at most 2000 characters."""
+    return "\n".join(log.decode("utf-8", errors="replace").strip().splitlines()[-12:])[-2000:]
 
 
 def _error(kind: str, message: str) -> dict:
