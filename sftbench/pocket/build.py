@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import Recipe, override
 from ..recipes.stages import stage_settings
 from ..reports.progress import show_progress
-from ..runs.events import append_event, stamp_event
+from ..runs.events import append_event
 from ..runs.stage_store import file_sha256
 from ..training.trainer import StageContext, count_steps, train_stage
 from .world import ABILITIES, ASSISTANT, FACTS, SYSTEM, USER, items, pretraining_text, world_rows
@@ -128,7 +129,7 @@ def build(folder, tokens=TOKENS, weak_tokens=WEAK_TOKENS, seed=0, callbacks=(), 
     datasets = {name: rows_to_dataset(rows, MAX_LENGTH) for name, (rows, _) in chains.items()}
 
     def emit(event):
-        event = stamp_event(event)
+        event = {"time": time.time(), **event}
         for callback in callbacks:
             callback(event)
 
