@@ -16,7 +16,7 @@ class BadInput(ValueError):
 class RunFailed(RuntimeError):
     """The work began and could not be finished; the message has stage and step, and what to do.
 
-    `reason` is one word for it: `memory`, `disk`, `non-finite`, or empty.
+    `reason` is one word for it: `memory`, `disk`, `non-finite`, `damaged`, or empty.
     """
 
     def __init__(self, message: str, reason: str = ""):

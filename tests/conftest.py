@@ -13,6 +13,8 @@ os.environ["TRACKIO_DIR"] = os.path.join(os.environ["HF_DATASETS_CACHE"], "track
 
 import pytest
 
+from sftbench.errors import BadInput, RunFailed
+
 FAMILIES = {
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "llama": ("LlamaConfig", {}),
@@ -30,6 +32,17 @@ FAMILIES = {
 def pytest_unconfigure():
     """Remove the tests' cache."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+def bad_input(field: str = "", where: object = "", match: str | None = None):
+    """Expect a BadInput with this field and place; `match` is for what these do not say, as a near name."""
+    return pytest.raises(BadInput, match=match,
+                         check=lambda error: (error.field, error.where) == (field, str(where)))
+
+
+def run_failed(reason: str, match: str | None = None):
+    """Expect a RunFailed with this reason; `match` as in `bad_input`."""
+    return pytest.raises(RunFailed, match=match, check=lambda error: error.reason == reason)
 
 
 CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Tokyo", "Paris", "Delhi", "Quito")

@@ -12,6 +12,7 @@ from sftbench.recipes.recipe import METHODS, ROLES, Recipe, override
 from sftbench.recipes.rules import RULES, advise, apply_rules, suggest_mode
 from sftbench.recipes.warnings import recipe_warnings
 from sftbench.reports.text import explain_advice
+from tests.conftest import bad_input
 from tests.test_hyperparameters import ALL_ROWS, KNOWN, SET, facts
 
 
@@ -215,5 +216,5 @@ def test_the_advice_does_not_warn_of_itself(method):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(BadInput, match="unknown mode"):
+    with bad_input("mode", match="'base_cpt_sft'"):
         explain(Recipe(mode="base_cpt_sfd"), facts({}))

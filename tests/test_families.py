@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from sftbench.errors import BadInput
 from sftbench.export.export import export_stage
 from sftbench.models.checkpoint import load_stage
 from sftbench.models.loading import count_parameters, expert_names, load_model, supports_bf16
@@ -16,7 +15,7 @@ from sftbench.models.methods import lora, trainable_parameters
 from sftbench.recipes.recipe import METHODS, Recipe, override
 from sftbench.runs.folder import read_json, read_result
 from sftbench.training.chain import run_chain
-from tests.conftest import FAMILIES, small_rows
+from tests.conftest import FAMILIES, bad_input, small_rows
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings)
         model.get_parameter(name).numel() for name in experts)
     sizes = trainable_parameters(lora(model, tokenizer, settings("lora"), ""))
     assert sum(".experts." in name for name in sizes) == 4 * 3
-    with pytest.raises(BadInput, match="lora_dropout"):
+    with bad_input("lora_dropout"):
         lora(load_model(make_model("qwen3_moe")), tokenizer,
                      settings("lora", lora_dropout=0.1), "")
 

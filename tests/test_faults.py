@@ -11,7 +11,7 @@ import weakref
 import pytest
 import torch
 
-from sftbench.errors import BadInput, RunFailed, Stopped
+from sftbench.errors import RunFailed, Stopped
 from sftbench.evaluation import scoring
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs import checkpoints, events
@@ -23,6 +23,7 @@ from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe
 from sftbench.training.trainer import StageTrainer
+from tests.conftest import bad_input, run_failed
 
 STEPS = 5
 NUMBERS = itertools.count()
@@ -167,9 +168,8 @@ def test_a_loss_that_is_no_number_leaves_no_checkpoint_from_there_on(recipe, fol
         calls.append(1)
         return real(*args, **more) * (math.nan if len(calls) == 3 else 1)
     monkeypatch.setattr(StageTrainer, "compute_loss", poisoned)
-    with pytest.raises(RunFailed, match="non-finite loss at step 3") as caught:
+    with run_failed("non-finite", match="step 3"):
         run_chain(recipe())
-    assert caught.value.reason == "non-finite"
     assert [path.name for path in _numbered(partial(folder))] == ["checkpoint-1", "checkpoint-2"]
     losses = [event["loss"] for event in read_events(folder) if "loss" in event]
     assert len(losses) == 3 and losses[-1] is None
@@ -186,9 +186,9 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
             held.append(weakref.ref(model))
             raise error
         patch.setattr(StageTrainer, "compute_loss", full)
-        with pytest.raises(RunFailed, match=r"\d GB at the peak.*smaller batch.*max_length.*lora") as caught:
+        with run_failed("memory", match=r"\d GB.*smaller batch.*max_length.*lora"):
             run_chain(recipe())
-    assert caught.value.reason == "memory" and read_events(folder)[-1]["reason"] == "memory"
+    assert read_events(folder)[-1]["reason"] == "memory"
     gc.collect()
     assert held[0]() is None  # although the error is still at hand
     assert read_result(run_chain(recipe()))["state"] == "done"
@@ -196,7 +196,7 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
 
 def test_out_of_memory_in_a_probe_is_said_too(recipe, monkeypatch):
     at_call(monkeypatch, scoring, "score_probe", 1, full_memory)
-    with pytest.raises(RunFailed, match="out of memory in stage domain_sft at step 5"):
+    with run_failed("memory", match="domain_sft at step 5"):
         run_chain(recipe())
 
 
@@ -214,9 +214,8 @@ def full_memory() -> None:
 def test_a_full_disk_is_said_and_earlier_checkpoints_stay(recipe, folder, monkeypatch, where, name, call):
     with monkeypatch.context() as patch:
         at_call(patch, where, name, call, full_disk)
-        with pytest.raises(RunFailed, match="disk is full") as caught:
+        with run_failed("disk"):
             run_chain(recipe())
-    assert caught.value.reason == "disk"
     assert read_json(folder, "result.json")["reason"] == "disk"
     kept = Checkpoints(partial(folder), None, lambda: False, [])
     kept.resolve()
@@ -233,7 +232,7 @@ def test_a_result_that_finds_no_room_does_not_make_a_run_done(recipe, folder, mo
             full_disk()
         real(path, data)
     monkeypatch.setattr(chain, "write_json", full)
-    with pytest.raises(RunFailed, match="disk is full"):
+    with run_failed("disk"):
         run_chain(recipe())
     assert read_json(folder, "result.json")["state"] == "failed"
 
@@ -241,7 +240,7 @@ def test_a_result_that_finds_no_room_does_not_make_a_run_done(recipe, folder, mo
 def test_too_little_room_is_refused_before_anything_starts(recipe, folder, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(BadInput, match="0.0 GB free, and this run needs"):
+    with bad_input("output_dir", folder.parent, match=r"0\.0 GB free"):
         run_chain(recipe())
     assert not folder.exists()
 
@@ -249,11 +248,11 @@ def test_too_little_room_is_refused_before_anything_starts(recipe, folder, monke
 def test_going_on_with_anything_else_is_refused_by_name(recipe, folder, small_files, make_model, tmp_path):
     with pytest.raises(Stopped):
         run_chain(recipe(), [at(2, lambda: (folder / "stop").touch())])
-    with pytest.raises(BadInput, match="differ in weight_decay, seed"):
+    with bad_input("output_dir", folder, match="weight_decay, seed"):
         run_chain(recipe(seed=99, weight_decay=0.1))
     with open(small_files["domain_tasks"], "a") as file:
         file.write('{"prompt": "Where is item 99?", "completion": "Rome"}\n')
-    with pytest.raises(BadInput, match="differ in the rows of domain_tasks"):
+    with bad_input("output_dir", folder, match="domain_tasks"):
         run_chain(recipe())
     assert len(_numbered(partial(folder))) == 2
 
@@ -264,7 +263,7 @@ def test_another_revision_of_the_model_is_refused(recipe, folder, tmp_path):
         run_chain(recipe(model=str(moved)), [at(2, lambda: (folder / "stop").touch())])
     config = (moved / "generation_config.json")
     config.write_text(config.read_text().replace("{", '{"temperature": 0.5, ', 1))
-    with pytest.raises(BadInput, match="the model's revision"):
+    with bad_input("output_dir", folder, match="revision"):
         run_chain(recipe(model=str(moved)))
 
 
@@ -295,11 +294,6 @@ def test_a_folder_removed_in_mid_run_is_said(recipe, folder):
 
 def test_a_folder_that_cannot_be_written_is_refused(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot be written"):
-        run_chain(recipe(output_dir=str(tmp_path / "file" / "one")))
-
-
-def test_a_folder_that_cannot_be_written_is_named_as_such(recipe):
-    with pytest.raises(BadInput, match="cannot be written") as caught:
-        run_chain(override(recipe(), output_dir="/proc/sftbench/run"))
-    assert caught.value.field == "output_dir"
+    for folder in (tmp_path / "file" / "one", "/proc/sftbench/run"):
+        with bad_input("output_dir", folder):
+            run_chain(recipe(output_dir=str(folder)))

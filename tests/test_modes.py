@@ -2,9 +2,9 @@
 
 import pytest
 
-from sftbench.errors import BadInput
 from sftbench.recipes.modes import MODES, format_chain, load_mode, recipe_stages
 from sftbench.recipes.recipe import Recipe, override
+from tests.conftest import bad_input
 
 TABLE = {
     "1": ("base", ["sft"]), "2": ("base", ["cpt", "sft"]), "3": ("base", ["cpt", "sft", "sft"]),
@@ -37,9 +37,9 @@ def test_the_knobs_do_what_they_say():
 
 def test_names_serve_too_and_typing_errors_are_answered():
     assert load_mode("base_cpt_sft") is MODES["2"]
-    with pytest.raises(BadInput, match="did you mean 'base_cpt_sft'"):
+    with bad_input("mode", match="'base_cpt_sft'"):
         load_mode("base_cpt_sf")
-    with pytest.raises(BadInput, match="1 to 7"):
+    with bad_input("mode", match="1 to 7"):
         load_mode("8")
 
 
@@ -67,31 +67,30 @@ def test_a_mode_of_ones_own(tmp_path):
     assert "75% domain tasks" in format_chain(mode)
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ('start = "base"', 'start = "middle"', "'base' or 'chat'"),
-    ('kind = "sft"', 'kind = "rl"', "'cpt' or 'sft'"),
-    ("domain_tasks = 3", "domain_task = 3", "did you mean 'domain_tasks'"),
-    ("domain_tasks = 3", "domain_tasks = 0", "above 0"),
-    ('name = "sft"', 'name = "cpt"', "of its own"),
-    ('name = "sft"', 'name = "../x"', "plain word"),
-    ('sentence = "Text inside SFT."', "", "lacks 'sentence'"),
-    ("[[stages]]", "[[stages", "not a TOML file"),
+@pytest.mark.parametrize(("old", "new", "field", "stage", "remedy"), [
+    ('start = "base"', 'start = "middle"', "start", "", "'base' or 'chat'"),
+    ('kind = "sft"', 'kind = "rl"', "kind", ": stage 2", "'cpt' or 'sft'"),
+    ("domain_tasks = 3", "domain_task = 3", "domain_task", ": stage 2", "'domain_tasks'"),
+    ("domain_tasks = 3", "domain_tasks = 0", "domain_tasks", ": stage 2", "above 0"),
+    ('name = "sft"', 'name = "cpt"', "name", ": stage 2", None),
+    ('name = "sft"', 'name = "../x"', "name", ": stage 2", None),
+    ('sentence = "Text inside SFT."', "", "sentence", "", None),
+    ("[[stages]]", "[[stages", "mode", "", "TOML"),
 ])
-def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, words):
+def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, field, stage, remedy):
     path = tmp_path / "bad.toml"
     path.write_text(GOOD.replace(old, new))
-    with pytest.raises(BadInput, match="bad.toml.*" + words):
+    with bad_input(field, f"{path}{stage}", match=remedy):
         load_mode(str(path))
 
 
 def test_a_missing_mode_file_is_named():
-    with pytest.raises(BadInput, match="no such mode file"):
+    with bad_input("mode", "nowhere.toml"):
         load_mode("nowhere.toml")
 
 
 def test_a_single_table_of_stages_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('name = "x"\nsentence = "x"\nstart = "base"\n[stages]\nname = "cpt"\nkind = "cpt"\n')
-    with pytest.raises(BadInput, match=r"\[\[stages\]\]") as caught:
+    with bad_input("stages", path, match=r"\[\[stages\]\]"):
         load_mode(str(path))
-    assert (caught.value.field, caught.value.where) == ("stages", str(path))

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.events import read_events
 from sftbench.runs.folder import read_result
 from sftbench.training.chain import run_chain
+from tests.conftest import bad_input
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_what_is_gathered_from_shards_becomes_the_stage(values, tmp_path, monkey
     gathered = run_chain(override(Recipe(), **values | plain, output_dir=str(tmp_path / "shards" / "run")))
     one, other = (read_result(folder)["stages"][-1] for folder in (whole, gathered))
     assert one["probes"] == other["probes"] and losses(whole) == losses(gathered)
-    with pytest.raises(BadInput, match="qlora does not go with FSDP"):
+    with bad_input("method", match="qlora"):
         run_chain(override(Recipe(), **values | plain | {"method": "qlora"}, output_dir=str(tmp_path / "no")))
 
 

@@ -20,28 +20,29 @@ from sftbench.recipes.recipe import (
     recipe_to_dict,
 )
 from sftbench.recipes.stages import stage_settings
+from tests.conftest import bad_input
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"metod": "lora"}, "did you mean 'method'"),
-    ({"method": "Lora"}, "did you mean 'lora'"),
-    ({"learning_rate": "1e-4"}, "1.0e-4"),
-    ({"learning_rate": float("nan")}, "finite"),
-    ({"learning_rate": -1e-4}, "above 0"),
-    ({"learning_rate": True}, "not bool"),
-    ({"lora_r": True}, "not bool"),
-    ({"lora_r": 8.0}, "must be int"),
-    ({"lora_r": 0}, "at least 1"),
-    ({"packing": 1}, "must be bool"),
-    ({"seed": None}, "may not be None"),
-    ({"general_share": 1.5}, "at most 1"),
-    ({"domain_text": ""}, "empty"),
-    ({"output_dir": "a\nb"}, "unprintable"),
-    ({"method": ("lora",)}, "not tuple"),
+@pytest.mark.parametrize(("field", "value", "remedy"), [
+    ("metod", "lora", "'method'"),
+    ("method", "Lora", "'lora'"),
+    ("learning_rate", "1e-4", r"1\.0e-4"),
+    ("learning_rate", float("nan"), "nan"),
+    ("learning_rate", -1e-4, "0"),
+    ("learning_rate", True, "bool"),
+    ("lora_r", True, "bool"),
+    ("lora_r", 8.0, "int"),
+    ("lora_r", 0, "1"),
+    ("packing", 1, "bool"),
+    ("seed", None, "None"),
+    ("general_share", 1.5, "1"),
+    ("domain_text", "", None),
+    ("output_dir", "a\nb", None),
+    ("method", ("lora",), "tuple"),
 ])
-def test_bad_values_are_refused_with_the_remedy(values, words):
-    with pytest.raises(BadInput, match="(?s).*" + words.replace(".", r"\.")):
-        override(Recipe(), **values)
+def test_bad_values_are_refused_with_the_remedy(field, value, remedy):
+    with bad_input(field, match=remedy):
+        override(Recipe(), **{field: value})
 
 
 def test_numpy_scalars_are_converted_and_ints_serve_as_floats():
@@ -83,12 +84,12 @@ def test_command_line_text_and_notebook_value_make_the_same_recipe(name, value):
 @pytest.mark.parametrize(("name", "text"), [("lora_r", "8.5"), ("learning_rate", "fast"), ("packing", "1"),
                                             ("lerning_rate", "1")])
 def test_command_line_text_of_a_wrong_type_is_refused(name, text):
-    with pytest.raises(BadInput):
+    with bad_input(name):
         parse_value(name, text)
 
 
 def test_a_typing_error_in_a_notebook_is_refused():
-    with pytest.raises(BadInput, match="did you mean 'learning_rate'"):
+    with bad_input("learning_rat", match="'learning_rate'"):
         from_parameters({"mode": "2", "learning_rat": 1e-4})
     assert from_parameters({"mode": "2", "x": 3, "model_text": object()}).mode == "2"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sftbench.errors import BadInput
 from sftbench.runs.events import append_event, format_duration, read_events, run_progress
 from sftbench.runs.folder import find_run, new_run_folder, read_result, write_json
+from tests.conftest import bad_input
 
 
 def test_events_are_whole_lines_with_null_for_what_is_no_number(tmp_path):
@@ -23,14 +23,14 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path):
     assert read_events(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (None, "not there"), ('{"schema": 1, "comp', "not readable"), ('{"schema": 2}', "schema 2 is not known"),
-    ('{"schema": 1, "complete": false, "state": "stopped"}', "not complete"),
+@pytest.mark.parametrize(("text", "name"), [
+    (None, "result.json"), ('{"schema": 1, "comp', "result.json"), ('{"schema": 2}', "result.json"),
+    ('{"schema": 1, "complete": false, "state": "stopped"}', ""),
 ])
-def test_only_a_complete_known_result_counts(tmp_path, text, words):
+def test_only_a_complete_known_result_counts(tmp_path, text, name):
     if text is not None:
         (tmp_path / "result.json").write_text(text)
-    with pytest.raises(BadInput, match=words):
+    with bad_input(where=tmp_path / name):
         read_result(tmp_path)
 
 

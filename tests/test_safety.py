@@ -1,11 +1,12 @@
 """Loading safely: what could carry code or is damaged is refused by name, and a cut network costs no time."""
 
+import contextlib
 import json
 import os
 import shutil
 import socket
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from sftbench.runs.stage_store import file_sha256
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe
-from tests.conftest import small_rows
+from tests.conftest import bad_input, run_failed, small_rows
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -87,24 +88,24 @@ def no_tokenizer(folder: Path) -> None:
 NORM = "model.norm.weight"
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (bytes_of("model.safetensors", lambda data: data[:-100]), "model.safetensors: damaged or cut off"),
+@pytest.mark.parametrize(("damage", "file", "named"), [
+    (bytes_of("model.safetensors", lambda data: data[:-100]), "model.safetensors", None),
     (bytes_of("model.safetensors", lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:]),
-     "model.safetensors: damaged or cut off"),
-    (weights(lambda tensors: tensors.pop(NORM)), f"1 of its weights are missing, such as {NORM}"),
-    (weights(lambda tensors: tensors[NORM].fill_(float("nan"))), f"are no numbers, such as {NORM}"),
-    (weights(lambda tensors: tensors.update({NORM: torch.zeros(3)})), "its weights cannot be read"),
-    (missing_shard, "model-00002-of-00002.safetensors"),
-    (only_a_pickle, "only pytorch_model.bin.; other formats can carry code"),
-    (own_code, "config.json: the model needs code of its own"),
-    (bytes_of("config.json", lambda data: data[:50]), "config.json: cannot be used"),
-    (bytes_of("tokenizer.json", lambda data: data[:50]), "its tokenizer cannot be read"),
-    (no_tokenizer, "no tokenizer files"),
-    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter .adapter_config.json."),
+     "model.safetensors", None),
+    (weights(lambda tensors: tensors.pop(NORM)), "", f"1 .*{NORM}"),
+    (weights(lambda tensors: tensors[NORM].fill_(float("nan"))), "", f"1 .*{NORM}"),
+    (weights(lambda tensors: tensors.update({NORM: torch.zeros(3)})), "", None),
+    (missing_shard, "", "model-00002-of-00002.safetensors"),
+    (only_a_pickle, "", "pytorch_model.bin"),
+    (own_code, "config.json", "auto_map"),
+    (bytes_of("config.json", lambda data: data[:50]), "config.json", None),
+    (bytes_of("tokenizer.json", lambda data: data[:50]), "", "tokenizer"),
+    (no_tokenizer, "", "tokenizer"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "", "adapter_config.json"),
 ])
-def test_what_is_damaged_or_could_carry_code_is_refused_by_name(folder, damage, words):
+def test_what_is_damaged_or_could_carry_code_is_refused_by_name(folder, damage, file, named):
     damage(folder)
-    with pytest.raises(BadInput, match=words) as refused:
+    with bad_input("model", folder / file, match=named) as refused:
         load_model_config(str(folder))  # in the order in which a run reads them
         load_tokenizer(str(folder))
         load_model(str(folder))
@@ -138,19 +139,30 @@ def hub(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT",
                         f"http://127.0.0.1:{listening.getsockname()[1]}")
-    yield blobs / digest
+    listening.setblocking(False)
+    yield SimpleNamespace(weights=blobs / digest, listening=listening)
     listening.close()
 
 
+def connections(listening: socket.socket) -> int:
+    """How often the silent hub was called since the last time."""
+    calls = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listening.accept()[0].close()
+            calls += 1
+    return calls
+
+
 def test_a_cached_model_is_used_without_the_network_and_pinned(hub, small_files, tmp_path):
-    began = time.monotonic()
     ready = prepare_recipe(override(Recipe(), mode="2", model="me/mine", max_steps=1, **small_files))
-    assert time.monotonic() - began < 5
+    assert connections(hub.listening) == 0
     assert ready.revision == ready.recipe.model_revision == COMMIT
     assert load_model("me/mine", COMMIT).num_parameters() == ready.facts.parameters
-    os.chmod(hub, 0o644)
-    hub.write_bytes(hub.read_bytes()[:-1] + b"\0")
-    with pytest.raises(BadInput, match=rf"model.safetensors: damaged.*--revision {COMMIT}"):
+    hub.weights.chmod(0o644)
+    hub.weights.write_bytes(hub.weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BadInput, match=f"--revision {COMMIT}",
+                       check=lambda error: Path(error.where).name == "model.safetensors"):
         resolve_revision("me/mine")
 
 
@@ -162,9 +174,8 @@ def test_a_model_that_is_not_cached_fails_soon_with_the_command_that_fetches_it(
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", not silent)
         words = ["run", "1", "-p", "model", "me/other"]
         words += ["-p", "model_revision", revision] if revision else []
-        began = time.monotonic()
         assert main(words) == 2
-        assert time.monotonic() - began < 5
+        assert connections(hub.listening) <= 1  # one try, and no further one after it was not answered
         assert capsys.readouterr().err.strip().endswith(command)
 
 
@@ -175,7 +186,7 @@ def test_a_bit_flipped_in_the_store_is_found_when_the_stage_is_loaded(make_model
     path = store_folder(run) / read_result(run)["stages"][0]["key"] / "model" / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
-    with pytest.raises(RunFailed, match="model.safetensors is damaged"):
+    with run_failed("damaged", match=str(path)):
         load_stage(run)
 
 

@@ -15,7 +15,7 @@ from sftbench.data.chat_template import (
 )
 from sftbench.data.packing import collate_batch, rows_to_dataset
 from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
-from sftbench.errors import BadInput
+from tests.conftest import bad_input
 
 SHIPPED = {path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
            for path in files("trl").joinpath("chat_templates").iterdir() if path.name.endswith(".jinja")}
@@ -144,14 +144,13 @@ def test_an_end_token_is_trained_where_it_pads_too(tokenizer):
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("{{ raise_exception('Nothing pleases me') }}", "cannot show a question and its answer: Nothing"),
-    ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "cannot show a question"),
-    ("{% for m in messages %}{{ m['content'] | replace('Lima', 'Oslo') }}\n{% endfor %}",
-     "changes this answer"),
+@pytest.mark.parametrize(("text", "field", "words"), [
+    ("{{ raise_exception('Nothing pleases me') }}", "model", "Nothing pleases me"),
+    ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "model", None),
+    ("{% for m in messages %}{{ m['content'] | replace('Lima', 'Oslo') }}\n{% endfor %}", "messages", "Lima"),
 ])
-def test_a_template_that_cannot_be_masked_is_refused(tokenizer, text, words):
+def test_a_template_that_cannot_be_masked_is_refused(tokenizer, text, field, words):
     other = copy.deepcopy(tokenizer)
     other.chat_template = text
-    with pytest.raises(BadInput, match=words):
+    with bad_input(field, match=words):
         encode_row(other, {"messages": SINGLE})

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.events import read_events
 from sftbench.training import prepare
 from sftbench.training.chain import run_chain
+from tests.conftest import bad_input
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def recipe(make_model, small_files, tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, monkeypatch, tmp_path):
     assert recipe.report_to is None
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"trackio is not installed.*-e '\.\[eval,track\]'"):
+    with bad_input("report_to", match=r"trackio .*-e '\.\[eval,track\]'"):
         run_chain(override(recipe, report_to="trackio"))
     assert not (tmp_path / "run").exists()
 

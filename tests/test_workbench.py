@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -239,9 +238,7 @@ def test_the_whole_way(kernel, notebook):
     with lab.server(notebook, **environment) as address, lab.page() as page:
         page.on("dialog", lambda dialog: dialog.accept())
         lab.run_all(page, address("workbench.ipynb"))
-        began = time.monotonic()
         page.locator(".sftb-modes button").first.wait_for(timeout=PATIENCE)
-        print(f"usable after {time.monotonic() - began:.1f} s")  # noqa: T201
         choose(page)
         open_step(page, "2 Look")
         wait_for_status(page, "Looked at the data")

