@@ -50,7 +50,7 @@ lab: setup  ## open JupyterLab on the notebooks; runs gather in runs/
 
 test: setup  ## run every test (make test ARGS="-k word" for some)
 	@$(PY) tests/browser.py
-	@$(EACH_CORE) $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(EACH_CORE) $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 quick: setup  ## run the tests that take seconds
 	@$(PY) -m pytest -m "not slow and not browser" $(ARGS)

@@ -29,6 +29,14 @@ FAMILIES = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Tests that share a module's fixture run in one process, which builds it once; browser tests begin."""
+    for item in items:
+        if any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
 def pytest_unconfigure():
     """Remove the tests' cache."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
