@@ -1,11 +1,10 @@
 """Runs beside each other, from their folders: one line a run, and what their recipes differ in."""
 
-import json
 from pathlib import Path
 
 from ..recipes.recipe import FIELDS, differing_fields
 from ..runs.events import format_duration
-from ..runs.folder import runs_root
+from ..runs.folder import runs_root, try_read_json
 from .ledger import format_gigabytes
 from .text_table import format_table, shorten_start
 
@@ -25,7 +24,8 @@ def summarise_run(folder: Path) -> dict:
     Accuracies are (before, after); `seconds` of training and `memory_bytes` are the stages' sum and maximum.
     What a run has not come to is None.
     """
-    recipe, result = _read(folder, "recipe.json").get("recipe") or {}, _read(folder, "result.json")
+    recipe = try_read_json(folder / "recipe.json").get("recipe") or {}  # a torn run harms no other
+    result = try_read_json(folder / "result.json")
     stages = result.get("stages") or []
     states = [state["probes"] for state in [result.get("start") or {}, *stages] if state.get("probes")]
     method = recipe.get("method") or "?"
@@ -46,18 +46,9 @@ def _accuracies(states: list[dict], roles: tuple) -> tuple[float, float] | None:
     return None
 
 
-def _read(folder: Path, name: str) -> dict:
-    """A run's file as a dict; empty where it is missing, torn or no object: one run harms no other."""
-    try:
-        data = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
 def recipe_differences(folders: list[Path]) -> dict[str, list]:
     """The recipe fields in which runs differ, each with the value of every run."""
-    recipes = [_read(folder, "recipe.json").get("recipe") or {} for folder in folders]
+    recipes = [try_read_json(folder / "recipe.json").get("recipe") or {} for folder in folders]
     names = {name for other in recipes[1:] for name in differing_fields(recipes[0], other)}
     return {name: [recipe.get(name) for recipe in recipes] for name in FIELDS if name in names}
 

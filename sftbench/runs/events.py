@@ -29,7 +29,7 @@ def _event_line(event: dict) -> str:
 
 
 def append_event(folder: Path, event: dict) -> dict:
-    """Append one event as a whole line and return it as written, with its time; NaN and infinity are null."""
+    """Append one event as a whole line and return it as written; see `_stamp_event`."""
     event = _stamp_event(event)
     with open(Path(folder) / "events.jsonl", "a", encoding="utf-8") as file:
         file.write(_event_line(event))
@@ -77,7 +77,7 @@ def _parse_event(line: str) -> dict | None:
 
 
 def read_events(folder: Path) -> list[dict]:
-    """All whole events of a run, in order; a torn last line and lines that are no events are passed over."""
+    """All events of a run, in order; a torn last line and lines that are no events are passed over."""
     return EventTail(folder).read()
 
 
@@ -97,7 +97,7 @@ class RunLog:
 
     A callback that raises is dropped, on record. Where the folder holds events of an earlier life of the run,
     they stay until `settle`: what the new life knows of them (scores, stages from the store, a stage up to
-    its checkpoint) then takes their place in one move, so that the curve is complete at any time and steps
+    its checkpoint) then replaces them in one move, so that the curve is complete at any time and steps
     that were lost after a checkpoint are gone.
     """
 
@@ -122,7 +122,7 @@ class RunLog:
         return self.unwritten[-1]
 
     def settle(self) -> None:
-        """Let the events so far take the place of those of an earlier life."""
+        """Replace the events of an earlier life by those so far."""
         if self.unwritten is not None:
             write_text(self.folder / "events.jsonl", "".join(map(_event_line, self.unwritten)))
             self.unwritten = None

@@ -28,7 +28,7 @@ from ..runs.ownership import live_owner, read_owner_record
 
 LOG = "worker.log"
 NO_REASON = "its process ended without a message"
-SOFT, HARD = 1.0, 5.0  # seconds from the flag to the first signal, and from the second signal to SIGKILL
+FLAG_SECONDS, KILL_SECONDS = 1.0, 5.0  # from the flag to the first signal, from the second to SIGKILL
 
 
 class HelperProcess:
@@ -150,14 +150,14 @@ def stop_run(folder: Path | str, patience: float = 30) -> dict:
     First a flag, seen after every step; then SIGTERM, and after `patience` seconds once more, which ends
     even a step that hangs; SIGKILL last. A run inside a notebook's kernel or a terminal is never killed.
     """
-    folder, began, patience = Path(folder), time.monotonic(), max(patience, SOFT)
+    folder, began, patience = Path(folder), time.monotonic(), max(patience, FLAG_SECONDS)
     if owner := live_owner(folder):
         (folder / ownership.FLAG).touch()
-        for number, seconds in ((signal.SIGTERM, SOFT), (signal.SIGTERM, patience),
-                                (signal.SIGKILL, patience + HARD)):
+        for number, seconds in ((signal.SIGTERM, FLAG_SECONDS), (signal.SIGTERM, patience),
+                                (signal.SIGKILL, patience + KILL_SECONDS)):
             if not _wait_for_end(folder, owner, began + seconds):
                 _signal_owner(owner, number)
-        _wait_for_end(folder, owner, time.monotonic() + HARD)
+        _wait_for_end(folder, owner, time.monotonic() + KILL_SECONDS)
     return run_state(folder)
 
 
@@ -171,7 +171,7 @@ def _wait_for_end(folder: Path, owner: dict, until: float) -> bool:
 
 
 def _signal_owner(owner: dict, number: int) -> None:
-    """Signal a worker's whole group; of a run inside another program only its process, and gently."""
+    """Signal a worker's group; of a run inside another program only its process, and only by SIGINT."""
     if owner["host"] != socket.gethostname():
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -194,7 +194,8 @@ def run_state(folder: Path | str) -> dict:
         stopping = (folder / ownership.FLAG).exists()
         end = {"state": "stopping" if stopping else owner.get("state", "preparing")}
     elif record:
-        end = record.get("ended") or {"state": "killed", "message": _log_end(folder) or NO_REASON}
+        log = (folder / LOG).read_bytes() if (folder / LOG).exists() else b""
+        end = record.get("ended") or {"state": "killed", "message": _last_lines(log) or NO_REASON}
     elif (folder / "result.json").exists():
         try:
             end = read_json(folder, "result.json")
@@ -210,12 +211,6 @@ def running_folders(root: Path | str | None = None) -> list[Path]:
     records = [path for path in Path(root or runs_root()).glob(f"*/{ownership.RECORD}")
                if live_owner(path.parent)]
     return [path.parent for path in sorted(records, key=lambda path: path.stat().st_mtime)]
-
-
-def _log_end(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return _last_lines((folder / LOG).read_bytes())
-    return ""
 
 
 def _last_lines(log: bytes) -> str:
