@@ -4,6 +4,8 @@ import json
 import shutil
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from sftbench.data import rows as row_cache
@@ -13,6 +15,9 @@ from sftbench.data.rows import read_source
 from sftbench.data.sources import SUFFIXES, check_source, find_model_folder
 from sftbench.errors import BadInput
 from sftbench.models.loading import load_model, load_tokenizer, resolve_revision
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.training.prepare import prepare_recipe
+from tests.conftest import small_rows
 
 ASK = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q1"},
@@ -151,6 +156,12 @@ def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, 
     (json.dumps({"messages": [ASK["messages"][0], ASK["messages"][1] | {"weight": 0}]}),
      "messages[2].weight", ""),
     (json.dumps(ASK | {"tools": "x"}), "tools", "no JSON"),
+    (json.dumps(ASK | {"tools": '[{"name": "f", "name": "g"}]'}), "name", "more than once"),
+    (json.dumps(ASK | {"tools": "[" * 100_000}), "", "nested too deeply"),
+    (json.dumps({"messages": '[{"role": "user", "content": "x", "content": "y"}]'}), "content",
+     "more than once"),
+    (json.dumps({"messages": [{"role": "assistant", "tool_calls": [
+        {"name": "f", "arguments": '{"a": 1, "a": 2}'}]}]}), "a", "more than once"),
     (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": ["y"]}]}),
      "tool_calls", ""),
 ])
@@ -174,6 +185,8 @@ def test_a_bad_task_row_is_named_with_its_field_and_line_and_counted(tmp_path, l
     ("a.json", b"[" * 100_000, "", "nested too deeply"),
     ("a.csv", b"text\none\n\"two\nlines\"\na,b\n", "line 5", "1 more field"),
     ("a.csv", b"text\n\"open\n", "line 2", "not CSV"),
+    ("a.csv", b"text,other,text\none,two,three\n", "line 1", "'text' appears more than once"),
+    ("a.csv", b"note;text\nhi;there\n", "line 2", "no field 'text'; it has 'note;text'"),
     ("a.csv", "text\nhi\n".encode("utf-16"), "line 1", "byte 0 is not UTF-8"),
     ("a.txt", b"fine\n\xfe", "line 2", "byte 5 is not UTF-8"),
     ("a.parquet", b"PAR1 not", "", "Parquet"),
@@ -185,6 +198,16 @@ def test_files_that_cannot_be_read_are_named_with_their_place(tmp_path, name, ra
     with pytest.raises(BadInput, match=words or None) as caught:
         read(path, "domain_text")
     assert caught.value.where == f"{path}, {where}".removesuffix(", ")
+
+
+def test_doubled_columns_of_parquet_are_refused_and_empty_ones_of_csv_are_not_read(tmp_path):
+    table = pa.table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match="'answer' appears more than once") as caught:
+        read(tmp_path / "a.parquet")
+    assert caught.value.field == "answer" and caught.value.where == str(tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("question,answer,,\nq,a,,\n")
+    assert read(tmp_path / "a.csv") == [ASK]
 
 
 def test_a_parquet_number_is_not_made_text(tmp_path):
@@ -216,7 +239,8 @@ def test_an_empty_name_is_refused_and_is_not_the_current_folder(source, tmp_path
 @pytest.mark.parametrize("url", [
     "https://huggingface.co/datasets/owner/some.name", "https://huggingface.co/owner/some.name",
     "http://www.huggingface.co/owner/some.name/tree/main", "https://hf.co/datasets/owner/some.name#train",
-    "huggingface.co/owner/some.name", "hf.co/owner/some.name", "hf://datasets/owner/some.name"])
+    "huggingface.co/owner/some.name", "hf.co/owner/some.name", "hf://datasets/owner/some.name",
+    "HTTPS://HuggingFace.co/owner/some.name"])
 def test_an_address_of_the_hub_is_refused_with_the_name_to_write(url):
     with pytest.raises(BadInput, match="write it as owner/some.name$") as caught:
         check_source(url, "domain_text")
@@ -224,6 +248,23 @@ def test_an_address_of_the_hub_is_refused_with_the_name_to_write(url):
     with pytest.raises(BadInput, match="write it as owner/some.name$") as caught:
         find_model_folder(url)
     assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("url", ["https://huggingface.co/datasets/squad", "https://huggingface.co/squad",
+                                 "hf.co/squad"])
+def test_an_old_address_of_the_hub_without_an_owner_is_refused_with_what_is_lacking(url):
+    for check in (lambda: check_source(url, "domain_text"), lambda: find_model_folder(url)):
+        with pytest.raises(BadInput, match="write it as OWNER/squad, with the name of its owner") as caught:
+            check()
+        assert caught.value.where == url
+
+
+@pytest.mark.parametrize("name", ["owner/some name", "owner/name@v1", "./owner/name", "~/name", "a/b/c",
+                                  "name"])
+def test_what_is_no_folder_and_no_name_of_a_hub_model_is_refused(name):
+    with pytest.raises(BadInput, match="no hub name of the form owner/name") as caught:
+        find_model_folder(name)
+    assert caught.value.field == "model" and caught.value.where == name
 
 
 def test_the_home_folder_is_expanded_in_names_of_data_and_models(tmp_path, monkeypatch, make_model):
@@ -234,6 +275,9 @@ def test_the_home_folder_is_expanded_in_names_of_data_and_models(tmp_path, monke
     assert find_model_folder("~/model") == tmp_path / "model"
     assert len(load_tokenizer("~/model")) and load_model("~/model").num_parameters()
     assert resolve_revision("~/model") == resolve_revision(str(tmp_path / "model"))
+    lines(tmp_path / "b.jsonl", *small_rows("domain_tasks"))
+    ready = prepare_recipe(override(Recipe(), mode="1", model="~/model", domain_tasks="~/b.jsonl"))
+    assert ready.revision == resolve_revision("~/model") and len(ready.datasets[ready.stages[0].name][0])
     with pytest.raises(BadInput) as caught:
         find_model_folder("~nobody-of-this-name/model")
     assert caught.value.field == "model"

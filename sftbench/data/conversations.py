@@ -5,19 +5,13 @@ definitions join the system message, a call is the assistant's words, a tool's a
 Every answer of a conversation is trained, those of a `history` too.
 """
 
+import contextlib
 import json
 
 from ..errors import BadInput
+from .readers import load_json
+from .sources import SHAPES
 
-# the fields by which a shape is recognised, in this order
-SHAPES = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations", "conversation"),
-    "alpaca": ("instruction",),
-    "prompt": ("prompt", "completion"),
-    "qa": ("question", "answer"),
-    "text": ("text",),
-}
 SPEAKERS = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -73,15 +67,19 @@ def _conversation(record: dict) -> list[dict]:
 
 
 def _messages(field: str, given) -> list[dict]:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            raise BadInput(f"field {field!r} is text that is no JSON list of messages", field=field) from None
+    given = _parse_text(field, given, " list of messages")
     if not isinstance(given, list) or not given:
         raise BadInput(f"{field!r} must be a list with at least one user and one assistant message",
                        field=field)
     return [_message(number, field, message) for number, message in enumerate(given, 1)]
+
+
+def _parse_text(field: str, value, what: str = ""):
+    """The value, or what it is as JSON if it is text."""
+    try:
+        return load_json(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise BadInput(f"field {field!r} is text that is no JSON{what}", field=field) from None
 
 
 def _message(number: int, field: str, message) -> dict:
@@ -121,19 +119,14 @@ def _call(call) -> str:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadInput(f"a tool call must be an object with a name, not {call!r:.40}", field="tool_calls")
     arguments = function.get("arguments")
-    try:
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        pass  # text that is no JSON stays as written
+    with contextlib.suppress(json.JSONDecodeError):  # text that is no JSON stays as written
+        arguments = load_json(arguments) if isinstance(arguments, str) else arguments
     return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
 
 
 def _with_tools(messages: list[dict], tools) -> list[dict]:
     """The messages with the tools' definitions, a line of JSON each, at the end of the system message."""
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-    except ValueError:
-        raise BadInput("field 'tools' is text that is no JSON", field="tools") from None
+    tools = _parse_text("tools", tools)
     lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in
                       (tools if isinstance(tools, list) else [tools]))
     given, text = messages[0]["role"] == "system", f"Tools:\n{lines}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 
 from ..runs.stage_store import file_sha256
-from .readers import READ_BATCH, READERS, bad_place
+from .readers import READ_BATCH, READERS, file_error
 from .sources import expand_path, locate_source, parse_source
 
 HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
@@ -19,7 +19,7 @@ HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2
 
 @dataclass
 class Origin:
-    """One file or data set: its name, the unit of its places, a hash of its content, and how it is read."""
+    """One file or data set: its name, what it counts, a hash of its content, and how it is read."""
 
     name: str
     unit: str  # line or row
@@ -27,6 +27,10 @@ class Origin:
     records: Callable[[], Iterator[tuple]]  # of number and record, or of number and BadInput
     shape: str | None = None
     weight: float = 1.0
+
+    def where(self, number: int) -> str:
+        """The name of one of its lines or rows."""
+        return f"{self.name}, {self.unit} {number}"
 
 
 def open_sources(source: str, role: str) -> list[Origin]:
@@ -48,23 +52,23 @@ def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Orig
 def _files(folder: Path) -> list[Path]:
     """The data files of a folder and of those below it, by name, without hidden ones."""
     if folder.resolve() == Path(folder.resolve().anchor):
-        raise bad_place(folder, "no such file; this is the root of the file system, name a folder of data")
+        raise file_error(folder, "no such file; this is the root of the file system, name a folder of data")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READERS and path.is_file()
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not files:
-        raise bad_place(folder, f"no file ending in {', '.join(READERS)} in this folder")
+        raise file_error(folder, f"no file ending in {', '.join(READERS)} in this folder")
     return files
 
 
 def _file(path: Path, shape: str | None, weight: float) -> Origin:
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise bad_place(path, f"files ending in {', '.join(READERS)} are read, not {path.suffix!r}")
+        raise file_error(path, f"files ending in {', '.join(READERS)} are read, not {path.suffix!r}")
     try:
         return Origin(str(path), "row" if suffix == ".parquet" else "line", file_sha256(path),
                       partial(READERS[suffix], path), shape, weight)
     except OSError as error:
-        raise bad_place(path, f"cannot be read: {error.strerror}") from None
+        raise file_error(path, f"cannot be read: {error.strerror}") from None
 
 
 def _dataset(name: str, table: datasets.Dataset, shape: str | None, weight: float) -> Origin:
@@ -85,11 +89,11 @@ def load_saved_dataset(folder: Path, split: str = "") -> datasets.Dataset:
     try:
         data = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise bad_place(folder, f"not readable as a saved data set: {error}") from None
+        raise file_error(folder, f"not readable as a saved data set: {error}") from None
     if not isinstance(data, datasets.DatasetDict):
         return data
     if (split or "train") not in data:
-        raise bad_place(folder, f"it has the splits {', '.join(data)}; name one as {folder}#SPLIT")
+        raise file_error(folder, f"it has the splits {', '.join(data)}; name one as {folder}#SPLIT")
     return data[split or "train"]
 
 
@@ -107,9 +111,9 @@ def load_hub_dataset(text: str) -> datasets.Dataset:
         with _offline_without_network():
             return datasets.load_dataset(name, configuration or None, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise bad_place(text, "no such file or folder here, and as a hub data set it cannot be read: "
-                   f"{str(error).splitlines()[0]}. Fetch it once where there is a network: "
-                   f'python -c "import datasets; {fetch}"') from None
+        raise file_error(text, "no such file or folder here, and as a hub data set it cannot be read: "
+                         f"{str(error).splitlines()[0]}. Fetch it once where there is a network: "
+                         f'python -c "import datasets; {fetch}"') from None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -15,6 +14,7 @@ from ..pocket.world import SPLITS, world_rows
 from ..recipes.recipe import ROLES, Recipe, suggest_name
 from .origins import origin_in_memory
 from .rows import Rows, read_rows, read_source
+from .sources import expand_path
 
 DROPPED_EXAMPLES = 5  # places named for each reason of dropping
 
@@ -97,7 +97,7 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
         chosen, probed = np.arange(len(train.table)), np.arange(len(probe.table))
     if len(probed) > recipe.probe_rows:
         probed = probed[np.argsort(probe.names[0, probed], kind="stable")][:recipe.probe_rows]
-    weights = np.array(train.about["weights"])[train.places[0, chosen]]
+    weights = np.array([origin.weight for origin in train.origins])[train.lines[0, chosen]]
     # a weight of 2.3 is two times, or three for the rows whose hash lies in the lowest 0.3
     times = np.floor(weights).astype(np.int64) + (train.names[1, chosen] / 2.0**64 < weights % 1)
     leaked = np.isin(train.names[0, chosen], probe.names[0, probed])
@@ -145,7 +145,7 @@ def load_system_prompts(given: str | None, role: str) -> dict:
         raise BadInput(f"system_prompts: {given}: {why}", field=name, where=given) from None
 
     try:
-        values = tomllib.loads(Path(given).expanduser().read_text(encoding="utf-8"))
+        values = tomllib.loads(expand_path(given).read_text(encoding="utf-8"))
     except OSError:
         refuse("no such file")
     except ValueError as error:

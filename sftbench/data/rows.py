@@ -21,7 +21,7 @@ from ..runs.stage_store import hash_key
 from .conversations import parse_row
 from .origins import Origin, open_sources
 
-CACHE_FORMAT = 3  # of the cached tables: with another number they are written again
+CACHE_FORMAT = 4  # of the cached tables: with another number they are written again
 NAMED_BAD_ROWS = 20  # bad rows that are named one by one
 MAX_TYPES = 1000  # different values of `type` that are counted: a field that differs in every row is no type
 NO_ROW = -1  # in place of a file's number
@@ -35,41 +35,38 @@ COLUMNS = {name: Value(kind) for name, kind in {
 
 @dataclass
 class Rows:
-    """The usable rows of a source; `about` has files, units, weights, shapes, types, systems and bad rows.
+    """The usable rows of a source; `about` counts shapes, types, system messages and bad rows.
 
     `table` has the column `text` or `messages`. `names` are two numbers a row, 128 bits of a hash of its
     content; the first alone identifies a row (among a million, two are taken for one with a chance of 3e-8).
-    `places` are the number of its file and its line.
+    `lines` are the number of its origin and its line there.
     """
 
     table: Dataset
     names: np.ndarray
-    places: np.ndarray
+    lines: np.ndarray
+    origins: list[Origin]
     about: dict
 
     def where(self, index: int) -> str:
         """The file and line of a row."""
-        file, line = self.places[:, index]
-        return f"{self.about['files'][file]}, {self.about['units'][file]} {line}"
+        origin, line = self.lines[:, index]
+        return self.origins[origin].where(line)
 
 
 def row_hash(row: dict) -> tuple[int, int]:
     """The two numbers, unsigned with 64 bits, that name a row's content."""
-    digest = hashlib.sha256(canonical_bytes(row)).digest()
+    digest = hashlib.sha256(_canonical_bytes(row)).digest()
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
 
 
-def canonical_bytes(row: dict) -> bytes:
-    """A row as bytes; equal rows give equal bytes."""
+def _canonical_bytes(row: dict) -> bytes:
     return json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
 
 
 def digest_rows(rows: list[dict]) -> str:
     """A hash of rows and their order, 20 hex digits."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(canonical_bytes(row))
-    return digest.hexdigest()[:20]
+    return hashlib.sha256(b"".join(map(_canonical_bytes, rows))).hexdigest()[:20]
 
 
 def cache_folder() -> Path:
@@ -112,24 +109,20 @@ def _split_usable(table: Dataset, body: str, origins: list[Origin]) -> Rows:
         return np.stack([table.data.column(name).to_numpy() for name in names])
 
     def counts(name: str) -> dict[str, int]:
-        found = table.data.column(name).drop_null().value_counts().to_pylist()
-        return {entry["values"]: entry["counts"] for entry in found}
+        values = table.data.column(name).drop_null().value_counts().to_pylist()
+        return {entry["values"]: entry["counts"] for entry in values}
 
-    places, faultless = numbers("file", "line"), table.data.column("error").is_null().to_numpy()
-    usable, bad = np.flatnonzero(faultless & (places[0] != NO_ROW)), np.flatnonzero(~faultless)
+    lines, faultless = numbers("file", "line"), table.data.column("error").is_null().to_numpy()
+    usable, bad = np.flatnonzero(faultless & (lines[0] != NO_ROW)), np.flatnonzero(~faultless)
+    faults = [(origins[row["file"]].where(row["line"]), row["error"], row["field"])
+              for row in table.select(bad[:NAMED_BAD_ROWS])]
     rows = table.select_columns([body])
-    found = Rows(rows if len(usable) == len(table) else rows.select(usable),
-                 numbers("hash", "rest")[:, usable].view(np.uint64), places, {
-        "files": [origin.name for origin in origins], "units": [origin.unit for origin in origins],
-        "weights": [origin.weight for origin in origins], "shapes": counts("shape"), "types": counts("type"),
-        "systems": int(numbers("system").sum()), "bad": len(bad)})
-    named = table.select(bad[:NAMED_BAD_ROWS]).select_columns(["error", "field"])
-    faults = [(found.where(index), row["error"], row["field"])
-              for index, row in zip(bad, named, strict=False)]
-    found.about["first_bad"] = [f"{where}: {error}" for where, error, _ in faults]
-    found.about["first_fault"] = {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}
-    found.places = places[:, usable]
-    return found
+    return Rows(
+        rows if len(usable) == len(table) else rows.select(usable),
+        numbers("hash", "rest")[:, usable].view(np.uint64), lines[:, usable], origins,
+        {"shapes": counts("shape"), "types": counts("type"), "systems": int(numbers("system").sum()),
+         "bad": len(bad), "first_bad": [f"{where}: {error}" for where, error, _ in faults],
+         "first_fault": {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}})
 
 
 def _parse_records(origins: list[Origin], kind: str, systems: dict) -> Iterator[dict]:
@@ -176,21 +169,13 @@ def _parse_record(origin: Origin, kind: str, record, systems: dict, types: set[s
 
 def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:
     """The rows of a source (see `parse_source`) for a role; raises BadInput for none, and for bad ones."""
-    found = read_rows(open_sources(source, role), role.split("_")[1], systems)
-    if bad_rows == "stop" or not len(found.table):
-        refuse_bad_rows(found, role)
-    return found
-
-
-def refuse_bad_rows(rows: Rows, role: str) -> None:
-    """Raise BadInput where a row could not be used, naming the first and the number of all, or for no row."""
-    bad, total = rows.about["bad"], rows.about["bad"] + len(rows.table)
-    if bad:
-        more = "correct it"
-        if bad > 1:
-            more = f"{bad} of {total} rows cannot be used; `sftbench check` lists them"
-        raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more}, and `-p bad_rows drop` leaves such "
-                       "rows out)", **rows.about["first_fault"])
-    if not total:
-        files = ", ".join(rows.about["files"])
+    rows = read_rows(open_sources(source, role), role.split("_")[1], systems)
+    bad, usable = rows.about["bad"], len(rows.table)
+    if bad and (bad_rows == "stop" or not usable):
+        more = f"{bad} of {bad + usable} rows cannot be used; `sftbench check` lists them"
+        raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more if bad > 1 else 'correct it'}, and "
+                       "`-p bad_rows drop` leaves such rows out)", **rows.about["first_fault"])
+    if not usable:
+        files = ", ".join(origin.name for origin in rows.origins)
         raise BadInput(f"{role}: {files}: the file holds no row", field=role, where=files)
+    return rows

@@ -1,4 +1,4 @@
-"""Names to places: what a source of data or a model's name refers to. Reads no data and loads no library."""
+"""Names to paths: what a source of data or a model's name refers to. Reads no data and loads no library."""
 
 import json
 import math
@@ -8,15 +8,24 @@ from pathlib import Path
 
 from ..errors import BadInput
 from ..pocket import FOLDERS
-from .conversations import SHAPES
 
+# the shapes of rows, each with the fields by which it is recognised, in this order
+SHAPES = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations", "conversation"),
+    "alpaca": ("instruction",),
+    "prompt": ("prompt", "completion"),
+    "qa": ("question", "answer"),
+    "text": ("text",),
+}
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *TEXT_SUFFIXES)
 OUTSIDE_QUOTES = r'(?=(?:[^"]*"[^"]*")*[^"]*$)'
-PART = re.compile(rf"(?:({'|'.join(SHAPES)})=)?(.+?)(?::(\d+(?:\.\d+)?))?")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?(?:#[\w./-]+)?")
+PART = re.compile(rf"(?:({'|'.join(SHAPES)})=)?(.*?)(?::(\d+(?:\.\d+)?))?", re.DOTALL)
+HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?(?:#[\w./-]+)?")
+HUB_MODEL = re.compile(r"\w[\w.-]*/[\w.-]+")
 HUB_URL = re.compile(r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)"
-                     r"(?:(?:datasets|models)/)?([\w.-]+/[\w.-]+)")
+                     r"(?!spaces/)(?:(?:datasets|models)/)?+([\w.-]+(?:/[\w.-]+)?)", re.IGNORECASE)
 
 
 def expand_path(text: str) -> Path:
@@ -34,10 +43,8 @@ def parse_source(source: str, role: str) -> list[tuple[str | None, str, float]]:
         return [(None, source, 1.0)]
     parts = []
     for token in map(str.strip, re.split("," + OUTSIDE_QUOTES, source)):
-        unquoted = token.strip('"')
-        match = PART.fullmatch(token)
-        shape, path, weight = match.groups() if match else (None, "", None)
-        if unquoted.strip() and expand_path(unquoted).exists():
+        shape, path, weight = PART.fullmatch(token).groups()
+        if (unquoted := token.strip('"')).strip() and expand_path(unquoted).exists():
             shape, path, weight = None, unquoted, None
         path = path.strip('"')
         if not path.strip():  # as a path it would be the current folder
@@ -55,14 +62,14 @@ def locate_source(path: str, role: str) -> Path | None:
     Raises BadInput, with the role, for what is neither.
     """
     bare, _, split = path.partition("#")
-    if (whole := expand_path(path)).exists():
-        return whole
+    if expand_path(path).exists():
+        return expand_path(path)
     if split and expand_path(bare).is_dir():
         return expand_path(bare)
-    if HUB_NAME.fullmatch(path) and not HUB_URL.match(path) and Path(bare).suffix.lower() not in SUFFIXES:
+    why = _hub_remedy(path)
+    if not why and HUB_DATASET.fullmatch(path) and Path(bare).suffix.lower() not in SUFFIXES:
         return None
-    why = _hub_remedy(path) or (f"no such file or folder in {Path.cwd()}, and no hub name "
-                                "of the form owner/name")
+    why = why or f"no such file or folder in {Path.cwd()}, and no hub name of the form owner/name"
     raise BadInput(f"{role}: {path}: {why}", field=role, where=path)
 
 
@@ -74,23 +81,22 @@ def check_source(source: str, role: str) -> None:
 
 def find_model_folder(name: str) -> Path | None:
     """The folder of a pocket's name or a local model; None for a hub name; raises BadInput for neither."""
-    if name in FOLDERS:
-        return FOLDERS[name]
-    path = expand_path(name)
-    if path.is_dir():
-        return path
-    if remedy := _hub_remedy(name):
-        raise BadInput(f"model {name!r}: {remedy}", field="model", where=name)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise BadInput(f"model {name!r}: no such folder, and no hub name of the form owner/name; "
-                       f"embedded models are {', '.join(FOLDERS)}", field="model", where=name)
-    return None
+    folder = FOLDERS.get(name) or expand_path(name)
+    if folder.is_dir():
+        return folder
+    why = _hub_remedy(name)
+    if not why and HUB_MODEL.fullmatch(name):
+        return None
+    why = why or ("no such folder, and no hub name of the form owner/name; "
+                  f"embedded models are {', '.join(FOLDERS)}")
+    raise BadInput(f"model {name!r}: {why}", field="model", where=name)
 
 
-def _hub_remedy(text: str) -> str:
-    """What to write in place of an address of the hub; empty for anything else."""
+def _hub_remedy(text: str) -> str | None:
+    """What to write in place of an address of the hub; None for anything else."""
     match = HUB_URL.match(text)
-    return f"this is an address of the hub; write it as {match[1]}" if match else ""
+    return match and "this is an address of the hub; write it as " + (
+        match[1] if "/" in match[1] else f"OWNER/{match[1]}, with the name of its owner")
 
 
 def read_card_rate(model: str) -> float | None:

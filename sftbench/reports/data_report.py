@@ -126,7 +126,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     about, probe_about = rows.about, probe_rows.about if probe_rows else {"bad": 0, "first_bad": []}
     other_kind = "text" if kind == "tasks" else "tasks"
     return DataReport(
-        role=role, source=source, model=recipe.model, files=len(about["files"]), rows=len(rows.table),
+        role=role, source=source, model=recipe.model, files=len(rows.origins), rows=len(rows.table),
         **{name: about[name] for name in ("shapes", "types", "systems", "bad", "first_bad")},
         other_shape=len(read_rows(open_sources(source, role), other_kind).table) if about["bad"] else 0,
         duplicates=duplicates, first_duplicates=first_duplicates,
