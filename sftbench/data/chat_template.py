@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
 
@@ -26,12 +26,12 @@ STAND_IN = {role: f"\u2042{role}\u2042" for role in ("system", "user", "assistan
 THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what templates call it
 
 
-def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def default_template(tokenizer: Tokenizer) -> str:
     """The default template, with the beginning-of-sequence token where the tokenizer adds one to text."""
     return "{{ bos_token }}" * adds_bos(tokenizer) + DEFAULT_CHAT_TEMPLATE
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer adds a beginning-of-sequence token to text; templates bring their own."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("")["input_ids"][:1] == [bos]
@@ -53,14 +53,18 @@ class AnswerFrame:
         """Whether the answer begins right where the generation prompt ends, white space apart."""
         return not self.cut and not self.lead.strip()
 
+    def open(self, prompt: str) -> str:
+        """The generation prompt, changed to what comes before an answer."""
+        return prompt[:len(prompt) - self.cut] + self.lead
 
-def answer_frame(tokenizer: PreTrainedTokenizerBase) -> AnswerFrame:
+
+def answer_frame(tokenizer: Tokenizer) -> AnswerFrame:
     """How the tokenizer's template frames an answer; raises BadInput where it cannot show a conversation."""
     return _find_frame(tokenizer, tokenizer.get_chat_template())
 
 
 @lru_cache(maxsize=16)
-def _find_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> AnswerFrame:
+def _find_frame(tokenizer: Tokenizer, template: str) -> AnswerFrame:
     system, user, assistant = ({"role": role, "content": text} for role, text in STAND_IN.items())
     for parts in (False, True):
         text, fault = _try(tokenizer, [user, assistant], parts)
@@ -78,7 +82,7 @@ def _find_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> AnswerFram
                        end=_end_of_turn(tokenizer, after))
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
+def _end_of_turn(tokenizer: Tokenizer, after: str) -> str:
     """The end of an answer: the special tokens right after it, up to the end-of-sequence token."""
     marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     marks = sorted((mark for mark in marks if mark.split() == [mark]), key=len, reverse=True)
@@ -89,14 +93,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
     return before + eos
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool, **options) -> str:
+def _render(tokenizer: Tokenizer, messages: list[dict], parts: bool, **options) -> str:
     if parts:
-        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]}
+        messages = [message | {"content": [{"type": "text", "text": message["content"]}]}
                     for message in messages]
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
-def _try(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool) -> tuple[str, str]:
+def _try(tokenizer: Tokenizer, messages: list[dict], parts: bool) -> tuple[str, str]:
     """What the template shows and why it could not; a template may raise whatever its expressions raise."""
     try:
         return _render(tokenizer, messages, parts), ""
@@ -104,7 +108,7 @@ def _try(tokenizer: PreTrainedTokenizerBase, messages: list[dict], parts: bool) 
         return "", str(error)
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> str:
+def render_chat(tokenizer: Tokenizer, messages: list[dict], **options) -> str:
     """Messages through the model's own chat template.
 
     A system message goes before the first user message's text where the template knows none. `options` are
@@ -121,7 +125,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **opti
                        field="messages") from error
 
 
-def training_pieces(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[list[tuple[str, bool]]]:
+def training_pieces(tokenizer: Tokenizer, row: dict) -> list[list[tuple[str, bool]]]:
     """The row as texts for training, each in pieces that are trained or only read.
 
     Text is one text, trained whole. A conversation is one text with every answer and its end trained, as long
@@ -142,12 +146,12 @@ def training_pieces(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[list[
     return [[piece for piece in pieces if piece[0]] for pieces in texts]
 
 
-def _split_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[str, str]:
+def _split_turn(tokenizer: Tokenizer, messages: list[dict]) -> tuple[str, str]:
     """What is read before the last message, and that message, an answer, as shown and with its end."""
     frame, content = answer_frame(tokenizer), messages[-1]["content"]
     prompt = render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
     text = render_chat(tokenizer, messages)
-    opened, thoughts = _opened_prompt(frame, prompt), _thoughts(content)
+    opened, thoughts = frame.open(prompt), _thoughts(content)
     shown = _between(text, opened, frame.after)
     unchanged = shown is not None and (shown.strip() == content.strip() or "</think>" in content)
     if unchanged and thoughts in shown:
@@ -166,10 +170,6 @@ def _split_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tup
     return prompt, shown + frame.end
 
 
-def _opened_prompt(frame: AnswerFrame, prompt: str) -> str:
-    return prompt[:len(prompt) - frame.cut] + frame.lead
-
-
 def _between(text: str, before: str, after: str) -> str | None:
     if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
         return text[len(before):len(text) - len(after)]
@@ -182,7 +182,7 @@ def _thoughts(content: str) -> str:
     return before.rpartition("<think>")[2].strip() if closed else ""
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
+def render_prompt(tokenizer: Tokenizer, messages: list[dict]) -> str:
     """What the model reads before it answers: exactly what came before an answer in training.
 
     Where the template opens an answer with thoughts that the data does not have, the prompt has them, empty.
@@ -191,16 +191,16 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> s
     if messages[-1]["role"] == "assistant":
         return _split_turn(tokenizer, messages)[0]
     frame, prompt = answer_frame(tokenizer), render_chat(tokenizer, messages, add_generation_prompt=True)
-    return prompt if frame.opens else _opened_prompt(frame, prompt)
+    return prompt if frame.opens else frame.open(prompt)
 
 
-def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
     """The tokens at which an answer is over: the tokenizer's end token, and the one training ends with."""
     end = tokenizer(answer_frame(tokenizer).end, add_special_tokens=False)["input_ids"]
     return sorted({tokenizer.eos_token_id, end[-1]})
 
 
-def prompt_options(tokenizer: PreTrainedTokenizerBase) -> dict | None:
+def prompt_options(tokenizer: Tokenizer) -> dict | None:
     """The options under which the template itself gives the prompt of training; None if there are none."""
     messages = [{"role": "user", "content": "a"}]
     wanted = render_prompt(tokenizer, messages)
@@ -208,17 +208,15 @@ def prompt_options(tokenizer: PreTrainedTokenizerBase) -> dict | None:
                  if render_chat(tokenizer, messages, add_generation_prompt=True, **options) == wanted), None)
 
 
-def describe_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_template(tokenizer: Tokenizer) -> str:
     """What a user must know of the template, in one line: whose it is, where answers end, what it does."""
-    frame = answer_frame(tokenizer)
-    own = not tokenizer.get_chat_template().endswith(DEFAULT_CHAT_TEMPLATE)
-    notes = ["the model's own" if own else "sftbench's default, as the model has none",
+    frame, default = answer_frame(tokenizer), tokenizer.get_chat_template().endswith(DEFAULT_CHAT_TEMPLATE)
+    notes = ["sftbench's default, as the model has none" if default else "the model's own",
              f"answers end with {frame.end!r}"]
     if not frame.opens:
-        options = prompt_options(tokenizer)
         how = f"after {frame.lead!r}" if frame.lead else "without the prompt's opened thoughts"
-        named = ", ".join(f"{name}={value}" for name, value in (options or {}).items())
-        notes.append(f"answers begin {how}" + (f", as with {named}" if named else ""))
+        options = [f"{name}={value}" for name, value in (prompt_options(tokenizer) or {}).items()]
+        notes.append(f"answers begin {how}" + f", as with {', '.join(options)}" * bool(options))
     turns = [{"role": role, "content": text} for text in "ab" for role in ("user", "assistant")]
     if len(training_pieces(tokenizer, {"messages": turns})) > 1:
         notes.append("it shows earlier turns otherwise, so each answer of a conversation is a row of its own")

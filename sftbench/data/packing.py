@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 
 from ..recipes.stages import StageSettings
-from .tokenization import IGNORE_INDEX, EncodedRow, Pieces, RoleTokens
+from .tokenization import IGNORE_INDEX, EncodedRow, RoleTokens
 
 OPEN_BLOCKS = 32  # blocks open while packing: enough to fill them to 97 %, few enough to keep the order
 
@@ -79,7 +79,7 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
 
 def build_stage_dataset(
     tokens: dict[str, RoleTokens],
-    pieces: dict[str, Pieces],
+    pieces: dict[str, np.recarray],
     times: dict[str, np.ndarray],
     shares: dict[str, float],
     settings: StageSettings,
@@ -90,47 +90,36 @@ def build_stage_dataset(
     and holds nothing but numbers.
     """
     names = list(shares)
-    often = {name: times[name][tokens[name].row[pieces[name].number]] for name in names}
-    role, row, passes = mix_rows({name: pieces[name].length for name in names}, shares,
+    often = {name: times[name][tokens[name].row[pieces[name]["number"]]] for name in names}
+    role, row, passes = mix_rows({name: pieces[name]["length"] for name in names}, shares,
                                  settings.num_train_epochs, settings.seed, often)
-    borders = np.arange(len(row) + 1)
+    first = np.cumsum([0, *(len(pieces[name]) for name in names)], dtype=np.int32)
+    drawn = np.concatenate([pieces[name] for name in names])[first[role] + row]
+    borders = np.arange(len(drawn) + 1)
     if settings.packing:
-        lengths = _gather([pieces[name].length for name in names], role, row)
-        order, borders = pack_rows(lengths, settings.max_length)
-        role, row = role[order], row[order]
-        del order, lengths  # of millions of rows, these are what memory is needed for
-    ordered = Pieces(*(_gather([getattr(pieces[name], column) for name in names], role, row)
-                       for column in ("number", "start", "length", "trained")))
-    sizes = np.add.reduceat(ordered.length, borders[:-1])
+        order, borders = pack_rows(drawn["length"], settings.max_length)
+        role, drawn = role[order], drawn[order]
+    sizes = np.add.reduceat(drawn["length"], borders[:-1])
     table = Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
-    drawn = {}
+    figures = {}
     for number, name in enumerate(names):
-        mine = role == number
-        tokens_of_role = int(ordered.length[mine].sum())
-        drawn[name] = {"rows": int(mine.sum()), "passes": passes[name], "tokens": tokens_of_role,
-                       "trained_tokens": int(ordered.trained[mine].sum()),
-                       "share": round(tokens_of_role / int(sizes.sum()), 4)}
-    read = partial(_read_blocks, tokens=[tokens[name] for name in names], role=role, pieces=ordered,
+        mine = drawn[role == number]
+        size = int(mine["length"].sum())
+        figures[name] = {"rows": len(mine), "passes": passes[name], "tokens": size,
+                         "trained_tokens": int(mine["trained"].sum()),
+                         "share": round(size / int(sizes.sum()), 4)}
+    read = partial(_read_blocks, tokens=[tokens[name] for name in names], role=role, pieces=drawn,
                    borders=borders)
-    return table.with_transform(read), drawn
+    return table.with_transform(read), figures
 
 
-def _read_blocks(batch: dict, tokens: list[RoleTokens], role: np.ndarray, pieces: Pieces,
+def _read_blocks(batch: dict, tokens: list[RoleTokens], role: np.ndarray, pieces: np.ndarray,
                  borders: np.ndarray) -> dict[str, list]:
     """The blocks of a batch from the roles' cached tokens, when training reaches them."""
-    blocks = [join_rows([tokens[role[index]].read(
-        pieces.number[index], pieces.start[index], pieces.length[index])
-        for index in range(borders[block], borders[block + 1])]) for block in batch["block"]]
+    parts = [slice(borders[block], borders[block + 1]) for block in batch["block"]]
+    blocks = [join_rows([tokens[which].read(number, start, length) for which, (number, start, length, _)
+                         in zip(role[part], pieces[part].tolist(), strict=True)]) for part in parts]
     return {name: [block[name] for block in blocks] for name in ("input_ids", "labels", "seq_lengths")}
-
-
-def _gather(columns: list[np.ndarray], role: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Of each drawn row its value in the column of its role."""
-    values = np.empty(len(row), dtype=np.int32)
-    for number, column in enumerate(columns):
-        mine = role == number
-        values[mine] = column[row[mine]]
-    return values
 
 
 def mix_rows(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: float, seed: int,

@@ -5,7 +5,7 @@ to say or what a row has, and take more memory: of 300,000 rows, streamed (these
 
 - csv 27 MB (0): no lines; a row with too many fields ends it or is skipped without a word; types are guessed
   (007 becomes 7) unless every column is named beforehand; text after a closed quote joins what is in it,
-- json 433 MB (325): an offset for a line; all rows get the fields of any; of a doubled key the last one wins,
+- json 433 MB (199): an offset for a line; all rows get the fields of any; of a doubled key the last one wins,
 - text 140 MB (0): no lines; a line of spaces is text; a paragraph is a row, however short,
 - parquet 141 MB (65), ten times slower: no columns that are maps; stars and brackets of a name are patterns.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
@@ -25,6 +25,8 @@ from .rows import cache_folder, cache_table
 IGNORE_INDEX = -100
 TOKENS = Features({"row": Value("int32"), "input_ids": List(Value("int32")), "trained": List(Value("bool")),
                    "length": Value("int32"), "count": Value("int32")})
+# what of a row trains in a block: its number in `RoleTokens`, the first token, how many, and how many are trained
+PIECE = np.dtype([(name, np.int32) for name in ("number", "start", "length", "trained")])
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,18 @@ class EncodedRow:
         return EncodedRow(self.input_ids[part], [IGNORE_INDEX, *self.labels[part][1:]])
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
     """The tokens after which the model answers, exactly those that come before an answer in training."""
     return tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[EncodedRow]:
+def encode_row(tokenizer: Tokenizer, row: dict) -> list[EncodedRow]:
     """One row as tokens; several, one for each answer, where the template rewrites earlier turns."""
     return encode_rows(tokenizer, [row])[0]
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
-                where: Callable[[int], str] | None = None) -> list[list[EncodedRow]]:
+def encode_rows(tokenizer: Tokenizer, rows: list[dict],
+                where: Callable[[int], str] = lambda index: "") -> list[list[EncodedRow]]:
     """Rows as `encode_row` gives each, tokenised in one call, which is faster.
 
     Raises BadInput for a row that the template cannot show; `where` gives the file and line of row i for it.
@@ -69,9 +71,8 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
         try:
             rendered.append(training_pieces(tokenizer, row))
         except BadInput as error:
-            place = where(index) if where else ""
-            raise BadInput(f"{place}: {error}" if place else str(error), field=error.field,
-                           where=place) from None
+            line = where(index)
+            raise BadInput(f"{line}: {error}".removeprefix(": "), field=error.field, where=line) from None
     # Each piece by itself: a model answers after the tokens of its prompt, so no token may cross the border
     # between prompt and answer. Templates bring their own special tokens.
     pieces = [piece for texts in rendered for text in texts for piece, _ in text]
@@ -99,56 +100,40 @@ class RoleTokens:
 
     `row` is the number of the source's row, which may appear several times (one for each answer, see
     `chat_template.training_pieces`); `lengths` and `trained` count tokens. `rows` is the cached table in
-    Arrow's format, or a list.
+    Arrow's format; None for rows that are at hand, and for none.
     """
 
-    rows: Dataset | list[EncodedRow]
+    rows: Dataset | None
     row: np.ndarray
     lengths: np.ndarray
     trained: np.ndarray
 
     def read(self, number: int, start: int, length: int) -> EncodedRow:
         """A piece of a row as it is trained; of the table only its tokens are read."""
-        if isinstance(self.rows, list):
-            return self.rows[number].cut(start, length)
-        table = self.rows[int(number)]
+        table = self.rows[number]
         ids, trained = (table.column(name).chunk(0).flatten().slice(start, length).to_numpy(False)
                         for name in ("input_ids", "trained"))
         return EncodedRow(ids.tolist(), np.where(trained, ids, IGNORE_INDEX).tolist()).cut()
 
 
-@dataclass
-class Pieces:
-    """What of a role can train in blocks: arrays of its number in `RoleTokens`, first token and sizes."""
-
-    number: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
-    trained: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> "Pieces":
-        """These pieces in this order."""
-        return Pieces(self.number[chosen], self.start[chosen], self.length[chosen], self.trained[chosen])
-
-
-def encode_probe(tokenizer: PreTrainedTokenizerBase, rows: list[dict],
+def encode_probe(tokenizer: Tokenizer, rows: list[dict],
                  max_length: int) -> tuple[list[EncodedRow], dict[str, int]]:
     """A probe's rows as they are scored, cut and dropped as in training; and by reason how many were."""
     encoded = [(number, row) for number, texts in enumerate(encode_rows(tokenizer, rows)) for row in texts]
     sizes = np.array([(number, len(row.input_ids), row.trained) for number, row in encoded], dtype=np.int32)
-    tokens = RoleTokens([row for _, row in encoded], *sizes.reshape(-1, 3).T)
-    pieces, reasons = cut_rows(tokens, max_length, text=bool(rows) and "text" in rows[0])
-    return ([tokens.read(*piece) for piece in zip(pieces.number, pieces.start, pieces.length, strict=True)],
-            {reason: len(found) for reason, found in reasons.items()})
+    pieces, reasons = cut_rows(RoleTokens(None, *sizes.reshape(-1, 3).T), max_length,
+                               text=bool(rows) and "text" in rows[0])
+    return ([encoded[number][1].cut(start, length) for number, start, length, _ in pieces.tolist()],
+            {reason: len(numbers) for reason, numbers in reasons.items()})
 
 
-def encode_role(tokenizer: PreTrainedTokenizerBase, role: Role) -> RoleTokens:
+def encode_role(tokenizer: Tokenizer, role: Role) -> RoleTokens:
     """The role's training rows as tokens, from the cache where they were encoded before.
 
     Raises BadInput, naming file and line, for a row that the chat template cannot show.
     """
     if not len(role.chosen):
-        return RoleTokens([], *np.zeros((3, 0), dtype=np.int32))
+        return RoleTokens(None, *np.zeros((3, 0), dtype=np.int32))
     key = hash_key(rows=role.digest, tokenizer=tokenizer_fingerprint(tokenizer))
     chosen = np.full(len(role.rows.table), -1)
     chosen[role.chosen] = np.arange(len(role.chosen))
@@ -174,7 +159,7 @@ def _encode_batch(batch: dict[str, list], indices: list[int], tokenizer, role: R
             "length": [len(row.input_ids) for _, row in flat], "count": [row.trained for _, row in flat]}
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """A hash of all that decides how rows become tokens: tokenizer, template, library, and this code."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     words = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -187,10 +172,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()[:20]
 
 
-def cut_rows(tokens: RoleTokens, max_length: int, text: bool) -> tuple[Pieces, dict[str, np.ndarray]]:
+def cut_rows(tokens: RoleTokens, max_length: int, text: bool) -> tuple[np.recarray, dict[str, np.ndarray]]:
     """What can train in blocks of `max_length` tokens: texts are cut into pieces, longer tasks are dropped.
 
-    Returns the pieces, and by reason the numbers of the rows that were cut or dropped.
+    Returns the pieces (see PIECE), and by reason the numbers of the rows that were cut or dropped.
     """
     longer = tokens.lengths > max_length
     if text:
@@ -203,13 +188,14 @@ def cut_rows(tokens: RoleTokens, max_length: int, text: bool) -> tuple[Pieces, d
     start = (np.arange(len(number)) - (np.cumsum(counts) - counts)[number]).astype(np.int32) * max_length
     length = np.minimum(max_length, tokens.lengths[number] - start)
     trained = length - 1 if text else tokens.trained[number]  # the first token of a piece is no label
-    pieces = Pieces(number, start, length, trained).take(np.flatnonzero(trained > 0))
-    return pieces, {reason: tokens.row[rows] for reason, rows in reasons.items() if rows.any()}
+    pieces = np.rec.fromarrays([number, start, length, trained], dtype=PIECE)
+    return (pieces[trained > 0],
+            {reason: tokens.row[rows] for reason, rows in reasons.items() if rows.any()})
 
 
-def refuse_untrainable(pieces: Pieces, role: str, where: str, max_length: int, reasons: dict) -> None:
+def refuse_untrainable(pieces: np.recarray, role: str, where: str, max_length: int, reasons: dict) -> None:
     """Raise BadInput where no token of a role can train."""
-    if not len(pieces.number):
+    if not len(pieces):
         why = ", ".join(f"{reason}: {len(rows)} rows" for reason, rows in reasons.items()) or "it has no row"
         raise BadInput(f"{where}: no row of {role} has a token to train within max_length {max_length} "
                        f"({why}); take a larger max_length", field="max_length", where=where)

@@ -20,7 +20,6 @@ from ..data.roles import Role, load_roles
 from ..data.sources import card_rate
 from ..data.tokenization import (
     EncodedRow,
-    Pieces,
     RoleTokens,
     cut_rows,
     encode_probe,
@@ -75,7 +74,7 @@ class PreparedRun:
     revision: str
     facts: Facts
     tokens: dict[str, RoleTokens]
-    pieces: dict[str, Pieces]
+    pieces: dict[str, np.recarray]
     warnings: tuple[str, ...] = ()  # where a value is far from the advised one, or does not fit
     forecast: tuple[set[str], dict] | None = None  # names of the stages stored by then, and the forecast
 
@@ -172,7 +171,7 @@ def check_machine(recipe: Recipe) -> None:
 
 
 def cut_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role],
-              tokens: dict[str, RoleTokens]) -> dict[str, Pieces]:
+              tokens: dict[str, RoleTokens]) -> dict[str, np.recarray]:
     """What of each role can train within max_length; tasks that cannot are recorded as dropped.
 
     Raises BadInput where a stage's role has not one token to train.
