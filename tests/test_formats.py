@@ -164,6 +164,9 @@ def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, 
         {"name": "f", "arguments": '{"a": 1, "a": 2}'}]}]}), "a", "more than once"),
     (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": ["y"]}]}),
      "tool_calls", ""),
+    ('{"messages": [{"role": "user", "content": "x", "tool_calls": 3}]}', "tool_calls", "a list with calls"),
+    ('{"messages": [{"role": "user", "content": [{"type": []}]}]}', "messages[1].content", "only text"),
+    ('{"instruction": "x", "output": "y", "history": true}', "history", "a list with pairs, not True"),
 ])
 def test_a_bad_task_row_is_named_with_its_field_and_line_and_counted(tmp_path, line, field, words):
     path = lines(tmp_path / "a.jsonl", ASK, line, ASK, line)

@@ -6,7 +6,9 @@ Every answer of a conversation is trained, those of a `history` too.
 """
 
 import contextlib
+import itertools
 import json
+from operator import itemgetter
 
 from ..errors import BadInput
 from .readers import load_json
@@ -66,12 +68,17 @@ def _conversation(record: dict) -> list[dict]:
     return _messages(name, record.get(name))
 
 
-def _messages(field: str, given) -> list[dict]:
-    given = _parse_text(field, given, " list of messages")
-    if not isinstance(given, list) or not given:
-        raise BadInput(f"{field!r} must be a list with at least one user and one assistant message",
-                       field=field)
-    return [_message(number, field, message) for number, message in enumerate(given, 1)]
+def _messages(field: str, value) -> list[dict]:
+    messages = _list(field, value, "messages")
+    return [_message(number, field, message) for number, message in enumerate(messages, 1)]
+
+
+def _list(field: str, value, of: str) -> list:
+    """The value if it is a list that is not empty, or JSON text of one."""
+    value = _parse_text(field, value, f" list of {of}")
+    if not isinstance(value, list) or not value:
+        raise BadInput(f"field {field!r} must be a list with {of}, not {value!r:.40}", field=field)
+    return value
 
 
 def _parse_text(field: str, value, what: str = ""):
@@ -83,13 +90,11 @@ def _parse_text(field: str, value, what: str = ""):
 
 
 def _message(number: int, field: str, message) -> dict:
-    speaker = None
-    if isinstance(message, dict):
-        speaker = message.get("role") or message.get("from")
-    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    is_object = isinstance(message, dict)
+    speaker = (message.get("role") or message.get("from")) if is_object else message
+    role = SPEAKERS.get(speaker) if is_object and isinstance(speaker, str) else None
     if role is None:
-        raise BadInput(f"message {number} must have the role system, user or assistant, "
-                       f"not {speaker if isinstance(message, dict) else message!r:.40}",
+        raise BadInput(f"message {number} must have the role system, user or assistant, not {speaker!r:.40}",
                        field=f"{field}[{number}]")
     if message.get("weight") == 0:
         raise BadInput(f"message {number} has weight 0: every answer of a row is trained; cut the row before "
@@ -99,16 +104,16 @@ def _message(number: int, field: str, message) -> dict:
     if isinstance(content, list):
         content = _parts(name, content)
     if message.get("tool_calls"):
-        calls = "\n".join(map(_call, message["tool_calls"]))
+        calls = "\n".join(map(_call, _list("tool_calls", message["tool_calls"], "calls")))
         content = f"{content}\n{calls}" if content else calls
     return {"role": role, "content": _text(name, content)}
 
 
 def _parts(name: str, parts: list) -> str:
     """Content given in parts: text only."""
-    kinds = {part.get("type") if isinstance(part, dict) else type(part).__name__ for part in parts}
+    kinds = {str(part.get("type")) if isinstance(part, dict) else type(part).__name__ for part in parts}
     if kinds - {"text"}:
-        raise BadInput(f"field {name!r} has parts of type {', '.join(map(str, kinds - {'text'}))}; "
+        raise BadInput(f"field {name!r} has parts of type {', '.join(sorted(kinds - {'text'}))}; "
                        "only text can be trained here", field=name)
     return "".join(_text(name, part.get("text"), empty=True) for part in parts)
 
@@ -127,18 +132,18 @@ def _call(call) -> str:
 def _with_tools(messages: list[dict], tools) -> list[dict]:
     """The messages with the tools' definitions, a line of JSON each, at the end of the system message."""
     tools = _parse_text("tools", tools)
-    lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in
-                      (tools if isinstance(tools, list) else [tools]))
-    given, text = messages[0]["role"] == "system", f"Tools:\n{lines}"
-    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{text}" if given else text},
-            *messages[given:]]
+    tools = tools if isinstance(tools, list) else [tools]
+    text = "\n".join(["Tools:", *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
 
 
 def _alpaca(record: dict) -> list[dict]:
     """`instruction`, with `input` on a line of its own below it; `history` is a list of earlier pairs."""
     messages = []
-    for pair in record.get("history") or []:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+    for pair in _list("history", record["history"], "pairs") if record.get("history") else ():
+        if not isinstance(pair, list) or len(pair) != 2:
             raise BadInput(f"field 'history' must be a list of [question, answer], not of {pair!r:.40}",
                            field="history")
         messages += _pair("history", pair[0], "history", pair[1])
@@ -167,14 +172,10 @@ _PARSERS = {
 def _check_turns(messages: list[dict]) -> list[dict]:
     """The messages if they are [system] (user assistant)+; answers of tools in a row count as one user's."""
     turns = []
-    for message in messages:
-        if message["role"] == "tool":
-            if turns and turns[-1].get("tool"):
-                turns[-1]["content"] += "\n" + message["content"]
-                continue
-            message = {"role": "user", "content": message["content"], "tool": True}
-        turns.append(message)
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    for role, group in itertools.groupby(messages, itemgetter("role")):
+        if role == "tool":
+            group = [{"role": "user", "content": "\n".join(message["content"] for message in group)}]
+        turns += group
     roles = [turn["role"] for turn in turns[turns[0]["role"] == "system":]]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise BadInput("messages must be user and assistant in turn and end with assistant, "

@@ -25,7 +25,7 @@ from .rows import cache_folder, cache_table
 IGNORE_INDEX = -100
 TOKENS = Features({"row": Value("int32"), "input_ids": List(Value("int32")), "trained": List(Value("bool")),
                    "length": Value("int32"), "count": Value("int32")})
-# what of a row trains in a block: its number in `RoleTokens`, the first token, how many, and how many are trained
+# what of a row trains in a block: its number in `RoleTokens`, the first token, all tokens, those trained
 PIECE = np.dtype([(name, np.int32) for name in ("number", "start", "length", "trained")])
 
 
