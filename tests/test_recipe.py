@@ -39,6 +39,7 @@ from tests.conftest import bad_input
     ("domain_text", "", None),
     ("output_dir", "a\nb", None),
     ("method", ("lora",), "tuple"),
+    ("learning_rate", numpy.array([1e-4, 1e-3]), "ndarray"),
 ])
 def test_bad_values_are_refused_with_the_remedy(field, value, remedy):
     with bad_input(field, match=remedy):

@@ -50,10 +50,5 @@ class Facts:
         return (self.rows or {}).get(role)
 
     def to_dict(self) -> dict:
-        """What is known, ready for JSON."""
+        """What is known, ready for JSON; `Facts(**values)` reads it back."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {})}
-
-
-def facts_from_dict(values: dict) -> Facts:
-    """The facts that `Facts.to_dict` wrote."""
-    return Facts(**values)

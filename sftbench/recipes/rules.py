@@ -8,17 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import BadInput
+from . import hyperparameters
 from .facts import Facts
-from .hyperparameters import (
-    WARMUP_RATIO,
-    Advised,
-    advised_epochs,
-    format_count,
-    full_learning_rate,
-    resolve_recipe,
-)
 from .modes import MODES
-from .recipe import METHOD_OPTIONS, Recipe
+from .recipe import METHOD_OPTIONS, OPTIONS, Recipe
 from .warnings import missing_roles, recipe_warnings
 
 PLENTIFUL_TOKENS = 1e9  # tokens of domain text that are worth CPT by themselves
@@ -58,7 +51,7 @@ def r2_plenty_of_text(facts: Facts) -> Suggestion | None:
     if tokens < PLENTIFUL_TOKENS or facts.wants != "domain":
         return None
     return Suggestion("R2", "Use the text: CPT before SFT",
-                      f"{format_count(tokens)} tokens are plenty, and only the domain counts",
+                      f"{hyperparameters.format_count(tokens)} tokens are plenty, and only the domain counts",
                       {"2": 1.5, "3": 1.5, "7": 1.5})
 
 
@@ -103,41 +96,39 @@ def r7_resources(facts: Facts) -> Suggestion | None:
     if facts.resources == "little":
         return Suggestion("R7", "Tune a chat model on your tasks, nothing more",
                           "resources are scarce and it already knows how to answer", {"6": 6})
-    if facts.resources != "much" or facts.wants not in ("domain", "both"):
-        return None
-    if facts.wants == "both":
+    if facts.resources == "much" and facts.wants == "both":
         return Suggestion("R7", "Mix tasks into the CPT, then tune on both kinds of task",
                           "resources allow the long way, and general ability is to stay", {"5": 2})
-    return Suggestion("R7", "CPT on the text, then SFT on the tasks",
-                      "resources allow it and only the domain counts", {"2": 2, "3": 1})
+    if facts.resources == "much" and facts.wants == "domain":
+        return Suggestion("R7", "CPT on the text, then SFT on the tasks",
+                          "resources allow it and only the domain counts", {"2": 2, "3": 1})
+    return None
 
 
 def r8_learning_rate(facts: Facts) -> Suggestion | None:
     """SFT takes about a tenth of the pre-training rate, CPT a larger part of it."""
-    rate = facts.pretraining_learning_rate
-    if not rate:
+    if not (rate := facts.pretraining_learning_rate):
         return None
-    sft, cpt = full_learning_rate("sft", rate), full_learning_rate("cpt", rate)
+    sft, cpt = (hyperparameters.full_learning_rate(kind, rate) for kind in ("sft", "cpt"))
     return Suggestion("R8", f"With full, take {sft:.3g} for SFT, {cpt:.3g} for CPT; settle the rate first",
                       f"at the pre-training rate, {rate:.3g}, SFT may never converge unless data are huge")
 
 
 def r9_warm_up(facts: Facts) -> Suggestion | None:
     """SFT warms up for a smaller part of its steps than pre-training; a higher rate wants a larger part."""
-    rate = facts.pretraining_learning_rate
-    if not rate:
+    if not (rate := facts.pretraining_learning_rate):
         return None
-    sft, cpt, peak = WARMUP_RATIO["sft"], WARMUP_RATIO["cpt"], full_learning_rate("sft", rate)
-    return Suggestion("R9", f"Warm up for {sft:g} of SFT's steps, {cpt:g} of CPT's; more at higher rates",
+    ratio, peak = hyperparameters.WARMUP_RATIO, hyperparameters.full_learning_rate("sft", rate)
+    return Suggestion("R9", f"Warm up for {ratio['sft']:g} of SFT's steps, {ratio['cpt']:g} of CPT's; "
+                            "more at higher rates",
                       f"SFT by full goes at {peak:.3g}, pre-training went at {rate:.3g}")
 
 
 def r10_epochs(facts: Facts) -> Suggestion | None:
     """Few rows want more passes; follow the loss, and rather overfit than underfit."""
-    rows = facts.row_count("domain_tasks")
-    if not rows:
+    if not (rows := facts.row_count("domain_tasks")):
         return None
-    passes, count = advised_epochs("sft", rows), format_count(rows)
+    passes, count = hyperparameters.advised_epochs("sft", rows), hyperparameters.format_count(rows)
     return Suggestion("R10", f"Start with {passes:g} epochs of SFT; let the loss decide, in doubt one more",
                       f"with {count} rows too few passes leave even the form of an answer unlearnt")
 
@@ -153,8 +144,7 @@ def r11_system_prompts(facts: Facts) -> Suggestion | None:
 
 def r12_good_base(facts: Facts) -> Suggestion | None:
     """No tuning makes up for a weak base, so compare bases first."""
-    accuracy = facts.base_accuracy
-    if not accuracy:
+    if not (accuracy := facts.base_accuracy):
         return None
     scores = ", ".join(f"{value:.0%} of {role}" for role, value in accuracy.items())
     return Suggestion("R12", "Score a second base on the same probes before you tune this one",
@@ -163,8 +153,7 @@ def r12_good_base(facts: Facts) -> Suggestion | None:
 
 def r13_loss(facts: Facts) -> Suggestion | None:
     """The loss is the most important signal, though in SFT it often rises before it falls."""
-    loss = facts.base_loss.get("domain_tasks")
-    if loss is None:
+    if (loss := facts.base_loss.get("domain_tasks")) is None:
         return None
     return Suggestion("R13", "Judge a run by its held-out loss, and do not stop at a rise in the first steps",
                       f"SFT starts here at {loss:.2f} nats per token and often climbs before it falls")
@@ -236,7 +225,7 @@ class Advice:
     obstacle: str  # why no mode can be suggested
     leading: tuple[Suggestion, ...]  # the rules that spoke for or against the suggested mode
     others: tuple[Suggestion, ...]
-    values: dict[str, Advised]  # for the fields that are not set
+    values: dict[str, hyperparameters.Advised]  # for the fields that are not set
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict:
@@ -257,9 +246,8 @@ def advise(recipe: Recipe, facts: Facts) -> Advice:
         mode, leading = suggest_mode(facts)
     except BadInput as error:
         obstacle = str(error)
-    resolved, values = resolve_recipe(recipe, facts)
-    unused = {name for names in METHOD_OPTIONS.values() for name in names}
-    unused -= {name for method in (resolved.method, resolved.cpt_method) for name in METHOD_OPTIONS[method]}
+    resolved, values = hyperparameters.resolve_recipe(recipe, facts)
+    unused = OPTIONS.difference(METHOD_OPTIONS[resolved.method], METHOD_OPTIONS[resolved.cpt_method])
     return Advice(recipe, facts, mode, obstacle, tuple(leading),
                   tuple(one for one in apply_rules(facts) if one not in leading),
                   {name: advised for name, advised in values.items() if name not in unused},

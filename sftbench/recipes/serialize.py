@@ -10,23 +10,13 @@ from pathlib import Path
 
 from ..errors import BadInput
 from ..runs.folder import read_json
-from .recipe import (
-    FIELDS,
-    Recipe,
-    field_help,
-    field_type,
-    from_parameters,
-    override,
-    recipe_from_dict,
-    recipe_to_dict,
-)
+from .recipe import FIELDS, Recipe, field_help, field_type, format_argument, from_parameters, override
 
 
 def _changed_values(recipe: Recipe) -> dict:
     """Mode, method and every field that differs from a new recipe."""
-    defaults = recipe_to_dict(Recipe())
-    return {name: value for name, value in recipe_to_dict(recipe).items()
-            if name in ("mode", "method") or value != defaults[name]}
+    return {name: getattr(recipe, name) for name, field in FIELDS.items()
+            if name in ("mode", "method") or getattr(recipe, name) != field.default}
 
 
 def format_command(recipe: Recipe) -> str:
@@ -34,19 +24,18 @@ def format_command(recipe: Recipe) -> str:
     values = _changed_values(recipe)
     words = ["sftbench", "run", values.pop("mode")]
     for name, value in values.items():
-        words += ["-p", name, str(value).lower() if value is None or isinstance(value, bool) else str(value)]
+        words += ["-p", name, format_argument(value)]
     return shlex.join(words)
 
 
 def format_cell(recipe: Recipe) -> str:
     """The source of a notebook's parameters cell that gives exactly this recipe."""
-    return "\n".join(f"{name}: {field_type(name).__name__} = {_python_literal(value)}  # {field_help(name)}"
-                     for name, value in _changed_values(recipe).items())
-
-
-def _python_literal(value) -> str:
-    """A scalar as Python source; text in double quotes, as in the notebooks."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    lines = []
+    for name, value in _changed_values(recipe).items():
+        # text in double quotes, as in the notebooks
+        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+        lines.append(f"{name}: {field_type(name).__name__} = {literal}  # {field_help(name)}")
+    return "\n".join(lines)
 
 
 def parse_cell(source: str, where: str = "the cell") -> Recipe:
@@ -54,10 +43,10 @@ def parse_cell(source: str, where: str = "the cell") -> Recipe:
     values = {}
     try:
         for node in ast.parse(source).body:
-            if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-                if isinstance(target, ast.Name):
-                    values[target.id] = ast.literal_eval(node.value)
+            match node:
+                case (ast.Assign(targets=[ast.Name(name), *_], value=value)
+                      | ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value)):
+                    values[name] = ast.literal_eval(value)
     except (SyntaxError, ValueError) as error:
         raise BadInput(f"{where}: not lines of the form name = value: {error}", where=where) from None
     return from_parameters(values)
@@ -81,7 +70,7 @@ def read_recipe(path: str | Path) -> Recipe:
     if not isinstance(stored.get("recipe"), dict):
         raise BadInput(f"{path}: contains no recipe", where=str(path))
     advised = [name for name in stored.get("reasons") or {} if name in FIELDS]
-    return override(recipe_from_dict(stored["recipe"]), **dict.fromkeys(advised), output_dir=None)
+    return override(Recipe(), **stored["recipe"] | dict.fromkeys([*advised, "output_dir"]))
 
 
 def _read_notebook(path: Path) -> Recipe:

@@ -4,11 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .recipe import METHOD_OPTIONS, Recipe
+from .recipe import METHOD_OPTIONS, OPTIONS, Recipe
 
 # These fields of a recipe have a twin with the prefix `cpt_` that counts for CPT stages.
 TWINS = ("method", "learning_rate", "warmup_ratio", "num_train_epochs", "per_device_train_batch_size")
-OPTIONS = {name for names in METHOD_OPTIONS.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class StageSettings:
 
     def for_key(self) -> dict[str, Any]:
         """The settings that decide what a stage of this method learns, for its key."""
-        return {name: value for name, value in dataclasses.asdict(self).items()
-                if name not in OPTIONS or name in METHOD_OPTIONS[self.method]}
+        return {name: getattr(self, name) for name in _setting_names(self.method)}
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,18 @@ class Stage:
     key: str = ""
 
 
+def _setting_names(method: str) -> list[str]:
+    """The settings that a stage of this method uses."""
+    return [field.name for field in dataclasses.fields(StageSettings)
+            if field.name not in OPTIONS or field.name in METHOD_OPTIONS[method]]
+
+
 def stage_settings(recipe: Recipe, kind: str) -> StageSettings:
     """What stages of this kind (`cpt`, `sft`) of a resolved recipe are trained with."""
     prefix = "cpt_" if kind == "cpt" else ""
-    values = {name: getattr(recipe, prefix + name) for name in TWINS}
-    others = {field.name for field in dataclasses.fields(StageSettings)} - set(TWINS) - OPTIONS
-    values |= {name: getattr(recipe, name) for name in others | set(METHOD_OPTIONS[values["method"]])}
-    if values["method"] == "ptuning_v2":  # the prefix takes the cache's place
+    method = getattr(recipe, prefix + "method")
+    values = {name: getattr(recipe, prefix + name if name in TWINS else name)
+              for name in _setting_names(method)}
+    if method == "ptuning_v2":  # the prefix takes the cache's place
         values["packing"] = values["gradient_checkpointing"] = False
     return StageSettings(**values)

@@ -1,6 +1,6 @@
 """The form's second step: what the model will read: data by role, rows with their mask, shares, steps."""
 
-from ..recipes.facts import Facts, facts_from_dict
+from ..recipes.facts import Facts
 from ..recipes.recipe import ROLES, recipe_to_dict
 from .step_choose import SHADES, share_bar
 from .widgets import Fold, button, column, grid, html_area, row, show, text_label
@@ -53,7 +53,7 @@ class LookStep:
             self.note.value = "Nothing to look at: see below."
             show(self.content, False)
             raise
-        facts = facts_from_dict(answer["facts"])
+        facts = Facts(**answer["facts"])
         self._show_roles(facts)
         self._show_stages(answer["stages"], answer["plan"])
         self._show_forecast(answer)
