@@ -83,6 +83,19 @@ def test_the_plane_places_each_run_by_what_it_gained_and_lost(make):
     assert [note.get_text() for note in alike.texts] == ["b", "c"]
 
 
+def test_no_label_of_the_plane_covers_a_point_or_another_label():
+    scores = [(0.88, 0.87), (0.92, 0.74), (0.9, 0.76), (0.1, 0.0)]
+    runs = [{"mode": number, "method": "full", "domain": (0, domain), "general": (0, general)}
+            for number, (domain, general) in enumerate(scores)]
+    figure = gain_figure(runs)
+    figure.draw_without_rendering()
+    axes, = figure.axes
+    boxes = [note.get_window_extent() for note in axes.texts]
+    points = axes.transData.transform([(-run["general"][1], run["domain"][1]) for run in runs])
+    assert not any(box.count_contains(points) for box in boxes)
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes), "each overlaps itself alone"
+
+
 def test_an_overlay_has_each_run_once_in_both_panels():
     events = [{"stage": "start", "step": 0, "plan": {"cpt": 4, "sft": 2}},
               {"stage": "cpt", "step": 2, "eval_domain_tasks_loss": 2.0, "eval_general_tasks_loss": 1.0},

@@ -19,6 +19,10 @@ MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "genera
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
 MIN_LOSS = 0.01  # nats per token: below it rows are known by heart; a log scale shows such losses at its foot
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
+# offsets of a point's label from it, in points, best first, with the end of the label that is there
+LABEL_OFFSETS = [((x, y), end) for rise in range(0, 80, 13) for y in (4 + rise, -11 - rise)
+                 for x, end in ((7, "left"), (-7, "right"))]
+MARKER_RADIUS = 5  # pixels
 
 
 def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bool = False) -> Figure:
@@ -29,15 +33,13 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
     """
     figure, axes, *strip = _figure(9.6, 4.8, rows=1 + rates, sharex=True, height_ratios=(5, 1)[:1 + rates])
     starts, end = _stage_starts(events)
-    least = MIN_LOSS * log
-    steps = [(starts[event["stage"]] + event["step"], event) for event in events if event["stage"] in starts]
-    training = [(step, event["loss"]) for step, event in steps if "loss" in event]
-    if training:
+    least, last = MIN_LOSS * log, []
+    if training := _points(events, starts, "loss"):
         for weight, looks in ((0.0, {"alpha": 0.25, "linewidth": 0.8}),
                               (0.8, {"linewidth": 1.8, "label": "training (thin: each step)"})):
             smoothed = _smooth(training, set(starts.values()), weight)
             axes.plot(*_columns(smoothed, least), color=COLOURS["training"], **looks)
-    last = [f"training {_few(training[-1][1])}"] if training and training[-1][1] is not None else []
+        last += [] if training[-1][1] is None else [f"training {_few(training[-1][1])}"]
     for role, marker in MARKERS.items():
         if points := _probe_points(events, role):
             side, kind = role.split("_")
@@ -46,7 +48,8 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
             last.append(f"{side} {kind} {_few(points[-1][1])}")
     _dress(axes, starts, end, title, log)
     if rates:
-        _draw_rates(axes, *strip, steps, starts, end)
+        axes.set_xlabel("")
+        _draw_rates(*strip, _smooth(_points(events, starts, "learning_rate"), set(starts.values()), 0.0))
     figure.supxlabel("last values:  " + ("   ·   ".join(last) or "none yet"), fontsize=9, color="#333333")
     return figure
 
@@ -61,19 +64,14 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     return figure, *panels
 
 
-def _draw_rates(axes, strip, steps: list[tuple], starts: dict[str, int], end: int) -> None:
+def _draw_rates(strip, points: list[tuple]) -> None:
     """The learning rate under the loss, over the same steps."""
-    points = [(step, event["learning_rate"]) for step, event in steps
-              if event.get("learning_rate") is not None]
-    borders = set(starts.values())
-    strip.plot(*_columns(_smooth(points, borders, weight=0.0)), color=COLOURS["training"], linewidth=1.2)
-    strip.set_xlim(0, end)
+    strip.plot(*_columns(points), color=COLOURS["training"], linewidth=1.2)
     strip.set_ylim(bottom=0)
     strip.set_ylabel("learning\nrate", fontsize=9)
     strip.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     strip.tick_params(labelsize=8)
     _label_steps(strip)
-    axes.set_xlabel("")
 
 
 def overlay_figure(runs: dict[str, list[dict]], kind: str = "tasks", log: bool = True) -> Figure:
@@ -105,18 +103,32 @@ def gain_figure(runs: list[dict]) -> Figure:
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.axvline(0, color="#888888", linewidth=0.8)
     names = [f"mode {run['mode']} {run['method']}" for run in runs]
-    for name, run in zip(names, runs, strict=True):
+    points = [(run["general"][0] - run["general"][1], run["domain"][1] - run["domain"][0]) for run in runs]
+    for name, run, point in zip(names, runs, points, strict=True):
         if names.count(name) > 1:  # the same mode and method: the run's own name
             name = _literal(run["name"])
-        x, y = run["general"][0] - run["general"][1], run["domain"][1] - run["domain"][0]
-        axes.plot(x, y, "o", color=COLOURS["domain"], markersize=7)
-        axes.annotate(name, (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        axes.plot(*point, "o", color=COLOURS["domain"], markersize=7)
+        axes.annotate(name, point, xytext=(7, 4), textcoords="offset points", fontsize=9)
     axes.set_xlabel("general lost (accuracy before − after; left is better)")
     axes.set_ylabel("domain gained (accuracy after − before)")
     axes.margins(0.25)
     axes.grid(color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
+    _separate_labels(axes, points)
     return figure
+
+
+def _separate_labels(axes, points: list[tuple]) -> None:
+    """Move each label that covers a point or an earlier label to another side of its own point."""
+    axes.figure.draw_without_rendering()  # the layout gives points and labels their pixels
+    markers, taken = axes.transData.transform(points), []
+    for label in axes.texts:
+        for offset, end in LABEL_OFFSETS:
+            label.set(position=offset, horizontalalignment=end)
+            box = label.get_window_extent()
+            if not box.padded(MARKER_RADIUS).count_contains(markers) and not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 def _literal(name: str) -> str:
@@ -124,23 +136,25 @@ def _literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _points(events: list[dict], starts: dict[str, int], name: str) -> list[tuple]:
+    """An event's field over the steps of all stages, None where it was no number."""
+    return [(starts[event["stage"]] + event["step"], event[name]) for event in events
+            if event["stage"] in starts and name in event]
+
+
 def _stage_starts(events: list[dict]) -> tuple[dict[str, int], int]:
     """Where each stage begins on the common axis of steps, and where the last one ends."""
     plan = next((event["plan"] for event in events if "plan" in event), {})
-    starts, begin = {"start": 0}, 0
-    for name, steps in plan.items():
-        starts[name] = begin
-        begin += steps
-    return starts, max(begin, 1)
+    *begins, end = itertools.accumulate(plan.values(), initial=0)
+    return {"start": 0, **dict(zip(plan, begins, strict=True))}, max(end, 1)
 
 
 def _probe_points(events: list[dict], role: str) -> list[tuple]:
     """The losses of a role's probe over the steps of all stages."""
-    starts, _ = _stage_starts(events)
     # a stage's score at step 0 is of a part of the probe; the state before it was scored on all of it
-    return [(starts[event["stage"]] + event["step"], event[name]) for event in events
-            if event["stage"] in starts and "steps" not in event
-            and event.get(name := f"eval_{role}_loss") is not None]
+    scored = [event for event in events if "steps" not in event]
+    points = _points(scored, _stage_starts(events)[0], f"eval_{role}_loss")
+    return [(step, loss) for step, loss in points if loss is not None]
 
 
 def _few(value: float) -> str:
@@ -162,19 +176,18 @@ def _smooth(points: list[tuple], borders: set[int], weight: float = 0.8) -> list
             smoothed.append((previous, None))  # a gap, so that no line joins two stages
         previous = x
         if y is None:
-            smoothed.append((x, None))
             mean, count = 0.0, 0
-            continue
-        mean, count = weight * mean + (1 - weight) * y, count + 1
-        smoothed.append((x, mean / (1 - weight**count)))
+            smoothed.append((x, None))
+        else:
+            mean, count = weight * mean + (1 - weight) * y, count + 1
+            smoothed.append((x, mean / (1 - weight**count)))
     return smoothed
 
 
 def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> None:
     """Shades and names of the stages, scales, labels, legend."""
-    names = [name for name in starts if name != "start"]
-    for name, following in zip(names, [*names[1:], None], strict=False):
-        left, right = starts[name], starts[following] if following else end
+    _, *stages = starts.items()
+    for (name, left), right in zip(stages, [*(begin for _, begin in stages[1:]), end], strict=False):
         axes.axvspan(left, right, color=SHADES["cpt" if "cpt" in name else "sft"], zorder=0, linewidth=0)
         axes.text((left + right) / 2, 1.02, name.replace("_", " "), ha="center", va="bottom", fontsize=10,
                   transform=axes.get_xaxis_transform())
@@ -207,22 +220,15 @@ def _scale(axes, log: bool) -> None:
 
 
 def _plain_ticks(axis) -> None:
+    """Plain numbers on a log scale, at minor ticks too where it spans too little for several major ones."""
     axis.set_major_formatter(_plain_number)
-    axis.set_minor_formatter(_PlainMinor())
+    minor = LogFormatter(minor_thresholds=(2, 0.5))
+    minor._num_to_string = _plain_number
+    axis.set_minor_formatter(minor)
 
 
-def _plain_number(value: float, _=None) -> str:
+def _plain_number(value: float, *_) -> str:
     return f"≤ {value:g}" if value == MIN_LOSS else f"{value:g}"
-
-
-class _PlainMinor(LogFormatter):
-    """Plain numbers at the minor ticks of a log scale, where it spans too little for several major ones."""
-
-    def __init__(self):
-        super().__init__(minor_thresholds=(2, 0.5))
-
-    def _num_to_string(self, value, low, high):
-        return _plain_number(value)
 
 
 def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = "") -> Figure:
