@@ -24,8 +24,7 @@ def summarise_run(folder: Path) -> dict:
     Accuracies are (before, after); `seconds` of training and `memory_bytes` are the stages' sum and maximum.
     What a run has not come to is None.
     """
-    recipe = try_read_json(folder / "recipe.json").get("recipe") or {}  # a torn run harms no other
-    result = try_read_json(folder / "result.json")
+    recipe, result = _read_recipe(folder), try_read_json(folder / "result.json")
     stages = result.get("stages") or []
     states = [state["probes"] for state in [result.get("start") or {}, *stages] if state.get("probes")]
     method = recipe.get("method") or "?"
@@ -46,16 +45,22 @@ def _accuracies(states: list[dict], roles: tuple) -> tuple[float, float] | None:
     return None
 
 
+def _read_recipe(folder: Path) -> dict:
+    # a torn run harms no other
+    return try_read_json(folder / "recipe.json").get("recipe") or {}
+
+
 def recipe_differences(folders: list[Path]) -> dict[str, list]:
     """The recipe fields in which runs differ, each with the value of every run."""
-    recipes = [try_read_json(folder / "recipe.json").get("recipe") or {} for folder in folders]
+    recipes = [_read_recipe(folder) for folder in folders]
     names = {name for other in recipes[1:] for name in differing_fields(recipes[0], other)}
     return {name: [recipe.get(name) for recipe in recipes] for name in FIELDS if name in names}
 
 
 def format_differences(folders: list[Path]) -> str:
     """The values in which the runs' recipes differ, as a table of text; one line if they do not."""
-    rows = [[name, *map(_short, values)] for name, values in recipe_differences(folders).items()]
+    rows = [[name, *(shorten_start(f"{value:.3g}" if isinstance(value, float) else str(value), MAX_CELL)
+                     for value in values)] for name, values in recipe_differences(folders).items()]
     if not rows:
         return "Their recipes are the same." if len(folders) > 1 else "Choose two runs or more."
     return format_table(rows, ["recipe", *(shorten_start(folder.name, MAX_CELL) for folder in folders)])
@@ -74,7 +79,3 @@ def run_cells(run: dict) -> list[str]:
     return [run["mode"], run["method"], run["state"], *accuracies,
             "–" if run["seconds"] is None else format_duration(run["seconds"]),
             format_gigabytes(run["memory_bytes"]) or "–"]
-
-
-def _short(value) -> str:
-    return shorten_start(f"{value:.3g}" if isinstance(value, float) else str(value), MAX_CELL)

@@ -49,7 +49,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What there is to know of a role's data; `counts` is None without a usable row."""
+    """What was counted in a role's data; `counts` is None without a usable row."""
 
     role: str
     source: str
@@ -84,13 +84,13 @@ class DataReport:
     @property
     def stops(self) -> list[str]:
         """What would stop a run on these data, and what to do about it."""
-        cases = ((bad := self.bad + self.probe_bad,
-                  f"{plural(bad, 'row')} would stop a run; correct them, or run with -p bad_rows drop"),
-                 (not self.rows, f"{self.role}: no usable row, so a run stops here"),
-                 (self.probe_rows == 0, f"{self.role}_probe: no usable row, so a run stops here"),
-                 (self.untrainable, f"{self.role}: nothing to train: {self.untrainable}, so a run stops "
-                                    "here; take a larger max_length or another probe"))
-        return [text for holds, text in cases if holds]
+        bad = self.bad + self.probe_bad
+        cases = {f"{plural(bad, 'row')} would stop a run; correct them, or run with -p bad_rows drop": bad,
+                 f"{self.role}: no usable row, so a run stops here": not self.rows,
+                 f"{self.role}_probe: no usable row, so a run stops here": self.probe_rows == 0,
+                 f"{self.role}: nothing to train: {self.untrainable}, so a run stops here; take a larger "
+                 "max_length or another probe": self.untrainable}
+        return [text for text, applies in cases.items() if applies]
 
     def to_dict(self) -> dict:
         """The report ready for JSON: instead of each row's length their quantiles."""
@@ -113,10 +113,10 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     rows that cannot be used are counted and named.
     """
     silence_libraries()
-    if role is not None and role not in ROLES:
+    role = _role_of(source) if role is None else role
+    if role not in ROLES:
         raise BadInput(f"no role {role!r}{suggest_name(role, ROLES)}; roles are {', '.join(ROLES)}",
                        field="role")
-    role = role or _role_of(source)
     recipe = override(Recipe(), bad_rows="drop", probe_rows=ALL_ROWS,
                       **fields, **{role: source, f"{role}_probe": probe})
     kind, systems = role.split("_")[1], load_system_prompts(recipe.system_prompts, role)
@@ -178,10 +178,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role) -> TokenCounts:
 
 def check_data(source: str, role: str | None = None, probe: str | None = None,
                picture: str | Path | None = None, **fields) -> str:
-    """The check as text of at most 100 columns; `picture` is where a histogram of lengths goes, as PNG.
-
-    The other arguments are those of `measure_data`.
-    """
+    """`measure_data` as text of at most 100 columns; `picture` is where a PNG of the lengths goes."""
     report = measure_data(source, role, probe, **fields)
     if picture:
         draw_lengths(report, picture)
@@ -200,10 +197,9 @@ def draw_lengths(report: DataReport, picture: str | Path) -> None:
 
 def format_report(report: DataReport) -> str:
     """The report as text of at most 100 columns."""
-    parts, counts = [f"{make_visible(report.source)} as {report.role}"], report.counts
-    parts.append(format_pairs(_row_pairs(report) + (_dropped_pairs(report, counts) if counts else []),
-                              indent=2, width=NAME_WIDTH))
-    if counts:
+    parts = [f"{make_visible(report.source)} as {report.role}",
+             format_pairs(_row_pairs(report), indent=2, width=NAME_WIDTH)]
+    if counts := report.counts:
         yours = " (name yours with --model)" * (report.model == Recipe().model)
         parts += [f"\nTokens by {report.model}{yours}",
                   format_pairs(_token_pairs(report, counts), indent=2, width=NAME_WIDTH)]
@@ -212,7 +208,7 @@ def format_report(report: DataReport) -> str:
 
 
 def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
-    """What the files hold: rows and their shapes, bad rows, duplicates, system messages."""
+    """Rows and their shapes, bad rows, duplicates, system messages; what trains, what is dropped."""
     shapes = ", ".join(f"{name} {count:,}" for name, count in report.shapes.items()) or "none"
     pairs = [("rows", f"{report.rows:,} in {plural(report.files, 'file')}, by shape: {shapes}"),
              ("cannot be used", _bad_rows(report.bad, report.first_bad))]
@@ -229,23 +225,20 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
                           for kind, count in list(report.types.items())[:LISTED])
         pairs.append(("system messages", f"{plural(report.systems, 'row')} with one"
                       + f"; types: {kinds}" * bool(kinds)))
+    if counts := report.counts:
+        how = "split off by hash" if report.probe_rows is None else "given"
+        pairs.append(("training, probe", f"{plural(counts.train, 'row')} to train on, "
+                                         f"{counts.probe:,} in the probe ({how})"))
+        dropped = [f"{reason}: {plural(rows['rows'], 'row')}, first {'; '.join(rows['examples'][:3])}"
+                   for reason, rows in counts.dropped.items()]
+        pairs += [("dropped or cut", "\n".join(map(make_visible, dropped)))] * bool(dropped)
     return pairs
 
 
-def _bad_rows(count: int, places: list[str]) -> str:
+def _bad_rows(count: int, first: list[str]) -> str:
     """How many rows cannot be used, and on lines of their own the first, each with what is wrong."""
-    stops = "; they stop a run unless bad_rows is drop" if count else ""
-    return "\n".join([plural(count, "row") + stops, *(make_visible(place, 300) for place in places)])
-
-
-def _dropped_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str]]:
-    """How many rows train and are scored, and what is dropped."""
-    how = "split off by hash" if report.probe_rows is None else "given"
-    pairs = [("training, probe", f"{plural(counts.train, 'row')} to train on, "
-                                 f"{counts.probe:,} in the probe ({how})")]
-    dropped = [f"{reason}: {plural(rows['rows'], 'row')}, first {'; '.join(rows['examples'][:3])}"
-               for reason, rows in counts.dropped.items()]
-    return pairs + [("dropped or cut", "\n".join(map(make_visible, dropped)))] * bool(dropped)
+    stops = "; they stop a run unless bad_rows is drop" * bool(count)
+    return "\n".join([plural(count, "row") + stops, *(make_visible(one, 300) for one in first)])
 
 
 def _token_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str]]:
@@ -293,8 +286,9 @@ def _script_text(counts: TokenCounts) -> str:
 
 def join_sources(files: list[str]) -> str:
     """Several sources as one, as a recipe's field takes them."""
+    if len(files) == 1:
+        return files[0]
     for file in files:
-        if '"' in file and len(files) > 1:
+        if '"' in file:
             raise BadInput(f"{file}: a name with double quotes cannot be in a list; rename it", where=file)
-    return files[0] if len(files) == 1 else ", ".join(
-        f'"{file}"' if "," in file and Path(file).exists() else file for file in files)
+    return ", ".join(f'"{file}"' if "," in file and Path(file).exists() else file for file in files)

@@ -9,6 +9,8 @@ from .text_table import format_table, wrap_text
 
 COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text", "yardstick")
 MEASURES = {"loss": 6, "accuracy": 8, "f1": 5}  # with the width of their figures
+COSTS = ("stage", "method", "parameters", "  trained", "steps", "tokens", "time", "  forecast", "memory",
+         "  forecast", "from the store")
 UNITS = "Loss in nats per token; accuracy and F1 from 0 to 1."
 FEW_PROBE_ROWS = 20  # rows of a probe below which chance outweighs most of what training changes
 SMALL_RISE = 0.05  # nats per token: a smaller rise of the loss is hardly to be seen in what a model writes
@@ -87,41 +89,42 @@ def _percent(value: float) -> str:
 
 def _cost_table(result: dict) -> str:
     """What each stage trained and took, beside its forecast where it was trained in this run."""
-    stages, predicted = result["stages"], result.get("forecast", {}).get("stages", {})
-    forecasts = [{} if stage["reused"] else predicted.get(stage["name"], {}) for stage in stages]
-    seconds = [forecast.get("seconds") for forecast in forecasts]
-    rows = [
-        ["method", *(stage["method"] for stage in stages)],
-        ["parameters", *(f"{stage['parameters']:,}" for stage in stages)],
-        ["  trained", *(f"{stage['trainable_parameters']:,} "
-                        f"({stage['trainable_parameters'] / stage['parameters']:.1%})" for stage in stages)],
-        ["steps", *(f"{stage['steps']:,}" for stage in stages)],
-        ["tokens", *(f"{stage['tokens']:,}" for stage in stages)],
-        ["time", *(format_duration(stage["seconds"]) for stage in stages)],
-        ["  forecast", *("" if time is None else format_duration(time) for time in seconds)],
-        ["memory", *(format_gigabytes(stage.get("peak_memory_bytes")) for stage in stages)],
-        ["  forecast", *(format_gigabytes(one.get("peak_memory_bytes")) for one in forecasts)],
-        ["from the store", *("yes" if stage["reused"] else "" for stage in stages)]]
-    return format_table(rows, ["stage", *(stage["name"] for stage in stages)])
+    predicted = result.get("forecast", {}).get("stages", {})
+    columns = [_stage_costs(stage, {} if stage["reused"] else predicted.get(stage["name"], {}))
+               for stage in result["stages"]]
+    headings, *rows = zip(COSTS, *columns, strict=True)
+    return format_table(rows, headings)
+
+
+def _stage_costs(stage: dict, forecast: dict) -> list[str]:
+    trained, total = stage["trainable_parameters"], stage["parameters"]
+    return [stage["name"], stage["method"], f"{total:,}", f"{trained:,} ({trained / total:.1%})",
+            f"{stage['steps']:,}", f"{stage['tokens']:,}",
+            format_duration(stage["seconds"]), _seconds(forecast.get("seconds")),
+            *(format_gigabytes(one.get("peak_memory_bytes")) for one in (stage, forecast)),
+            "yes" if stage["reused"] else ""]
 
 
 def _summary(first: dict, last: dict) -> list[str]:
     """The table in words: the domain's gain, and what was forgotten."""
+    def pair(role: str, measure: str) -> tuple[float, float]:
+        return first[role][measure], last[role][measure]
+
     sentences = []
     for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
         if "accuracy" in last.get(role, {}):
-            before, after = (_percent(state[role]["accuracy"]) for state in (first, last))
+            before, after = map(_percent, pair(role, "accuracy"))
             sentences.append(f"{words}: {before} of the probe's questions answered exactly as wanted before, "
                              f"{after} after.")
     if "loss" in last.get("general_text", {}):
-        before, after = (side["general_text"]["loss"] for side in (first, last))
+        before, after = pair("general_text", "loss")
         rise = _rounded(after, before)
         much = "little was forgotten" if after - before < SMALL_RISE else "so much was forgotten"
         sentences.append(f"Loss on general text {_rounded(before)} -> {_rounded(after)} nats per token; it "
                      + (f"rose by {rise}: {much}." if rise > 0 else "did not rise."))
     if "yardstick" in last:
-        english, chinese = (" -> ".join(_percent(side["yardstick"][f"accuracy_{language}"])
-                                        for side in (first, last)) for language in ("en", "zh"))
+        english, chinese = (" -> ".join(map(_percent, pair("yardstick", f"accuracy_{language}")))
+                            for language in ("en", "zh"))
         sentences.append(f"Yardstick (built-in general probe), questions right: English {english}, "
                      f"Chinese {chinese} (chance: 25%).")
     return sentences
@@ -141,11 +144,10 @@ def format_forecast(forecast: dict) -> str:
     # a stage whose model could not be counted has no parts
     rows += [[f"  {part}", *(format_gigabytes(stage["memory"].get(part)) for stage in stages)]
              for part in dict.fromkeys(part for stage in stages for part in stage["memory"])]
+    time = "not measured" + (f", since {forecast['untimed']}" if forecast.get("untimed") else "")
     if forecast["seconds"] is not None:
         time = (f"{format_duration(forecast['seconds'])}, of it {format_duration(forecast['probe_seconds'])} "
                 "whenever the probes are scored")
-    else:
-        time = "not measured" + (f", since {forecast['untimed']}" if forecast.get("untimed") else "")
     sentences = [f"Time: {time}."]
     if fits := forecast["fits"]:
         peak, room = (format_gigabytes(forecast[name]) for name in ("peak_memory_bytes", "room_bytes"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..runs.events import EventTail, format_duration, run_progress
 from ..runs.ownership import FLAG
-from .ledger import format_forecast
 
 READ_SECONDS = 0.5  # between two looks at a run's events
 LOG_SECONDS = 10  # between two lines of progress in a log
@@ -51,11 +50,11 @@ class LivePlot:
         self.line.update({"text/plain": self.status()}, raw=True)
 
     def status(self) -> str:
-        """How far the run is, in words."""
+        """How far the run is, as text."""
         last = self.events[-1]
         if "state" in last:
-            return f"{last['state']} after {format_duration(last['time'] - self.events[0]['time'])}" + (
-                f": {last['message']}" if last.get("message") else "")
+            text = f"{last['state']} after {format_duration(last['time'] - self.events[0]['time'])}"
+            return ": ".join(filter(None, [text, last.get("message")]))
         now = run_progress(self.events)
         return f"{now['text']} ({now['share']:.0%}), {format_duration(now['seconds_left'])} left"
 
@@ -128,6 +127,8 @@ def _watch(folder: Path, done: threading.Event, warn: bool) -> None:
 def _show_forecast(plan: dict, warn: bool) -> None:
     """Show the run's forecast and what its recipe is warned of, above the line of progress."""
     from tqdm import tqdm
+
+    from .ledger import format_forecast
     if "forecast" in plan:
         tqdm.write(format_forecast(plan["forecast"]) + "\n")
     for warning in plan.get("warnings", []) if warn else []:
@@ -139,7 +140,7 @@ def _status(events: list[dict], seconds: float) -> tuple[float, str]:
     if not events:
         return 0.0, f"{LOADING} ({format_duration(seconds)})"
     progress = run_progress(events)
-    loss = next((event["loss"] for event in reversed(events) if event.get("loss") is not None), None)
-    parts = [] if progress["seconds_left"] is None else [f"{format_duration(progress['seconds_left'])} left"]
-    parts += [] if loss is None else [f"loss {loss:.2f}"]
-    return progress["share"], ", ".join([*parts, progress["text"]])
+    left = [f"{format_duration(progress['seconds_left'])} left"] * (progress["seconds_left"] is not None)
+    losses = [event["loss"] for event in events if event.get("loss") is not None]
+    loss = [f"loss {value:.2f}" for value in losses[-1:]]
+    return progress["share"], ", ".join([*left, *loss, progress["text"]])

@@ -20,9 +20,9 @@ LISTED_TYPES = 8
 
 
 def format_recipe(ready: PreparedRun, everything: bool = False) -> str:
-    """The resolved recipe: what you set, each advised value with its reason; `everything`: defaults too.
+    """The resolved recipe: what you set, advised values with their reasons, warnings.
 
-    Its warnings come last.
+    With `everything` the defaults too.
     """
     defaults, values = recipe_to_dict(Recipe()), recipe_to_dict(ready.recipe)
     rows = {}
@@ -95,12 +95,12 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
 
 
 def _row_views(ready: PreparedRun, name: str, numbers: range) -> list[HtmlText]:
-    """Training rows by number: each with its place, a summary and its tokens."""
+    """Training rows by number: each with its file and line, a summary and its tokens."""
     role, parts = ready.roles[name], []
     for number in numbers[:max(0, len(role.train) - numbers.start)]:
-        place = role.rows.where(role.chosen[number])
+        where = role.rows.where(role.chosen[number])
         for view in view_row(ready.tokenizer, role.train[number], ready.recipe.max_length):
-            parts += [_line(f"    row {number + 1} ({place}): {summarise_view(view)}"), format_view(view)]
+            parts += [_line(f"    row {number + 1} ({where}): {summarise_view(view)}"), format_view(view)]
     return parts
 
 

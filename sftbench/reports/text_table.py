@@ -7,6 +7,13 @@ them. Widths are in terminal columns, of which a Chinese character takes two.
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from rich.box import Box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
 WIDTH = 100  # columns of every text the bench prints: fits half a wide screen, and a cell in JupyterLab
 
 
@@ -17,7 +24,6 @@ def format_table(rows: Sequence[Sequence[str]], headings: Sequence[str], gap: in
     `total` puts a rule before the last row. Where the columns do not fit into WIDTH, the table goes on below
     with the rest of them, its first column repeated. Rows without figures and empty columns are left out.
     """
-    from rich.cells import cell_len
     rows = [row for row in rows if any(row[1:])]
     columns = [column for column in zip(headings, *rows, strict=True) if any(column)]
     first, *widths = (max(map(cell_len, "\n".join(column).split("\n"))) for column in columns)
@@ -32,9 +38,6 @@ def format_table(rows: Sequence[Sequence[str]], headings: Sequence[str], gap: in
 
 
 def _ruled(columns: list[Sequence[str]], gap: int, total: bool) -> str:
-    from rich.box import Box
-    from rich.table import Table
-    from rich.text import Text
     # of rich's eight lines only those under the headings and before the total are drawn
     lines = ("    ", "    ", " -- ", "    ", " -- ", "    ", "    ", "    ")
     table = Table(box=Box("\n".join(lines)), show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
@@ -48,13 +51,10 @@ def _ruled(columns: list[Sequence[str]], gap: int, total: bool) -> str:
 
 
 def format_pairs(rows: Iterable[Sequence[str]], indent: int = 0, width: int = 0, gap: int = 2) -> str:
-    """Rows of short cells and a text, which is wrapped beside them; `width` is the first column's least.
+    """Rows of short cells and a text, which is wrapped beside them; `width` is the first column's minimum.
 
     Line breaks in the text stay. A name longer than half of WIDTH loses its beginning.
     """
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
     rows = [[*(shorten_start(name, WIDTH // 2) for name in names), text] for *names, text in rows]
     if not rows:
         return ""
@@ -85,7 +85,6 @@ def plural(count: int, noun: str) -> str:
 
 def _plain_text(renderable) -> str:
     """What rich makes of a table, as text: no colours, wherever it runs, and no space at a line's end."""
-    from rich.console import Console
     # force_jupyter: in a notebook rich would display HTML; height: else it asks the terminal for its size
     console = Console(width=WIDTH, height=25, color_system=None, force_terminal=False, force_jupyter=False,
                       legacy_windows=False)

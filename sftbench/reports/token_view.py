@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from rich.cells import cell_len, chop_cells
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
@@ -35,17 +36,13 @@ class TokenView:
 
 @dataclass(frozen=True)
 class RowView:
-    """A row as the model sees it.
-
-    `bos` counts its beginning-of-sequence tokens, `end` is the last trained token's text if that is an
-    end-of-answer token, `fate` says what becomes of the row.
-    """
+    """A row as the model sees it."""
 
     tokens: list[TokenView]
     trained: int
-    bos: int
-    end: str | None
-    fate: str
+    bos: int  # number of beginning-of-sequence tokens
+    end: str | None  # the last trained token's text, if that token ends an answer
+    fate: str  # what becomes of the row
 
 
 def view_row(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[RowView]:
@@ -55,7 +52,7 @@ def view_row(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | No
 
 def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: int | None,
           is_text: bool) -> RowView:
-    size, special, bos = len(encoded.input_ids), set(tokenizer.all_special_ids), tokenizer.bos_token_id
+    size, special = len(encoded.input_ids), set(tokenizer.all_special_ids)
     room = max_length or size
     # labels as they are trained: the first token of a row or piece has none (`EncodedRow.cut`)
     pieces = [encoded.cut(start, room) for start in range(0, size, room)] if is_text else [encoded.cut()]
@@ -71,7 +68,7 @@ def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: i
     else:
         fate = f"cut into {len(pieces)} pieces of at most {room} tokens" if len(pieces) > 1 else "nothing cut"
     ends = trained and trained[-1].id in end_of_turn_ids(tokenizer)
-    return RowView(tokens, len(trained), 0 if bos is None else encoded.input_ids.count(bos),
+    return RowView(tokens, len(trained), encoded.input_ids.count(tokenizer.bos_token_id),
                    trained[-1].text if ends else None, fate)
 
 
@@ -88,7 +85,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
 
 
 def summarise_view(view: RowView) -> str:
-    """What to know of a row in one line."""
+    """A row in one line: its tokens, the trained ones, how it begins and ends, what becomes of it."""
     end = f"end {make_visible(view.end)} trained" if view.end else "no end token trained"
     size = plural(len(view.tokens), "token")
     return f"{size}, {view.trained:,} trained; BOS {view.bos}; {end}; {view.fate}"
@@ -101,33 +98,31 @@ def format_view(view: RowView, indent: int = 6) -> HtmlText:
     blue, special tokens are brown, and everything is escaped.
     """
     tokens, more = view.tokens[:MAX_TOKENS_SHOWN], len(view.tokens) - MAX_TOKENS_SHOWN
-    words = _mark(tokens, [make_visible(token.text) for token in tokens], ("|", "‖", "«", "»"))
-    markup = _mark(tokens, map(_token_html, tokens),
-                   ("", '<span style="color:#a33b00"> ‖ </span>', "<b>«", "»</b>"))
+    words = _mark(tokens, [make_visible(token.text) for token in tokens], "|", "‖", ("«", "»"))
+    markup = _mark(tokens, map(_token_html, tokens), "", '<span style="color:#a33b00"> ‖ </span>',
+                   ("<b>«", "»</b>"))
     rest = f" … ({plural(more, 'token')} more)" if more > 0 else ""
     return HtmlText(_fold([*words, rest], indent), (
         '<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
         f"{''.join(markup)}{rest}</div>"))
 
 
-def _mark(tokens: list[TokenView], words: Iterable[str], marks: tuple[str, str, str, str]) -> list[str]:
-    """The tokens' words with marks: between two, where a text is cut, and round what is trained."""
-    (bar, cut, opening, closing), marked = marks, []
-
-    def run_of(token: TokenView | None) -> tuple | None:
-        return token and (token.piece, token.trained)
-
-    for before, token, after, word in zip([None, *tokens], tokens, [*tokens[1:], None], words, strict=False):
-        begins, ends = run_of(before) != run_of(token), run_of(after) != run_of(token)
-        separator = bar if not begins else cut if before and before.piece != token.piece else ""
-        marked.append(f"{separator}{opening * (token.trained and begins)}{word}"
-                      f"{closing * (token.trained and ends)}")
+def _mark(tokens: list[TokenView], words: Iterable[str], bar: str, cut: str,
+          trained_marks: tuple[str, str]) -> list[str]:
+    """The tokens' words with marks: between two, where a text is cut, and around what is trained."""
+    (opening, closing), marked = trained_marks, []
+    for _, part in itertools.groupby(zip(tokens, words, strict=True), lambda pair: pair[0].piece):
+        separator = cut * bool(marked)
+        for trained, run in itertools.groupby(part, lambda pair: pair[0].trained):
+            first, *rest = (word for _, word in run)
+            marked += [f"{separator}{opening * trained}{first}", *(f"{bar}{word}" for word in rest)]
+            marked[-1] += closing * trained
+            separator = ""
     return marked
 
 
 def _fold(words: list[str], indent: int) -> str:
     """The words as lines of at most WIDTH columns, broken between words only, unless a word is longer."""
-    from rich.cells import cell_len, chop_cells
     lines, used = [""], 0
     for word in itertools.chain.from_iterable(chop_cells(word, WIDTH - indent) for word in words):
         used += cell_len(word)
@@ -170,8 +165,8 @@ def count_scripts(tokenizer: PreTrainedTokenizerBase,
 
     scripts = {}
     for script, texts in runs.items():
-        ids, unknown = list(itertools.chain.from_iterable(encode(texts))), tokenizer.unk_token_id
-        scripts[script] = Script(sum(map(len, texts)), len(ids), 0 if unknown is None else ids.count(unknown))
+        ids = list(itertools.chain.from_iterable(encode(texts)))
+        scripts[script] = Script(sum(map(len, texts)), len(ids), ids.count(tokenizer.unk_token_id))
     common = [letter for letter, _ in letters.most_common(SAMPLED_ROWS)]
     sizes = sorted(zip(common, map(len, encode(common)), strict=True), key=lambda pair: -pair[1])
     return (dict(sorted(scripts.items(), key=lambda entry: -entry[1].characters)),
@@ -182,7 +177,7 @@ def script_runs(text: str) -> Iterator[tuple[str, str]]:
     """The text in runs of one script; white space goes with the run before it."""
     _, *scripts = itertools.accumulate(
         text, lambda before, letter: before if letter.isspace() else _script_of(letter), initial="")
-    for script, run in itertools.groupby(zip(scripts, text, strict=True), key=lambda pair: pair[0]):
+    for script, run in itertools.groupby(zip(scripts, text, strict=True), lambda pair: pair[0]):
         if script:
             yield script, "".join(letter for _, letter in run)
 
