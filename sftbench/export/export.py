@@ -18,15 +18,8 @@ from ..data.chat_template import answer_frame, end_of_turn_ids, prompt_options, 
 from ..errors import BadInput, RunFailed
 from ..evaluation.chat import probe_questions
 from ..evaluation.probes import generate_answers
+from ..models import loading
 from ..models.checkpoint import CheckpointRef, check_start_revision, load_stage, state_of
-from ..models.loading import (
-    load_tokenizer,
-    locate_model,
-    make_bnb_config,
-    release_memory,
-    select_device,
-    silence_libraries,
-)
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings, stage_settings
 from ..runs.folder import find_run, read_json, read_result, store_folder
@@ -50,7 +43,7 @@ class ExportPlan:
     max_new_tokens: int  # of an answer
     source: Path  # folder of the weights or the adapter in the stage store
     base: Path | str | None = None  # what an adapter is loaded on: weights of an earlier stage, or the start
-    own_base: bool = False  # whether the base lies in the stage store, and is exported too
+    own_base: bool = False  # whether the base is in the stage store, and is exported too
     revision: str | None = None  # of a base on the hub
 
     @property
@@ -77,17 +70,15 @@ def export_stage(run: str | Path, folder: str | Path, stage: str | None = None, 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty; name a new folder", field="folder", where=str(folder))
     plan = _make_plan(run, stage, form)
-    silence_libraries()
-    questions = _read_questions(run)
-    answers = _answer_by_run(plan, questions)
+    loading.silence_libraries()
+    questions = _answer_by_run(plan)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "export"
         _write_files(new, plan)
-        equal = _count_equal(answers, _answer_by_export(new, plan, questions), plan)
-        examples = [question | {"answer": answer}
-                    for question, answer in zip(questions, answers, strict=True) if "wanted" in question]
-        write_model_card(new, plan, len(questions), equal, examples[:rows])
+        equal = _count_equal(new, plan, questions)
+        examples = [question for question in questions if "wanted" in question][:rows]
+        write_model_card(new, plan, len(questions), equal, examples)
         for path in (new, *new.rglob("*")):  # safetensors (0.8) writes files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         new.rename(folder)
@@ -116,7 +107,7 @@ def _make_plan(run: Path, stage: str | None, form: str | None) -> ExportPlan:
     if weights := state_of(run, number - 1 if number else None).weights:
         return replace(plan, base=store / weights / "model", own_base=True)
     revision = check_start_revision(run)
-    return replace(plan, base=locate_model(start), revision=revision if on_hub else None)
+    return replace(plan, base=loading.locate_model(start), revision=revision if on_hub else None)
 
 
 def _choose_form(method: str, form: str | None) -> str:
@@ -134,8 +125,8 @@ def _write_files(folder: Path, plan: ExportPlan) -> None:
     """Write weights, tokenizer and generation settings; for an adapter of a later stage also its base."""
     shutil.copytree(plan.source, folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-    tokenizer = load_tokenizer(str(plan.source.parent / (
-        "adapter" if plan.entry["method"] == "ptuning_v2" else "model")))
+    saved = "adapter" if plan.entry["method"] == "ptuning_v2" else "model"
+    tokenizer = loading.load_tokenizer(str(plan.source.parent / saved))
     tokenizer.save_pretrained(folder)
     weights = Path(plan.base or folder)
     if plan.own_base:
@@ -154,40 +145,47 @@ def _generation_config(weights: Path, plan: ExportPlan, tokenizer) -> Generation
     except OSError:
         settings = GenerationConfig()
     ends = settings.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
-    settings.eos_token_id = sorted(ends | set(end_of_turn_ids(tokenizer)))
+    ends = [ends] if isinstance(ends, int) else ends or []
+    settings.eos_token_id = sorted({*ends, *end_of_turn_ids(tokenizer)})
     settings.pad_token_id = tokenizer.pad_token_id
     return settings
 
 
-def _read_questions(run: Path) -> list[dict]:
-    """The run's first probe questions, or plain ones where its data is gone or has none."""
+def _answer_by_run(plan: ExportPlan) -> list[dict]:
+    """The run's first probe questions (plain ones where it has none) with the `answer` of its own model.
+
+    Raises BadInput or RunFailed for lost or damaged weights.
+    """
     try:
-        return probe_questions(run)
+        questions = probe_questions(plan.run)
     except BadInput:
-        return [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in PROMPTS]
-
-
-def _answer_by_run(plan: ExportPlan, questions: list[dict]) -> list[str]:
-    """The answers of the run's own model; raises BadInput or RunFailed for lost or damaged weights."""
+        questions = [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     model, tokenizer = load_stage(plan.run, plan.number)
-    try:
-        return generate_answers(model, tokenizer, [question["messages"] for question in questions],
-                                plan.max_new_tokens, batch_size=1)
-    finally:
-        del model
-        release_memory()
+    answers = generate_answers(model, tokenizer, [question["messages"] for question in questions],
+                               plan.max_new_tokens, batch_size=1)
+    del model
+    loading.release_memory()
+    return [question | {"answer": answer} for question, answer in zip(questions, answers, strict=True)]
 
 
-@torch.no_grad()
+def _count_equal(folder: Path, plan: ExportPlan, questions: list[dict]) -> int:
+    """The number of the folder's answers that are the run's; others raise RunFailed, unless quantised."""
+    answers = _answer_by_export(folder, plan, questions)
+    equal = sum(question["answer"] == answer for question, answer in zip(questions, answers, strict=True))
+    if equal < len(answers) and not plan.quantised:
+        raise RunFailed(f"the exported {plan.form} of {plan.entry['name']} answers {len(answers) - equal} of "
+                        f"{len(answers)} prompts differently from the run, so nothing is exported")
+    return equal
+
+
 def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> list[str]:
     """The answers of the written folder, by transformers and PEFT alone, in the precision of the run's."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = (folder / BASE if plan.own_base else plan.base) if plan.form == "adapter" else folder
-    extra = {"quantization_config": make_bnb_config(plan.settings)} if plan.quantised else {}
+    extra = {"quantization_config": loading.make_bnb_config(plan.settings)} if plan.quantised else {}
     model = AutoModelForCausalLM.from_pretrained(
         base, revision=plan.revision, dtype=torch.float32, use_safetensors=True,
-        device_map={"": select_device()}, **extra)
+        device_map={"": loading.select_device()}, **extra)
     if plan.form == "adapter":
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
@@ -200,7 +198,7 @@ def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> 
         new = tokens[0, batch["input_ids"].shape[1]:]
         answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     del model
-    release_memory()
+    loading.release_memory()
     return answers
 
 
@@ -210,12 +208,3 @@ def _render_plainly(tokenizer, messages: list[dict]) -> str:
     if options is None or (folds and messages[0]["role"] == "system"):
         return render_prompt(tokenizer, messages)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-
-
-def _count_equal(answers: list[str], exported: list[str], plan: ExportPlan) -> int:
-    """The number of equal answers; raises RunFailed where any differ, unless the base was quantised."""
-    equal = sum(map(str.__eq__, answers, exported))
-    if equal < len(answers) and not plan.quantised:
-        raise RunFailed(f"the exported {plan.form} of {plan.entry['name']} answers {len(answers) - equal} of "
-                        f"{len(answers)} prompts differently from the run, so nothing is exported")
-    return equal

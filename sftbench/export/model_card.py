@@ -1,6 +1,6 @@
 """The card of an exported model: what it is, how to use it, how it was trained.
 
-Text from outside (names of files, a mode's sentence, questions, answers) stands in code, where Markdown and
+Text from outside (names of files, a mode's sentence, questions, answers) is in code, where Markdown and
 HTML mean nothing. The card's own words are in `model_card.md.jinja`.
 """
 
@@ -35,7 +35,7 @@ def write_model_card(folder: Path, plan: "ExportPlan", prompts: int, equal: int,
         examples: questions to show, as `{prompt, wanted, answer}`.
     """
     result, tokenizer = read_result(plan.run), load_tokenizer(str(folder))
-    stages = result["stages"][:plan.number + 1]  # later ones made another model
+    stages = result["stages"][:plan.number + 1]  # later ones gave another model
     drawn = plan.run / "loss.png"
     (folder / "loss.png").write_bytes(drawn.read_bytes() if drawn.exists() else
                                       figure_png(loss_figure(read_events(plan.run))))

@@ -13,7 +13,7 @@ MAX_CELL = 40  # characters of a value in the table of differences
 
 
 def list_runs(root: Path | None = None) -> list[Path]:
-    """The runs under `root` (by default where runs lie), newest first."""
+    """The runs under `root` (default: `runs_root()`), newest first."""
     folders = [path.parent for path in (root or runs_root()).glob("*/recipe.json")]
     return sorted(folders, key=lambda folder: (folder / "recipe.json").stat().st_mtime, reverse=True)
 
@@ -22,7 +22,7 @@ def summarise_run(folder: Path) -> dict:
     """One run: `name`, `mode`, `method`, `state`, names of its `stages`, `domain` and `general` accuracy.
 
     Accuracies are (before, after); `seconds` of training and `memory_bytes` are the stages' sum and maximum.
-    What a run has not come to is None.
+    What is not known yet is None.
     """
     recipe, result = _read_recipe(folder), try_read_json(folder / "result.json")
     stages = result.get("stages") or []
@@ -73,7 +73,7 @@ def format_runs(runs: list[dict]) -> str:
 
 
 def run_cells(run: dict) -> list[str]:
-    """A run's line as text, without its name; a dash where it has not come to a figure."""
+    """A run's line as text, without its name; a dash where a figure is not known yet."""
     accuracies = [f"{pair[0]:.0%} → {pair[1]:.0%}" if pair else "–"
                   for pair in (run["domain"], run["general"])]
     return [run["mode"], run["method"], run["state"], *accuracies,

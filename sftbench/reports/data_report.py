@@ -33,12 +33,12 @@ BAD = 1.0  # tokens per character from which on a script counts as badly split
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What the tokenizer makes of the rows that can be used."""
+    """What the tokenizer yields for the usable rows."""
 
     train: int  # rows
     probe: int  # rows
     template: str
-    dropped: dict[str, dict]  # by reason: the number of `rows`, and `examples` of where they lie
+    dropped: dict[str, dict]  # by reason: the number of `rows`, and `examples` of their file and line
     max_length: int
     lengths: np.ndarray  # tokens of each training row
     tokens: int
@@ -63,7 +63,7 @@ class DataReport:
     first_bad: list[str]
     other_shape: int  # rows that would do as text for tasks, or the other way round
     duplicates: int
-    first_duplicates: list[tuple[str, str]]  # where a row lies, and where the earlier one that is the same
+    first_duplicates: list[tuple[str, str]]  # file and line of a row and of the earlier equal one
     probe_rows: int | None  # None: no probe is given, so one is split off
     probe_bad: int
     probe_first_bad: list[str]
@@ -137,7 +137,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
 
 
 def _role_of(source: str) -> str:
-    """The role that the file is named after, or the domain's that its first usable row is fit for."""
+    """The role in the file's name, or the domain's role that fits its first usable row."""
     if (named := Path(source).stem.removesuffix("_probe")) in ROLES:
         return named
     for origin in open_sources(source, "data"):
@@ -150,7 +150,7 @@ def _role_of(source: str) -> str:
 
 
 def _duplicates(rows: Rows) -> tuple[int, list[tuple[str, str]]]:
-    """How many rows repeat an earlier one, and where the first of them lie."""
+    """The number of rows that repeat an earlier one, and where the first of them are."""
     _, first, back = np.unique(rows.names[0], return_index=True, return_inverse=True)
     repeated = np.flatnonzero(first[back] != np.arange(len(back)))
     return len(repeated), [(rows.where(index), rows.where(first[back[index]]))
@@ -267,7 +267,7 @@ def _bars(lengths: np.ndarray) -> list[str]:
 
 
 def _script_text(counts: TokenCounts) -> str:
-    """The scripts as a table, and the characters that cost most tokens."""
+    """The scripts as a table, and the characters of several tokens."""
     total, rows = sum(script.characters for script in counts.scripts.values()), []
     for name, script in list(counts.scripts.items())[:LISTED]:
         rate = script.tokens / script.characters

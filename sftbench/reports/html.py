@@ -9,19 +9,19 @@ MAX_CHARACTERS = 20_000  # characters of one text that are shown
 def make_visible(text: str, limit: int = MAX_CHARACTERS) -> str:
     """The text with signs for what cannot be seen: line ends, tabs, control and direction characters."""
     cut = f" … ({len(text) - limit:,} characters more)" if len(text) > limit else ""
-    named = {"\n": "↵", "\t": "⇥", "\r": "␍"}
-    return "".join(named.get(letter) or (letter if _plain(letter) else f"⟨U+{ord(letter):04X}⟩")
-                   for letter in text[:limit]) + cut
+    return "".join(map(_visible_sign, text[:limit])) + cut
 
 
-def _plain(letter: str) -> bool:
-    """Whether a character shows as itself: neither control, format, private, surrogate nor unassigned."""
-    return letter.isprintable() or unicodedata.category(letter) == "Zs"
+def _visible_sign(letter: str) -> str:
+    """A printable character or space as it is; a sign for control, format, private, surrogate, unassigned."""
+    if letter.isprintable() or unicodedata.category(letter) == "Zs":
+        return letter
+    return {"\n": "↵", "\t": "⇥", "\r": "␍"}.get(letter, f"⟨U+{ord(letter):04X}⟩")
 
 
-def escape_html(text: str, limit: int = MAX_CHARACTERS) -> str:
+def escape_html(text: str) -> str:
     """Any text as HTML that shows just this text, long ones cut; safe in an element and in an attribute."""
-    return html.escape(make_visible(text, limit), quote=True)
+    return html.escape(make_visible(text))
 
 
 class HtmlText(str):

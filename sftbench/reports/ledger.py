@@ -12,7 +12,7 @@ MEASURES = {"loss": 6, "accuracy": 8, "f1": 5}  # with the width of their figure
 COSTS = ("stage", "method", "parameters", "  trained", "steps", "tokens", "time", "  forecast", "memory",
          "  forecast", "from the store")
 UNITS = "Loss in nats per token; accuracy and F1 from 0 to 1."
-FEW_PROBE_ROWS = 20  # rows of a probe below which chance outweighs most of what training changes
+FEW_PROBE_ROWS = 20  # rows of a probe below which chance outweighs what training usually changes
 SMALL_RISE = 0.05  # nats per token: a smaller rise of the loss is hardly to be seen in what a model writes
 
 
@@ -44,7 +44,7 @@ def format_result_ledger(result: dict) -> str:
 
 
 def format_partial_ledger(events: list[dict]) -> str:
-    """The table of a run that goes on, from its events: a line for each state that was scored; else empty."""
+    """The table of a run in progress, from its events: a line for each scored state; empty without one."""
     plan = next((event["plan"] for event in events if "plan" in event), {})
     states = {}
     for event in events:

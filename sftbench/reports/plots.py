@@ -17,7 +17,7 @@ COLOURS = {"domain": "#0072B2", "general": "#E69F00", "training": "#444444"}
 STYLES = {"text": "--", "tasks": "-"}
 MARKERS = {"domain_text": "s", "domain_tasks": "o", "general_text": "D", "general_tasks": "^"}
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "P"))
-MIN_LOSS = 0.01  # nats per token: below it rows are known by heart; a log scale shows such losses at its foot
+MIN_LOSS = 0.01  # nats per token: below it rows are memorised; a log scale shows such losses at its foot
 SHADES = {"cpt": "#EAF1EA", "sft": "#F4EEF6"}
 # offsets of a point's label from it, in points, best first, with the end of the label that is there
 LABEL_OFFSETS = [((x, y), end) for rise in range(0, 80, 13) for y in (4 + rise, -11 - rise)
@@ -25,7 +25,7 @@ LABEL_OFFSETS = [((x, y), end) for rise in range(0, 80, 13) for y in (4 + rise, 
 MARKER_RADIUS = 5  # pixels
 
 
-def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bool = False) -> Figure:
+def loss_figure(events: list[dict], log: bool = True, rates: bool = False) -> Figure:
     """Training loss (raw and smoothed) and each probe's loss over the steps of all stages, in nats per token.
 
     Stage borders are shaded and named; the last values are text under the picture. `rates` adds the
@@ -46,7 +46,7 @@ def loss_figure(events: list[dict], title: str = "", log: bool = True, rates: bo
             axes.plot(*_columns(points, least), color=COLOURS[side], linestyle=STYLES[kind], marker=marker,
                       markersize=4, linewidth=1.4, label=f"{side} {kind}, held out")
             last.append(f"{side} {kind} {_few(points[-1][1])}")
-    _dress(axes, starts, end, title, log)
+    _dress(axes, starts, end, log)
     if rates:
         axes.set_xlabel("")
         _draw_rates(*strip, _smooth(_points(events, starts, "learning_rate"), set(starts.values()), 0.0))
@@ -184,7 +184,7 @@ def _smooth(points: list[tuple], borders: set[int], weight: float = 0.8) -> list
     return smoothed
 
 
-def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> None:
+def _dress(axes, starts: dict[str, int], end: int, log: bool) -> None:
     """Shades and names of the stages, scales, labels, legend."""
     _, *stages = starts.items()
     for (name, left), right in zip(stages, [*(begin for _, begin in stages[1:]), end], strict=False):
@@ -198,8 +198,6 @@ def _dress(axes, starts: dict[str, int], end: int, title: str, log: bool) -> Non
     axes.set_ylabel("loss (nats per token)")
     _label_steps(axes)
     axes.grid(axis="y", color="#FFFFFF", linewidth=1)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11, pad=20)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
 

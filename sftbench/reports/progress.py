@@ -1,4 +1,4 @@
-"""A run as it goes on: a picture in a notebook cell, a rewritten line in a terminal, lines in a log."""
+"""A run in progress: a picture in a notebook cell, a rewritten line in a terminal, lines in a log."""
 
 import contextlib
 import io
@@ -21,9 +21,8 @@ DRAWING_SHARE = 0.02  # drawing may take this part of the time, and never happen
 class LivePlot:
     """A callback for `run`: called with events, draws into the cell it was created in; `log`: a log scale."""
 
-    def __init__(self, title: str = "", log: bool = True):
-        self.title, self.log, self.events = title, log, []
-        self.due = 0.0
+    def __init__(self, log: bool = True):
+        self.log, self.events, self.due = log, [], 0.0
         self.line = _display({"text/plain": "preparing"}, raw=True, display_id=True)
         self.picture = None
 
@@ -42,7 +41,7 @@ class LivePlot:
         from IPython.display import Image
 
         from .plots import figure_png, loss_figure
-        image = Image(data=figure_png(loss_figure(self.events, self.title, self.log)), format="png")
+        image = Image(data=figure_png(loss_figure(self.events, self.log)), format="png")
         if self.picture is None:
             self.picture = _display(image, display_id=True)
         else:
@@ -106,7 +105,7 @@ def _watch(folder: Path, done: threading.Event, warn: bool) -> None:
     while not ended:
         ended = done.wait(READ_SECONDS)
         tail.read()
-        # until a run that goes on has its plan, the events are those of its earlier life
+        # until a resumed run has its plan, the events are those of its earlier life
         plan = next((event for event in tail.events if "plan" in event and event["time"] >= began), None)
         if plan and not forecast_shown:
             _show_forecast(plan, warn)

@@ -51,8 +51,11 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
     dropped, and `rows` training rows from number `row` on, each with its file and line. `role` shows that
     role alone. Raises BadInput for a role or row that does not exist.
     """
-    if role is not None:
-        _check_row(ready, role, row)
+    if role not in (None, *ready.roles):
+        raise BadInput(f"no data for role {role!r}{suggest_name(role, ready.roles)}; "
+                       f"there is {', '.join(ready.roles)}", field="role")
+    if role and row not in range(1, 1 + (size := len(ready.roles[role].train))):
+        raise BadInput(f"{role} has training rows 1 to {size}, not {row}", field="row")
     numbers, parts = range(row - 1, row - 1 + rows), []
     for stage in ready.stages:
         dataset, drawn = ready.datasets[stage.name]
@@ -63,15 +66,6 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
     if not parts:  # a role that no stage draws from
         parts = _row_views(ready, role, numbers)
     return HtmlText("\n".join(parts), "".join(part.markup for part in parts))
-
-
-def _check_row(ready: PreparedRun, role: str, row: int) -> None:
-    if role not in ready.roles:
-        raise BadInput(f"no data for role {role!r}{suggest_name(role, ready.roles)}; "
-                       f"there is {', '.join(ready.roles)}", field="role")
-    if not 1 <= row <= len(ready.roles[role].train):
-        raise BadInput(f"{role} has training rows 1 to {len(ready.roles[role].train)}, not {row}",
-                       field="row")
 
 
 def _line(text: str) -> HtmlText:
@@ -85,12 +79,11 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
              f"{drawn['share']:.0%} of the stage, {drawn['trained_tokens']:,} of them trained"]
     lines += [f"    {reason}: {plural(dropped['rows'], 'row')}, first {dropped['examples'][0]}"
               for reason, dropped in role.dropped.items()]
-    about = role.rows.about
-    if about["systems"] or about["types"]:
-        types = list(about["types"].items())[:LISTED_TYPES]
+    systems, types = role.rows.about["systems"], list(role.rows.about["types"].items())[:LISTED_TYPES]
+    if systems or types:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in types)
-        lines.append(f"    with a system message: {about['systems']:,} of "
-                     f"{plural(len(role.rows.table), 'row')}" + f"; types: {kinds}" * bool(kinds))
+        lines.append(f"    with a system message: {systems:,} of {plural(len(role.rows.table), 'row')}"
+                     + f"; types: {kinds}" * bool(kinds))
     return [_line(line) for line in lines]
 
 
@@ -114,7 +107,7 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
     for role in ("domain_tasks", "general_tasks"):
         probe = ready.roles[role].probe[:rows] if role in ready.roles else []
         prompts = [row["messages"][:-1] for row in probe]
-        answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens) if probe else []
+        answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens)
         for row, answer in zip(probe, answers, strict=True):
             *prompt, wanted = (message["content"] for message in row["messages"])
             verdict = "right" if exact_match(answer, wanted) else "wrong"
@@ -175,9 +168,9 @@ def _suggested_mode(advice: Advice) -> str:
     lines = [f"Suggested mode: {advice.mode} ({mode.name})", f"  {mode.sentence}"]
     if load_mode(advice.recipe.mode) is not mode:
         lines.append(wrap_text(f"  The recipe has mode {advice.recipe.mode}."))
-    if not advice.leading:
-        lines.append("  No rule speaks for or against it yet: state what you want and what you have.")
-    return "\n".join([*lines, *filter(None, [_format_rules(advice.leading)])])
+    lines.append(_format_rules(advice.leading) or
+                 "  No rule speaks for or against it yet: state what you want and what you have.")
+    return "\n".join(lines)
 
 
 def _format_rules(suggestions: tuple[Suggestion, ...]) -> str:

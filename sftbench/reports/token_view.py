@@ -46,7 +46,7 @@ class RowView:
 
 
 def view_row(tokenizer: PreTrainedTokenizerBase, row: dict, max_length: int | None = None) -> list[RowView]:
-    """A view for each text that is made of the row; some templates make one of each answer."""
+    """A view for each text that the row gives; with some templates that is one for each answer."""
     return [_view(tokenizer, encoded, max_length, "text" in row) for encoded in encode_row(tokenizer, row)]
 
 
@@ -151,7 +151,7 @@ class Script:
 
 def count_scripts(tokenizer: PreTrainedTokenizerBase,
                   role: Role) -> tuple[dict[str, Script], dict[str, int]]:
-    """The scripts of a sample of rows, most characters first; and characters of many tokens, with these."""
+    """The scripts of a sample of rows by falling number of characters; characters of several tokens."""
     runs, letters = defaultdict(list), Counter()
     for index in np.linspace(0, len(role.train) - 1, min(SAMPLED_ROWS, len(role.train))).astype(int):
         row = role.train[int(index)]
