@@ -4,14 +4,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import datasets
 
 from ..runs.stage_store import file_sha256
-from .readers import READ_BATCH, READERS, file_error
+from .readers import READERS, file_error
 from .sources import expand_path, locate_source, parse_source
 
 HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
@@ -35,18 +35,18 @@ class Origin:
 
 def open_sources(source: str, role: str) -> list[Origin]:
     """The files and data sets that a source names (see `sources.parse_source`); raises BadInput."""
-    return [origin for shape, path, weight in parse_source(source, role)
-            for origin in _expand(path, role, shape, weight)]
+    return [replace(origin, shape=shape, weight=weight) for shape, name, weight in parse_source(source, role)
+            for origin in _expand(name, role)]
 
 
-def _expand(path: str, role: str, shape: str | None, weight: float) -> list[Origin]:
-    place = locate_source(path, role)
-    if place is None:
-        return [_dataset(path, load_hub_dataset(path), shape, weight)]
-    if any((place / name).exists() for name in ("state.json", "dataset_dict.json")):
-        split = "" if expand_path(path).exists() else path.partition("#")[2]
-        return [_dataset(path, load_saved_dataset(place, split), shape, weight)]
-    return [_file(file, shape, weight) for file in (_files(place) if place.is_dir() else [place])]
+def _expand(name: str, role: str) -> list[Origin]:
+    path = locate_source(name, role)
+    if path is None:
+        return [_dataset(name, load_hub_dataset(name))]
+    if any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
+        split = "" if expand_path(name).exists() else name.partition("#")[2]
+        return [_dataset(name, load_saved_dataset(path, split))]
+    return [_file(file) for file in (_files(path) if path.is_dir() else [path])]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -60,22 +60,19 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _file(path: Path, shape: str | None, weight: float) -> Origin:
+def _file(path: Path) -> Origin:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise file_error(path, f"files ending in {', '.join(READERS)} are read, not {path.suffix!r}")
     try:
         return Origin(str(path), "row" if suffix == ".parquet" else "line", file_sha256(path),
-                      partial(READERS[suffix], path), shape, weight)
+                      partial(READERS[suffix], path))
     except OSError as error:
         raise file_error(path, f"cannot be read: {error.strerror}") from None
 
 
-def _dataset(name: str, table: datasets.Dataset, shape: str | None, weight: float) -> Origin:
-    def records():
-        return enumerate((dict(zip(batch, values, strict=True)) for batch in table.iter(READ_BATCH)
-                          for values in zip(*batch.values(), strict=True)), 1)
-    return Origin(name, "row", table._fingerprint, records, shape, weight)
+def _dataset(name: str, table: datasets.Dataset) -> Origin:
+    return Origin(name, "row", table._fingerprint, lambda: enumerate(table, 1))
 
 
 def origin_in_memory(name: str, rows: list[dict]) -> Origin:

@@ -77,13 +77,9 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
     return batch
 
 
-def build_stage_dataset(
-    tokens: dict[str, RoleTokens],
-    pieces: dict[str, np.recarray],
-    times: dict[str, np.ndarray],
-    shares: dict[str, float],
-    settings: StageSettings,
-) -> tuple[Dataset, dict]:
+def build_stage_dataset(tokens: dict[str, RoleTokens], pieces: dict[str, np.recarray],
+                        times: dict[str, np.ndarray], shares: dict[str, float],
+                        settings: StageSettings) -> tuple[Dataset, dict]:
     """A stage's blocks in training order, and what each role gave: rows, passes, tokens, share of them.
 
     The dataset gives `input_ids`, `labels` and `seq_lengths` (tokens of each row in the block) when indexed,
@@ -93,12 +89,13 @@ def build_stage_dataset(
     often = {name: times[name][tokens[name].row[pieces[name]["number"]]] for name in names}
     role, row, passes = mix_rows({name: pieces[name]["length"] for name in names}, shares,
                                  settings.num_train_epochs, settings.seed, often)
-    first = np.cumsum([0, *(len(pieces[name]) for name in names)], dtype=np.int32)
-    drawn = np.concatenate([pieces[name] for name in names])[first[role] + row]
-    borders = np.arange(len(drawn) + 1)
+    joined = np.concatenate([pieces[name] for name in names])
+    row += np.cumsum([0, *(len(pieces[name]) for name in names)], dtype=np.int32)[role]
+    borders = np.arange(len(row) + 1)
     if settings.packing:
-        order, borders = pack_rows(drawn["length"], settings.max_length)
-        role, drawn = role[order], drawn[order]
+        order, borders = pack_rows(joined["length"][row], settings.max_length)
+        role, row = role[order], row[order]
+    drawn = joined[row]
     sizes = np.add.reduceat(drawn["length"], borders[:-1])
     table = Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
     figures = {}
@@ -135,19 +132,19 @@ def mix_rows(lengths: dict[str, np.ndarray], shares: dict[str, float], epochs: f
             for role, sizes in lengths.items()}
     first = next(iter(shares))
     wanted = int(lengths[first][once[first]].sum()) * epochs
-    roles, rows, places, passes = [], [], [], {}
+    roles, rows, positions, passes = [], [], [], {}
     for number, (role, share) in enumerate(shares.items()):
         order = random.Random(f"{seed} {role}")
         drawn = _draw(once[role], lengths[role], wanted * share / shares[first], order)
         jitter = np.fromiter((order.random() for _ in range(len(drawn))), float, len(drawn))
         roles.append(np.full(len(drawn), number, dtype=np.int8))
         rows.append(drawn)
-        places.append((np.arange(len(drawn)) + jitter) / len(drawn))
+        positions.append((np.arange(len(drawn)) + jitter) / len(drawn))
         passes[role] = round(len(drawn) / len(once[role]), 3)
-    roles, rows, places = map(np.concatenate, (roles, rows, places))
-    # of rows at the same place, those come first whose role's name does
+    roles, rows, positions = map(np.concatenate, (roles, rows, positions))
+    # of rows at the same position, those come first whose role's name does
     rank = np.argsort(np.argsort(list(shares))).astype(np.int8)
-    order = np.lexsort((rank[roles], places))
+    order = np.lexsort((rank[roles], positions))
     return roles[order], rows[order], passes
 
 

@@ -16,7 +16,7 @@ from .origins import origin_in_memory
 from .rows import Rows, read_rows, read_source
 from .sources import expand_path
 
-DROPPED_EXAMPLES = 5  # places named for each reason of dropping
+DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Role:
 
     `times` says how often each training row is drawn in one pass (its file's weight). `rows` is all that was
     read, `chosen` the training rows' numbers in it, `systems` what gave system messages; `dropped` has the
-    number of rows that were left out and examples of their places, by reason.
+    number of rows that were left out and examples of their lines, by reason.
     """
 
     source: str

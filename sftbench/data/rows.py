@@ -103,30 +103,8 @@ def read_rows(origins: list[Origin], kind: str, systems: dict | None = None) -> 
     return _split_usable(table, body, origins)
 
 
-def _split_usable(table: Dataset, body: str, origins: list[Origin]) -> Rows:
-    """The usable rows of a cached table, with what was counted over all of it."""
-    def numbers(*names: str) -> np.ndarray:
-        return np.stack([table.data.column(name).to_numpy() for name in names])
-
-    def counts(name: str) -> dict[str, int]:
-        values = table.data.column(name).drop_null().value_counts().to_pylist()
-        return {entry["values"]: entry["counts"] for entry in values}
-
-    lines, faultless = numbers("file", "line"), table.data.column("error").is_null().to_numpy()
-    usable, bad = np.flatnonzero(faultless & (lines[0] != NO_ROW)), np.flatnonzero(~faultless)
-    faults = [(origins[row["file"]].where(row["line"]), row["error"], row["field"])
-              for row in table.select(bad[:NAMED_BAD_ROWS])]
-    rows = table.select_columns([body])
-    return Rows(
-        rows if len(usable) == len(table) else rows.select(usable),
-        numbers("hash", "rest")[:, usable].view(np.uint64), lines[:, usable], origins,
-        {"shapes": counts("shape"), "types": counts("type"), "systems": int(numbers("system").sum()),
-         "bad": len(bad), "first_bad": [f"{where}: {error}" for where, error, _ in faults],
-         "first_fault": {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}})
-
-
 def _parse_records(origins: list[Origin], kind: str, systems: dict) -> Iterator[dict]:
-    """Every record as a row of the cached table, with its name and place, or with its error."""
+    """Every record as a row of the cached table, with its name and line, or with its error."""
     record, types = None, set()
     for file, origin in enumerate(origins):
         for line, record in origin.records():
@@ -165,6 +143,28 @@ def _parse_record(origin: Origin, kind: str, record, systems: dict, types: set[s
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return entry | row | {"system": messages[0]["role"] == "system"}
+
+
+def _split_usable(table: Dataset, body: str, origins: list[Origin]) -> Rows:
+    """The usable rows of a cached table, with what was counted over all of it."""
+    def numbers(*names: str) -> np.ndarray:
+        return np.stack([table.data.column(name).to_numpy() for name in names])
+
+    def counts(name: str) -> dict[str, int]:
+        values = table.data.column(name).drop_null().value_counts().to_pylist()
+        return {entry["values"]: entry["counts"] for entry in values}
+
+    lines, faultless = numbers("file", "line"), table.data.column("error").is_null().to_numpy()
+    usable, bad = np.flatnonzero(faultless & (lines[0] != NO_ROW)), np.flatnonzero(~faultless)
+    faults = [(origins[row["file"]].where(row["line"]), row["error"], row["field"])
+              for row in table.select(bad[:NAMED_BAD_ROWS])]
+    rows = table.select_columns([body])
+    return Rows(
+        rows if len(usable) == len(table) else rows.select(usable),
+        numbers("hash", "rest")[:, usable].view(np.uint64), lines[:, usable], origins,
+        {"shapes": counts("shape"), "types": counts("type"), "systems": int(numbers("system").sum()),
+         "bad": len(bad), "first_bad": [f"{where}: {error}" for where, error, _ in faults],
+         "first_fault": {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}})
 
 
 def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:
