@@ -221,7 +221,7 @@ def _plain_ticks(axis) -> None:
     """Plain numbers on a log scale, at minor ticks too where it spans too little for several major ones."""
     axis.set_major_formatter(_plain_number)
     minor = LogFormatter(minor_thresholds=(2, 0.5))
-    minor._num_to_string = _plain_number
+    minor._num_to_string = _plain_number  # matplotlib (3.11) has no public hook for it
     axis.set_minor_formatter(minor)
 
 
