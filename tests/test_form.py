@@ -95,7 +95,7 @@ def test_what_is_no_value_is_reported_and_changes_nothing(form, name, text, word
     before = form.recipe
     enter(form, name, text)
     assert form.recipe == before and words in form.status.label.value
-    assert "sftb-warn" in form.status.label._dom_classes
+    assert "sftb-warn" in form.status.label._dom_classes and list(form.errors) == [name]
     enter(form, name, "")
     assert form.errors == {}
 

@@ -8,7 +8,7 @@ from ..data.sources import check_source, find_model_folder
 from ..errors import BadInput
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import ADVISED, Advised, resolve_recipe
-from ..recipes.modes import recipe_stages
+from ..recipes.modes import load_mode, recipe_stages
 from ..recipes.recipe import (
     FIELDS,
     METHOD_OPTIONS,
@@ -150,11 +150,13 @@ def parse_entry(name: str, entry: Any) -> Any:
 
 
 def _check_exists(name: str, value: Any) -> None:
-    """Raise BadInput for a model or data that no file, folder or hub could have.
+    """Raise BadInput for a mode that is not known, and for a model or data that no file or hub could have.
 
     By the name alone, so that it takes no time where it is entered; a hub is not queried.
     """
-    if value is not None and name in ("model", "chat_model"):
+    if name == "mode":
+        load_mode(value)
+    elif value is not None and name in ("model", "chat_model"):
         find_model_folder(value)
     elif value is not None and name.removesuffix("_probe") in ROLES:
         check_source(value, name)
