@@ -11,7 +11,7 @@ from sftbench.recipes.recipe import METHODS, ROLES, Recipe, override
 from sftbench.runs.events import read_events
 from sftbench.runs.folder import new_run_folder, read_json, read_result
 from sftbench.runs.stage_store import hash_key
-from sftbench.training import chain, prepare
+from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe, stage_dataset
 from tests.conftest import bad_input, run_failed
@@ -236,7 +236,7 @@ def test_mixed_batches_hold_text_and_tasks_each_with_its_mask(recipe):
 
 
 def test_bfloat16_is_refused_where_the_machine_has_none(recipe, monkeypatch):
-    monkeypatch.setattr(prepare, "supports_bf16", lambda: False)
+    monkeypatch.setattr(loading, "supports_bf16", lambda: False)
     assert prepare_recipe(recipe("no_bf16")).recipe.bf16 is False
     with bad_input("bf16"):
         prepare_recipe(recipe("no_bf16", bf16=True))

@@ -54,7 +54,7 @@ def test_the_loss_from_whole_logits_is_trls_own(make_model, tokenizer, settings,
     options = settings(method, gradient_accumulation_steps=2, max_steps=3, learning_rate=1e-3)
     mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
     whole = run(make_model(), tokenizer, options, mixed)[2]
-    monkeypatch.setattr(trainer, "MAX_WHOLE_LOGITS", 0)
+    monkeypatch.setattr(trainer, "MAX_LOGITS", 0)
     pieces = run(make_model(), tokenizer, options, mixed)[2]
     for name in ("loss", "grad_norm"):
         assert [event[name] for event in whole[1:]] == pytest.approx(

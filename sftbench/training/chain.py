@@ -3,7 +3,6 @@
 `run_chain` writes the run's folder: the recipe first, an event whenever something happens, the result last.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +14,6 @@ from transformers import set_seed
 
 from ..data.chat_template import training_pieces
 from ..distributed import broadcast, is_follower, is_sharded, join_processes
-from ..evaluation.probes import mean_loss
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..models.methods import METHOD_FUNCTIONS, save_stage_model, trainable_parameters
@@ -26,10 +24,10 @@ from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, new_run_folder, store_folder, write_json
 from ..runs.ownership import StopSignal, claim_folder, release_folder, update_owner_record
 from ..runs.stage_store import build_stage, find_stage, lock_stage
-from .forecast import cached_forecast
+from .forecast import forecast_recipe
 from .outcome import check_disk_space, describe_run, record_early_end
 from .prepare import PreparedRun, library_versions, prepare_recipe
-from .trainer import StageContext, StageMetrics, train_stage
+from .trainer import StageContext, StageMetrics, probe_losses, train_stage
 
 
 @dataclass
@@ -54,12 +52,8 @@ def run_chain(recipe: Recipe | PreparedRun, callbacks: Iterable[Callable[[dict],
 
     Stages that the store beside the folder already holds are not trained again, and one that was stopped goes
     on from its last checkpoint. The first SIGINT or SIGTERM stops after a step, with a checkpoint; the second
-    at once.
-
-    Args:
-        recipe: a recipe, or what `prepare_recipe` made of it.
-        callbacks: each is called with every event after it was appended to `events.jsonl`.
-        timed: False spares the forecast's trial, unless `forecast_recipe` made one for this very PreparedRun.
+    at once. Each callback gets every event after it was appended to `events.jsonl`. `timed` False spares the
+    forecast's trial, unless `forecast_recipe` did one for this very PreparedRun.
 
     Raises BadInput before any work, RunFailed in the middle of it, Stopped where it was stopped.
     """
@@ -88,7 +82,7 @@ def run_chain(recipe: Recipe | PreparedRun, callbacks: Iterable[Callable[[dict],
 def _run_to_the_end(run: Run, timed: bool) -> None:
     """Train all stages and write the result, or record in the folder why it ended early."""
     try:
-        run.result["forecast"] = cached_forecast(run.ready, run.store, timed)
+        run.result["forecast"] = forecast_recipe(run.ready, timed)
         _train_stages(run)
         broadcast({"folder": run.folder})
         write_json(run.folder / "result.json", run.result | {"complete": True, "state": "done"})
@@ -165,13 +159,14 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
     run.log.settle()
     broadcast({"stage": stage, "parent": parent, "checkpoints": {
         "folder": checkpoints.folder, "latest": checkpoints.latest, "progress": checkpoints.progress}})
-    context = _stage_context(ready, stage, record, checkpoints)
-    model, metrics = _train_together(ready, stage, parent, dataclasses.replace(
-        context, tracker=ready.recipe.report_to, run_folder=run.folder))
-    figures = {name: value for name, value in dataclasses.asdict(metrics).items() if name != "gathered"}
+    model, metrics = _train_together(ready, stage, parent, checkpoints, record,
+                                     tracker=ready.recipe.report_to, run_folder=run.folder)
+    figures = {name: value for name, value in vars(metrics).items() if name != "gathered"}
     trained = sum(trainable_parameters(model).values())
-    if method == "qlora":
-        figures["quantisation_loss"] = _quantisation_loss(ready, parent, metrics.start_loss)
+    if method == "qlora":  # how much each probe's loss rose by it, in nats per token
+        losses = probe_losses(parent.load(), ready.tokenizer, ready.live_probes)
+        figures["quantisation_loss"] = {role: round(metrics.start_loss[role] - loss, 5)
+                                        for role, loss in losses.items()}
     model = save_stage_model(model, method, folder)
     ready.tokenizer.save_pretrained(folder / ("adapter" if method == "ptuning_v2" else "model"))
     base = model.get_base_model() if method == "ptuning_v2" else model
@@ -182,14 +177,8 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
     release_memory()
 
 
-def _stage_context(ready: PreparedRun, stage: Stage, emit: Callable[[dict], None],
-                   checkpoints: Checkpoints) -> StageContext:
-    return StageContext(stage.name, stage.settings, ready.tokenizer, ready.datasets[stage.name][0], emit,
-                        ready.live_probes, ready.recipe.eval_steps, checkpoints)
-
-
-def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState,
-                    context: StageContext) -> tuple[object, StageMetrics]:
+def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkpoints: Checkpoints,
+                    emit: Callable[[dict], None], **tracking) -> tuple[object, StageMetrics]:
     """The part of a stage that every process takes part in: the trained model and what was measured."""
     settings = stage.settings
 
@@ -198,9 +187,11 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState,
         model = parent.load(settings, on_cpu=is_sharded())
         return METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, _prefix_text(ready, stage))
 
-    model, context.checkpoints.stop.training = load_trainable(), True
+    context = StageContext(stage.name, settings, ready.tokenizer, ready.datasets[stage.name][0], emit,
+                           ready.live_probes, ready.recipe.eval_steps, checkpoints, **tracking)
+    model, checkpoints.stop.training = load_trainable(), True
     metrics = train_stage(model, context)
-    context.checkpoints.stop.training = False
+    checkpoints.stop.training = False
     if metrics.gathered is not None and not is_follower():  # no process held the complete sharded model
         model = load_trainable()
         model.load_state_dict(metrics.gathered, strict=False)
@@ -211,10 +202,9 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState,
 def _follow_main_process(ready: PreparedRun) -> Path:
     """Train what rank 0 trains, and return the run's folder once it is done; writes nothing of its own."""
     while "stage" in (order := broadcast()):
-        stop = StopSignal(order["checkpoints"]["folder"])  # asked, but what rank 0 broadcasts counts
+        stop = StopSignal(order["checkpoints"]["folder"])  # read, but what rank 0 broadcasts counts
         checkpoints = Checkpoints(save_steps=None, stop=stop, events=[], **order["checkpoints"])
-        context = _stage_context(ready, order["stage"], lambda event: None, checkpoints)
-        _train_together(ready, order["stage"], order["parent"], context)
+        _train_together(ready, order["stage"], order["parent"], checkpoints, lambda event: None)
         release_memory()
     return order["folder"]
 
@@ -237,14 +227,6 @@ def _prefix_text(ready: PreparedRun, stage: Stage) -> str:
     """A few rows of the stage's data as the model sees them, from which a prefix may start."""
     rows = [row for role in stage.shares for row in ready.roles[role].train.take(8)]
     return "".join(part for row in rows for text in training_pieces(ready.tokenizer, row) for part, _ in text)
-
-
-def _quantisation_loss(ready: PreparedRun, parent: ModelState,
-                       quantised: dict[str, float]) -> dict[str, float]:
-    """How much each probe's loss rose when the parent's weights were quantised, in nats per token."""
-    model = parent.load()
-    return {role: round(quantised[role] - mean_loss(model, rows, ready.tokenizer.pad_token_id), 5)
-            for role, rows in ready.live_probes.items()}
 
 
 def _score_state(run: Run, state: ModelState, stage: str, step: int) -> dict:

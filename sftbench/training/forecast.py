@@ -17,17 +17,16 @@ from transformers import set_seed
 from ..data.packing import block_tokens
 from ..distributed import process_count
 from ..errors import RunFailed
-from ..evaluation.probes import limit_threads, mean_loss, row_nats, score_probe, scoring_bytes
+from ..evaluation.probes import limit_threads, row_nats, score_probe, scoring_bytes
 from ..evaluation.yardstick import encode_yardstick
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
 from ..recipes.recipe import Recipe
 from ..recipes.stages import Stage
 from ..runs.folder import new_run_folder, store_folder
-from ..runs.stage_store import MANIFEST
 from .memory import predict_memory
 from .prepare import PreparedRun, prepare_recipe
-from .trainer import StageContext, train_stage
+from .trainer import StageContext, eval_interval, probe_losses, train_stage
 
 WARMUP_STEPS = 1  # steps of a trial that only warm up
 TIMED_STEPS = (3, 16)  # steps of a trial that are timed, at least and at most: else a tenth of the stage
@@ -43,37 +42,31 @@ def forecast_recipe(recipe: Recipe | PreparedRun, timed: bool = True) -> dict:
     Returns plain data: `steps` by stage; `stages` with each one's `seconds` and `memory` in bytes by part;
     then `probe_seconds` of scoring all probes once, the run's `seconds`, its `peak_memory_bytes`,
     `room_bytes` on this machine and `fits` ("fits", "tight", "does not fit"). What could not be predicted is
-    None; `untimed` states why there are no seconds. `timed` False leaves out the trial that takes them.
+    None; `untimed` states why there are no seconds. `timed` False leaves out the trial that measures them,
+    unless this PreparedRun had one for the same stored stages before.
     """
     ready = recipe if isinstance(recipe, PreparedRun) else prepare_recipe(recipe)
     folder = new_run_folder(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
-    return cached_forecast(ready, store_folder(folder), timed)
-
-
-def cached_forecast(ready: PreparedRun, store: Path, timed: bool) -> dict:
-    """The forecast, unless one was made for the same stored stages before: a trial takes seconds."""
-    stored = {stage.name for stage in ready.stages if (store / stage.key / MANIFEST).exists()}
-    if ready.forecast is None or ready.forecast[0] != stored:
-        forecast = predict_run(ready, stored, timed)
+    untrained = ready.untrained_stages(store_folder(folder))
+    if ready.forecast is None or ready.forecast[0] != untrained:
+        forecast = _predict_run(ready, untrained, timed)
         if not timed:
             return forecast
-        ready.forecast = stored, forecast
+        ready.forecast = untrained, forecast
     return ready.forecast[1]
 
 
-def predict_run(ready: PreparedRun, stored: set[str] = frozenset(), timed: bool = True) -> dict:
-    """As `forecast_recipe`; `stored` names the stages that need no training."""
+def _predict_run(ready: PreparedRun, untrained: list[Stage], timed: bool) -> dict:
+    """As `forecast_recipe`; stages that are not `untrained` take no time."""
     room, base = _available_memory()
-    stages = {stage.name: _stage_memory(ready, stage, base) for stage in ready.stages}
+    stages = {stage.name: {"seconds": None if stage in untrained else 0.0}
+              | _stage_memory(ready, stage, base) for stage in ready.stages}
     peak = max((stage["peak_memory_bytes"] for stage in stages.values() if stage["peak_memory_bytes"]),
                default=None)
     fits = None if peak is None else (
         "does not fit" if peak > room else "tight" if peak > TIGHT_SHARE * room else "fits")
     forecast = {"steps": ready.plan, "stages": stages, "probe_seconds": None, "seconds": None,
                 "peak_memory_bytes": peak, "room_bytes": room, "fits": fits}
-    for name in stored:
-        stages[name]["seconds"] = 0.0
-    untrained = [stage for stage in ready.stages if stage.name not in stored]
     forecast["untimed"] = "it was not requested" if not timed else _why_untimed(ready, untrained, fits)
     if not forecast["untimed"]:
         try:
@@ -126,7 +119,7 @@ def _stage_memory(ready: PreparedRun, stage: Stage, base: int) -> dict:
         parts["probes"] = max(scoring - torch.cuda.is_available() * parts["activations"], 0)
     except Exception:  # a family that the meta device cannot run: better no forecast than no run
         parts = {}
-    return {"seconds": None, "memory": parts, "peak_memory_bytes": sum(parts.values()) or None}
+    return {"memory": parts, "peak_memory_bytes": sum(parts.values()) or None}
 
 
 def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> None:
@@ -134,7 +127,7 @@ def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> 
     trials = {stage.name: _try_stage(ready, stage) for stage in untrained}
     for name, trial in trials.items():
         steps = ready.plan[name]
-        every = ready.recipe.eval_steps or max(1, steps // 8)
+        every = eval_interval(steps, ready.recipe.eval_steps)
         times_scored = (steps - 1) // every if ready.live_probes else 0
         forecast["stages"][name]["seconds"] = round(
             trial.before + steps * trial.step + times_scored * trial.score, 2)
@@ -179,8 +172,7 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     batches = steps * settings.gradient_accumulation_steps
     with limit_threads(model.num_parameters() * metrics.tokens / batches):
         began = time.monotonic()
-        for rows in ready.live_probes.values():
-            mean_loss(model, rows, ready.tokenizer.pad_token_id)
+        probe_losses(model, ready.tokenizer, ready.live_probes)
         score = time.monotonic() - began
     del model
     release_memory()

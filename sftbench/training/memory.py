@@ -13,6 +13,7 @@ import resource
 import sys
 import weakref
 from dataclasses import asdict, replace
+from unittest import mock
 
 import psutil
 import torch
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
 from ..recipes.stages import StageSettings
 
-MAX_WHOLE_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
+MAX_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
 LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are more
 NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
 # Settings that move no byte: a prediction holds for all their values.
@@ -36,17 +37,14 @@ _predicted: dict[str, dict] = {}  # of this process, since a look and a run ask 
 
 
 def read_memory() -> int:
-    """Memory in use: the most that CUDA held since the stage began, or this process's resident memory."""
+    """Memory in use: on CUDA the peak since the stage began, else this process's resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
 
 
 def read_peak_memory() -> int:
-    """The most memory that was in use since `reset_peak_memory`: of CUDA's, or resident.
-
-    Where the system keeps no such mark (it does on Linux), the most since the process began.
-    """
+    """The peak of memory since `reset_peak_memory`, CUDA's or resident; off Linux since the process began."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError, StopIteration):
@@ -70,11 +68,8 @@ def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> di
     `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
     what the backward pass needs, and what is held for a moment only.
     """
-    key = json.dumps(
-        [config.to_dict(), asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS), width],
-        default=str,
-        sort_keys=True,
-    )
+    relevant = asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS)
+    key = json.dumps([config.to_dict(), relevant, width], default=str, sort_keys=True)
     if key not in _predicted:
         dtype = torch.bfloat16 if settings.bf16 else torch.float32
         try:
@@ -93,16 +88,16 @@ def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
                                                  dtype=dtype)
         linears = [module.weight.numel() for module in model.modules()
                    if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
-        whole = model.num_parameters()
-        change = METHOD_FUNCTIONS[settings.method]
-        model = change(model, tokenizer, replace(settings, prefix_init="random"), "")
+        stored = model.num_parameters()
+        model = METHOD_FUNCTIONS[settings.method](
+            model, tokenizer, replace(settings, prefix_init="random"), "")
         trained = sum(trainable_parameters(model).values())
         moving = _step_bytes(model, settings, width, config.get_text_config().vocab_size)
-    added = max(sum(parameter.numel() for parameter in model.parameters()) - whole, 0)
+    added = max(sum(parameter.numel() for parameter in model.parameters()) - stored, 0)
     loaded = 2 if settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2") else 4
-    weights = whole * loaded + added * 4
-    gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()
-                    if parameter.requires_grad)  # as they were counted in `moving`
+    weights = stored * loaded + added * 4
+    # as they were counted in `moving`
+    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     if settings.method == "qlora" and linears:
         packed = NF4_BYTES[settings.bnb_4bit_use_double_quant]
         weights += int(sum(linears) * (packed - loaded))
@@ -116,15 +111,18 @@ def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
 def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> int:
     """The peak, over one step forward and back, of all that comes and goes beside the weights."""
     batch = settings.per_device_train_batch_size
-    tiled = batch * width * vocabulary > MAX_WHOLE_LOGITS
+    tiled = batch * width * vocabulary > MAX_LOGITS
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.train()
     ids = torch.zeros(batch, width, dtype=torch.long)
-    # a whole mask: on the meta device no library can look into a short one
+    # a complete mask: on the meta device no library can look into a short one
     mask = (torch.ones_like(ids) if settings.method == "ptuning_v2"
             else torch.ones(batch, 1, width, width, dtype=torch.bool))
-    with _Tally(most=batch * (width - 1) * vocabulary if tiled else None) as counted, _meta_attention():
+    # on the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does
+    fused = mock.patch.object(functional, "scaled_dot_product_attention",
+                              lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
+    with _Tally(limit=batch * (width - 1) * vocabulary if tiled else None) as counted, fused:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
     if not tiled:
@@ -135,28 +133,28 @@ def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> 
 
 
 class _Tally(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operation makes, until it is let go; `peak` is the most.
+    """Adds up the bytes of every tensor that an operation creates, until it is freed; `peak` is the maximum.
 
-    Tensors of `most` numbers and more are passed over: logits that the real step never holds.
+    Tensors of `limit` numbers and more are passed over: logits that the real step never holds.
     """
 
-    def __init__(self, most: int | None):
+    def __init__(self, limit: int | None):
         super().__init__()
-        self.most, self.now, self.peak, self.sizes = most, 0, 0, {}
+        self.limit, self.now, self.peak, self.sizes = limit, 0, 0, {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and not (self.most and tensor.numel() >= self.most):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not (self.limit and tensor.numel() >= self.limit):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.sizes:
                     self.sizes[storage._cdata] = storage.nbytes()
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._let_go, storage._cdata)
-        return made
+                    weakref.finalize(storage, self._free, storage._cdata)
+        return result
 
-    def _let_go(self, key: int) -> None:
+    def _free(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
 
 
@@ -174,15 +172,3 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, _):
         """Gradients of the inputs' shapes."""
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-@contextlib.contextmanager
-def _meta_attention():
-    """On the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does."""
-    real = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(
-        query, key, value)
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = real

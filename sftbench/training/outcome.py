@@ -1,8 +1,8 @@
 """How a run begins and ends in its folder: what it records, and when the folder is refused."""
 
 import errno
+import os
 import shutil
-import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,7 +16,6 @@ from ..models.loading import release_memory
 from ..recipes.recipe import differing_fields, recipe_to_dict
 from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, mask_message, read_json, store_folder, write_json
-from ..runs.stage_store import MANIFEST
 from .memory import read_peak_memory
 from .prepare import PreparedRun, library_versions
 
@@ -48,25 +47,14 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
 
 
 def check_disk_space(folder: Path, ready: PreparedRun) -> None:
-    """Raise BadInput where the folder cannot be written, or the disk hold the stages and one checkpoint.
-
-    Stages that are stored already take no room.
-    """
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
-                       field="output_dir", where=str(folder)) from error
-    store = store_folder(folder)
-    weights = 4 * ready.facts.parameters
-    untrained = [stage for stage in ready.stages if not (store / stage.key / MANIFEST).exists()]
-    needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in untrained)
+    """Raise BadInput where the disk has no room for one checkpoint and the stages that are not stored yet."""
+    store, weights = store_folder(folder), 4 * ready.facts.parameters
+    needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in ready.untrained_stages(store))
     if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:
         needed += 3 * weights  # a checkpoint has the weights, and AdamW's two numbers for each
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if needed > free:
+    if needed > free and os.access(existing, os.W_OK):  # `claim_folder` refuses what cannot be written
         raise BadInput(f"{store.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "
                        "GB for its stages and a checkpoint; free space, or take another output_dir",
                        field="output_dir", where=str(store.parent))
@@ -93,7 +81,7 @@ def record_early_end(folder: Path, result: dict, log: RunLog, error: BaseExcepti
 
 
 def _explain_error(error: BaseException, stage: str, step: int) -> BaseException:
-    """A full disk or memory as a RunFailed with the remedy; any other error as it is."""
+    """A full disk or memory as a RunFailed with the remedy; any other error unchanged."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunFailed(f"the disk is full, in stage {stage} at step {step}; free space and run again, "
                          f"finished stages and earlier checkpoints remain: {error}", "disk")

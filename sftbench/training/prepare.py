@@ -14,35 +14,18 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
+from ..data import tokenization
 from ..data.chat_template import describe_template
 from ..data.packing import build_stage_dataset
 from ..data.roles import Role, load_roles
 from ..data.sources import card_rate
-from ..data.tokenization import (
-    EncodedRow,
-    RoleTokens,
-    cut_rows,
-    encode_probe,
-    encode_role,
-    refuse_untrainable,
-)
+from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
-from ..evaluation.probes import mean_loss
 from ..evaluation.scoring import ProbeSet
+from ..models import loading
 from ..models.checkpoint import ModelState
-from ..models.loading import (
-    count_parameters,
-    load_model,
-    load_model_config,
-    load_tokenizer,
-    locate_model,
-    resolve_revision,
-    select_device,
-    silence_libraries,
-    supports_bf16,
-)
 from ..models.methods import check_parts
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
@@ -52,10 +35,11 @@ from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings
-from ..runs.stage_store import hash_key
-from .trainer import count_steps
+from ..runs.stage_store import MANIFEST, hash_key
+from .trainer import count_steps, probe_losses
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
+ADVICE_LENGTH = 1024  # tokens of a row that count for advice, where no recipe is resolved yet
 # What decides what training yields, beside this package.
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -76,7 +60,7 @@ class PreparedRun:
     tokens: dict[str, RoleTokens]
     pieces: dict[str, np.recarray]
     warnings: tuple[str, ...] = ()  # where a value is far from the advised one, or does not fit
-    forecast: tuple[set[str], dict] | None = None  # names of the stages stored by then, and the forecast
+    forecast: tuple[list[Stage], dict] | None = None  # the stages untrained by then, and the forecast
 
     @cached_property
     def datasets(self) -> dict[str, tuple[Dataset, dict]]:
@@ -101,6 +85,10 @@ class PreparedRun:
         """The part of each probe that is scored while a stage trains."""
         return encode_live_probes(self.tokenizer, self.roles, self.recipe.max_length)
 
+    def untrained_stages(self, store: Path) -> list[Stage]:
+        """The stages that the store does not hold yet."""
+        return [stage for stage in self.stages if not (store / stage.key / MANIFEST).exists()]
+
     def start_state(self, store: Path) -> ModelState:
         """The model before the first stage."""
         return ModelState(_start_key(self.revision), store, self.start, self.recipe.model_revision)
@@ -108,17 +96,17 @@ class PreparedRun:
 
 def prepare_recipe(recipe: Recipe) -> PreparedRun:
     """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
-    silence_libraries()
+    loading.silence_libraries()
     mode = load_mode(recipe.mode)
     plans = recipe_stages(recipe, mode)
     check_method_chain(recipe)
     check_machine(recipe)
     start = find_start_model(recipe, mode)
-    config = load_model_config(start, recipe.model_revision)
+    config = loading.load_model_config(start, recipe.model_revision)
     roles = load_roles(recipe)
     check_roles(recipe, plans, roles)
-    tokenizer = load_tokenizer(start, recipe.model_revision)
-    tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
+    tokenizer = loading.load_tokenizer(start, recipe.model_revision)
+    tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
     facts = measure_facts(config, start, tokenizer, roles, tokens)
     resolved, advised = resolve_recipe(recipe, facts)
     reasons = {name: str(value) for name, value in advised.items()}
@@ -126,8 +114,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     for kind in {plan.kind for plan in plans}:
         check_parts(config, stage_settings(resolved, kind))
     pieces = cut_roles(resolved, plans, roles, tokens)
-    revision = resolve_revision(start, recipe.model_revision)
-    if not Path(locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
+    revision = loading.resolve_revision(start, recipe.model_revision)
+    if not Path(loading.locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
     return PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
                        tokenizer, start, revision, facts, tokens, pieces,
@@ -163,9 +151,9 @@ def check_machine(recipe: Recipe) -> None:
     if is_sharded() and "qlora" in (recipe.method, recipe.cpt_method):
         raise BadInput("qlora does not go with FSDP here: its 4-bit weights are not sharded; take lora, or "
                        "torchrun without FSDP", field="method")
-    if recipe.bf16 and not supports_bf16():
-        raise BadInput(f"bf16: this machine's {select_device().type.upper()} does not compute in bfloat16; "
-                       "leave bf16 out, or set it to false", field="bf16")
+    if recipe.bf16 and not loading.supports_bf16():
+        raise BadInput(f"bf16: this machine's {loading.select_device().type.upper()} does not compute in "
+                       "bfloat16; leave bf16 out, or set it to false", field="bf16")
     if recipe.report_to and importlib.util.find_spec(recipe.report_to) is None:
         raise BadInput(f"report_to: {recipe.report_to} is not installed; {INSTALL_EXTRAS}", field="report_to")
 
@@ -178,10 +166,9 @@ def cut_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Rol
     """
     pieces = {}
     for name, role in roles.items():
-        pieces[name], reasons = cut_rows(tokens[name], recipe.max_length, name.endswith("_text"))
-        for plan in plans:
-            if name in plan.shares:
-                refuse_untrainable(pieces[name], name, f"stage {plan.name}", recipe.max_length, reasons)
+        pieces[name], reasons = tokenization.cut_rows(tokens[name], recipe.max_length, name.endswith("_text"))
+        for stage in [f"stage {plan.name}" for plan in plans if name in plan.shares]:
+            tokenization.refuse_untrainable(pieces[name], name, stage, recipe.max_length, reasons)
         for reason, rows in reasons.items():
             role.drop(reason, role.chosen[rows])
     return pieces
@@ -215,7 +202,7 @@ def stage_dataset(ready: PreparedRun, stage: Stage) -> tuple[Dataset, dict]:
 
 def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int) -> dict[str, list[EncodedRow]]:
     """The first rows of each probe as tokens; roles none of whose rows fits are left out."""
-    encoded = {name: encode_probe(tokenizer, role.probe[:LIVE_ROWS], max_length)[0]
+    encoded = {name: tokenization.encode_probe(tokenizer, role.probe[:LIVE_ROWS], max_length)[0]
                for name, role in roles.items()}
     return {name: rows for name, rows in encoded.items() if rows}
 
@@ -237,7 +224,7 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
         system_prompts=any(roles[name].rows.about["systems"] for name in tasks),
         pocket=start in FOLDERS, vocabulary=text_config.vocab_size,
         context=getattr(text_config, "max_position_embeddings", 2048),
-        device=select_device().type, bf16=supports_bf16(), **count_parameters(config))
+        device=loading.select_device().type, bf16=loading.supports_bf16(), **loading.count_parameters(config))
     return facts.add("card", pretraining_learning_rate=card_rate(getattr(config, "sftbench", None)))
 
 
@@ -245,28 +232,20 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
                   settle_mode: bool = False) -> Advice:
     """The advice for this recipe's data and model; `stated` is what the user wants and has (see `Facts`).
 
-    `with_losses` loads the start model and measures its loss on the probes, which answers R1 by itself.
+    `with_losses` loads the start model and measures its loss on a part of the probes, which answers R1.
     `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike
     `prepare_recipe`, it works with whatever roles have data.
     """
-    silence_libraries()
+    loading.silence_libraries()
     start = find_start_model(recipe)
-    roles, tokenizer = load_roles(recipe), load_tokenizer(start, recipe.model_revision)
-    tokens = {name: encode_role(tokenizer, role) for name, role in roles.items()}
-    config = load_model_config(start, recipe.model_revision)
+    roles, tokenizer = load_roles(recipe), loading.load_tokenizer(start, recipe.model_revision)
+    tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
+    config = loading.load_model_config(start, recipe.model_revision)
     facts = measure_facts(config, start, tokenizer, roles, tokens).add("stated", **stated)
     if with_losses and roles:
-        facts = facts.add("measured", base_loss=measure_probe_losses(
-            load_model(start, recipe.model_revision), tokenizer, roles))
+        probes = encode_live_probes(tokenizer, roles, ADVICE_LENGTH)
+        losses = probe_losses(loading.load_model(start, recipe.model_revision), tokenizer, probes)
+        facts = facts.add("measured", base_loss={name: round(loss, 3) for name, loss in losses.items()})
     if settle_mode:
         recipe = override(recipe, mode=suggest_mode(facts)[0])
     return advise(recipe, facts)
-
-
-ADVICE_LENGTH = 1024  # tokens of a row that count where no recipe is resolved yet
-
-
-def measure_probe_losses(model, tokenizer, roles: dict[str, Role]) -> dict[str, float]:
-    """The model's loss on a part of each role's probe, in nats per token."""
-    return {name: round(mean_loss(model, rows, tokenizer.pad_token_id), 3)
-            for name, rows in encode_live_probes(tokenizer, roles, ADVICE_LENGTH).items()}

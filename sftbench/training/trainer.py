@@ -26,7 +26,7 @@ from ..errors import RunFailed, Stopped
 from ..evaluation.probes import limit_threads, mean_loss
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
-from .memory import MAX_WHOLE_LOGITS, read_memory, read_peak_memory, reset_peak_memory
+from .memory import MAX_LOGITS, read_memory, read_peak_memory, reset_peak_memory
 
 
 @dataclass
@@ -50,16 +50,6 @@ class StageContext:
     tracker: str | None = None
     run_folder: Path = Path()
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole stage."""
-        return count_steps(self.dataset, self.settings)
-
-    def score(self, model) -> dict[str, float]:
-        """Each probe's loss in nats per token."""
-        return {role: mean_loss(model, rows, self.tokenizer.pad_token_id)
-                for role, rows in self.probes.items()}
-
 
 @dataclass
 class StageMetrics:
@@ -79,6 +69,16 @@ def count_steps(dataset: Dataset, settings: StageSettings) -> int:
     batches = math.ceil(len(dataset) / settings.per_device_train_batch_size / process_count())
     steps = math.ceil(batches / settings.gradient_accumulation_steps)
     return min(steps, settings.max_steps or steps)
+
+
+def eval_interval(steps: int, eval_steps: int | None) -> int:
+    """The steps after which a stage's probes are scored: as the recipe states, or an eighth of the stage."""
+    return eval_steps or max(1, steps // 8)
+
+
+def probe_losses(model, tokenizer, probes: dict[str, list[EncodedRow]]) -> dict[str, float]:
+    """Each probe's loss in nats per token."""
+    return {role: mean_loss(model, rows, tokenizer.pad_token_id) for role, rows in probes.items()}
 
 
 def _tokens_after(dataset: Dataset, settings: StageSettings, steps: int) -> list[int]:
@@ -147,7 +147,7 @@ class StageTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss in nats per trained token, over all ranks' tokens where there are several."""
         size = inputs["input_ids"].numel() * self.model.config.get_text_config().vocab_size
-        if self.aux_loss_enabled or return_outputs or size > MAX_WHOLE_LOGITS:
+        if self.aux_loss_enabled or return_outputs or size > MAX_LOGITS:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[:, 1:].flatten()
         logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1).float()
@@ -172,11 +172,10 @@ class StageCallback(TrainerCallback):
     that was requested.
     """
 
-    def __init__(self, context: StageContext, start_loss: dict[str, float]):
+    def __init__(self, context: StageContext, steps: int, start_loss: dict[str, float]):
         self.context, self.checkpoints, self.start_loss = context, context.checkpoints, start_loss
-        self.steps, self.stopped = context.steps, False
-        self.tokens = _tokens_after(context.dataset, context.settings, self.steps)
-        self.every = (context.eval_steps or max(1, self.steps // 8)) if context.probes else 0
+        self.stopped, self.tokens = False, _tokens_after(context.dataset, context.settings, steps)
+        self.every = eval_interval(steps, context.eval_steps) if context.probes else 0
         before = self.checkpoints.progress if self.checkpoints else {}
         self.losses: list[float] = before.get("losses", [])
         self.peak_memory = before.get("peak_memory", 0)
@@ -187,9 +186,10 @@ class StageCallback(TrainerCallback):
         """Seconds of training so far, without the time in which the stage was stopped."""
         return time.monotonic() - self.began
 
-    def emit(self, step: int, **values) -> None:
-        """Emit an event of this stage."""
-        self.context.emit({"stage": self.context.name, "step": step, **values})
+    def emit(self, step: int, losses: dict[str, float] | None = None, **values) -> None:
+        """Emit an event of this stage, with its probes' losses where they were scored."""
+        scores = {f"eval_{role}_loss": loss for role, loss in (losses or {}).items()}
+        self.context.emit({"stage": self.context.name, "step": step, **values, **scores})
 
     def on_log(self, args, state, control, logs, **_):
         if "loss" not in logs:
@@ -210,7 +210,7 @@ class StageCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             return
         if self.every and state.global_step % self.every == 0:
-            self.emit(state.global_step, **_eval_losses(self.context.score(model)))
+            self.emit(state.global_step, probe_losses(model, self.context.tokenizer, self.context.probes))
         if self.checkpoints:
             stop, due = broadcast((self.checkpoints.stop(), self.checkpoints.due(state.global_step)))
             self.stopped = control.should_training_stop = stop
@@ -230,11 +230,6 @@ class StageCallback(TrainerCallback):
                             self.peak_memory, self.start_loss)
 
 
-def _eval_losses(losses: dict[str, float]) -> dict[str, float]:
-    """Probes' losses under the names that events have for them."""
-    return {f"eval_{role}_loss": loss for role, loss in losses.items()}
-
-
 def train_stage(model, context: StageContext) -> StageMetrics:
     """Train `model` in place and return what was measured.
 
@@ -242,14 +237,14 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     checkpoints asked for it.
     """
     settings, tokenizer, checkpoints = context.settings, context.tokenizer, context.checkpoints
-    steps, resumed = context.steps, checkpoints.latest if checkpoints else None
+    steps, resumed = count_steps(context.dataset, settings), checkpoints.latest if checkpoints else None
     # a model that is yet to be sharded lies in main memory here, where scoring it would take too long
     start_loss = (checkpoints.progress["start_loss"] if resumed else
-                  {} if is_sharded() else context.score(model))
+                  {} if is_sharded() else probe_losses(model, tokenizer, context.probes))
+    callback = StageCallback(context, steps, start_loss)
     if not resumed:
-        context.emit({"stage": context.name, "step": 0, "steps": steps, **_eval_losses(start_loss)})
+        callback.emit(0, start_loss, steps=steps)
     reset_peak_memory()
-    callback = StageCallback(context, start_loss)
     fields, trackers = _make_tracker(context)
     with tempfile.TemporaryDirectory() as folder, keep_router_config(model):
         trainer = StageTrainer(
