@@ -79,7 +79,7 @@ def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings)
         model.get_parameter(name).numel() for name in experts)
     sizes = trainable_parameters(lora(model, tokenizer, settings("lora"), ""))
     assert sum(".experts." in name for name in sizes) == 4 * 3
-    with bad_input("lora_dropout"):
+    with bad_input("method", match="lora_dropout"):
         lora(load_model(make_model("qwen3_moe")), tokenizer,
                      settings("lora", lora_dropout=0.1), "")
 
