@@ -20,7 +20,7 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
          max_new_tokens: int | None = None) -> list[dict]:
     """Greedy answers of each checkpoint to each prompt, as `{checkpoint, prompt, answer}`, prompt by prompt.
 
-    Without prompts the first questions of the first run's probes are put, and `wanted` holds their answers.
+    Without prompts the first questions of the first run's probes are used, `wanted` holds their answers.
     One checkpoint is in memory at a time. Raises BadInput for a checkpoint that does not exist, before any is
     loaded.
     """

@@ -1,7 +1,6 @@
 """Probes: what a model knows, as loss in nats per token and as greedy answers. Nothing is trained here."""
 
 import contextlib
-import itertools
 import re
 from collections import Counter
 
@@ -16,6 +15,7 @@ from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_p
 ANSWERS_PER_BATCH = 64
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
 LOGITS_PER_BATCH = 25 * 10**6  # 0.1 GB in float32: a large vocabulary's logits outgrow all else
+SMALL_WORK = 1e9  # parameters times a batch's tokens: below it a step's pieces are too short for two threads
 
 
 def mean_loss(model, encoded: list[EncodedRow], pad_token_id: int) -> float:
@@ -35,9 +35,8 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
         batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        costs = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-        )
+        costs = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX,
+                              reduction="none")
         for number, cost in zip(numbers, costs.view_as(labels).sum(1).tolist(), strict=True):
             nats[number] = cost
     model.train(training)
@@ -45,17 +44,17 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
 
 
 def scoring_bytes(encoded: list[EncodedRow], vocabulary: int) -> int:
-    """What the largest batch of `row_nats` holds beside the model: its logits, a copy, their logarithms."""
+    """Memory of the largest batch of `row_nats` beside the model: its logits, a copy, their logarithms."""
     tokens = [len(encoded[numbers[0]].input_ids) * len(numbers) for numbers in _batches(encoded, vocabulary)]
     return 3 * 4 * vocabulary * max(tokens, default=0)
 
 
 def _batches(encoded: list[EncodedRow], vocabulary: int):
-    """Rows' numbers, rows of like length together: at most so many tokens, padding included, and logits."""
+    """Rows' numbers in batches of like length, limited in tokens (padding included) and in logits."""
     lengths = [len(row.input_ids) for row in encoded]
-    most, batch = min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary), []
+    limit, batch = min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary), []
     for number in sorted(range(len(encoded)), key=lambda number: -lengths[number]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
+        if batch and lengths[batch[0]] * (len(batch) + 1) > limit:
             yield batch
             batch = []
         batch.append(number)
@@ -64,23 +63,15 @@ def _batches(encoded: list[EncodedRow], vocabulary: int):
 
 
 @torch.no_grad()
-def generate_answers(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[list[dict]],
-    max_new_tokens: int = 64,
-    batch_size: int = ANSWERS_PER_BATCH,
-) -> list[str]:
+def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
+                     max_new_tokens: int = 64, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
-    training, ends = model.training, model.generation_config.eos_token_id
-    ends = {
-        *end_of_turn_ids(tokenizer),
-        *(ends if isinstance(ends, list) else [ends] if ends is not None else []),
-    }
+    training, own = model.training, model.generation_config.eos_token_id
+    ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     model.eval()
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    found = [""] * len(prompts)
+    answers = [""] * len(prompts)
     for start in range(0, len(by_length), batch_size):
         chunk = by_length[start:start + batch_size]
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
@@ -89,9 +80,9 @@ def generate_answers(
                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends))
         new = tokens[:, batch["input_ids"].shape[1]:]
         for index, text in zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            found[index] = text.strip()
+            answers[index] = text.strip()
     model.train(training)
-    return found
+    return answers
 
 
 def exact_match(answer: str, wanted: str) -> float:
@@ -109,18 +100,16 @@ def token_f1(answer: str, wanted: str) -> float:
 
 
 def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
-          max_new_tokens: int) -> dict:
+                max_new_tokens: int) -> dict:
     """One probe's scores: `loss` in nats per token; for tasks `accuracy` (exact match) and `f1`, 0 to 1."""
     encoded, _ = encode_probe(tokenizer, rows, max_length)
     scores = {"loss": mean_loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:
-        found = generate_answers(model, tokenizer, [row["messages"] for row in rows], max_new_tokens)
+        answers = generate_answers(model, tokenizer, [row["messages"] for row in rows], max_new_tokens)
         wanted = [row["messages"][-1]["content"] for row in rows]
-        pairs = list(zip(found, wanted, strict=True))
-        scores["accuracy"] = sum(itertools.starmap(exact_match, pairs)) / len(pairs)
-        scores["f1"] = sum(itertools.starmap(token_f1, pairs)) / len(pairs)
+        for name, score in (("accuracy", exact_match), ("f1", token_f1)):
+            scores[name] = sum(map(score, answers, wanted)) / len(rows)
     return {name: round(value, 5) for name, value in scores.items()}
-SMALL_WORK = 1e9  # parameters times a batch's tokens: below it a step's pieces are too short for two threads
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""All probes of a run on one state of its model: scored once, as loaded from disk, and kept in the store.
+"""All probes of a run on one state of its model: scored once, as loaded from disk, and stored.
 
-A state is scored as a user would load it, not as it lies in memory after training.
+A state is scored as a user would load it, not as training left it in memory.
 """
 
 import json

@@ -8,9 +8,9 @@ Options are compared by nats, not by generated answers: a base model that follow
 too.
 """
 
-import itertools
 import json
-from functools import cache, partial
+import os
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -33,7 +33,7 @@ def yardstick_rows(name: str) -> tuple[dict, ...]:
 
 
 def yardstick_digest() -> str:
-    """What names this set of rows in the key under which scores are kept."""
+    """The name of this set of rows in the key under which scores are stored."""
     return digest_rows([*yardstick_rows("texts"), *yardstick_rows("questions")])
 
 
@@ -86,15 +86,9 @@ def encode_options(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[Encode
     prompt = PROMPTS[row["language"]].format(row["question"])
     prompt_ids = _token_ids(tokenizer, prompt)
     options = [_token_ids(tokenizer, prompt + GAPS[row["language"]] + option) for option in row["options"]]
-    # a tokenizer may join the prompt's last letters with the option's first
-    shared = min(map(partial(_common_start, prompt_ids), options))
+    # A tokenizer may join the prompt's last letters with the option's first. `commonprefix` takes any lists.
+    shared = len(os.path.commonprefix([prompt_ids, *options]))
     return [_encode(tokenizer, option, shared) for option in options]
-
-
-def _common_start(one: list[int], other: list[int]) -> int:
-    """How many tokens at the beginning are the same."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _correct_answers(costs: list[float]) -> list[bool]:

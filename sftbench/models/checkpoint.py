@@ -1,4 +1,4 @@
-"""Where the models of a run lie, and loading them: a start, a stage's weights, a prefix on top of them."""
+"""The models of a run, as paths and loaded: a start, a stage's weights, a prefix on top of them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ class ModelState:
     store: Path
     start: str  # folder or hub name of the start model
     revision: str | None = None
-    weights: str | None = None  # the stage whose weights take the place of the start model's
+    weights: str | None = None  # the stage whose weights replace the start model's
     prefix: str | None = None  # the stage whose P-tuning v2 prefix goes on top of them
 
     def after(self, key: str, method: str) -> "ModelState":
@@ -37,10 +37,8 @@ class ModelState:
 
         With `on_cpu` it stays in main memory, to be sharded over GPUs.
         """
-        name = str(self.store / self.weights / "model") if self.weights else self.start
-        revision = None if self.weights else self.revision
-        model = (load_for_training(name, revision, settings, on_cpu) if settings else
-                 load_model(name, revision, on_cpu=on_cpu))
+        model = (load_for_training(*self._base, settings, on_cpu) if settings else
+                 load_model(*self._base, on_cpu=on_cpu))
         if self.prefix:
             model = PeftModel.from_pretrained(model, self.store / self.prefix / "adapter")
         return model
@@ -49,9 +47,14 @@ class ModelState:
         """The tokenizer that was written with the stage, or the start model's."""
         if self.prefix:
             return load_tokenizer(str(self.store / self.prefix / "adapter"))
+        return load_tokenizer(*self._base)
+
+    @property
+    def _base(self) -> tuple[str, str | None]:
+        """Name and revision of the weights, without a prefix."""
         if self.weights:
-            return load_tokenizer(str(self.store / self.weights / "model"))
-        return load_tokenizer(self.start, self.revision)
+            return str(self.store / self.weights / "model"), None
+        return self.start, self.revision
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,12 @@ import warnings
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..data.chat_template import default_template
 from ..data.sources import find_model_folder
@@ -32,7 +27,7 @@ from ..runs.stage_store import file_sha256
 # What of a hub model is fetched: nothing that could carry code, no second copy in another format.
 FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
 NOT_FETCHED = ("*/*", "consolidated*")
-HUB_TIMEOUT = 2  # how long the hub may take to answer; huggingface_hub asks twice
+HUB_TIMEOUT = 2  # seconds the hub may take to answer; huggingface_hub tries twice
 
 
 def select_device() -> torch.device:
@@ -48,10 +43,15 @@ def supports_bf16() -> bool:
     return any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def locate_model(name: str) -> str:
-    """A model's folder for the pocket's names and for local folders, else the hub name as it is.
+def _bad_model(where: Path | str, fault: str) -> BadInput:
+    """The error for a fault of a model, or of its folder or file `where`."""
+    return BadInput(f"{where}: {fault}", field="model", where=str(where))
 
-    Raises BadInput for a local path that is not there or holds no model that can be read safely.
+
+def locate_model(name: str) -> str:
+    """A model's folder for the pocket's names and for local folders, else the unchanged hub name.
+
+    Raises BadInput for a local path that does not exist or holds no model that can be read safely.
     """
     folder = find_model_folder(name)
     if folder is None:
@@ -64,59 +64,57 @@ def locate_model(name: str) -> str:
 def check_model_folder(path: Path) -> None:
     """Refuse a folder that is no model, or whose weights could carry code."""
     if (path / "adapter_config.json").exists():
-        raise BadInput(f"{path}: an adapter (adapter_config.json), which goes with its own base only; "
-                       "merge it into that, or export it --merged", field="model", where=str(path))
+        raise _bad_model(path, "an adapter (adapter_config.json), which goes with its own base only; "
+                               "merge it into that, or export it --merged")
     if not (path / "config.json").exists():
-        raise BadInput(f"{path}: no config.json; a model folder as save_pretrained writes it is needed",
-                       field="model", where=str(path))
+        raise _bad_model(path, "no config.json; a model folder as save_pretrained writes it is needed")
     if not list(path.glob("*.safetensors")):
         others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
-        raise BadInput(f"{path}: no .safetensors weights"
-                       + (f" (only {others[0]})" if others else "")
-                       + "; other formats can carry code and are not read", field="model", where=str(path))
+        only = f" (only {others[0]})" if others else ""
+        raise _bad_model(path, f"no .safetensors weights{only}; other formats can carry code and are not "
+                               "read")
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
-    """The folder a model lies in: its own, or that of a hub model's commit in the cache, fetched if need be.
+    """The model's folder: its own, or that of a hub model's commit in the cache, fetched if need be.
 
     Of a hub model only configuration, tokenizer and safetensors are fetched. What is cached is used without
-    asking the hub. Raises BadInput with the command that fetches it where the hub cannot be reached.
+    a request to the hub. Raises BadInput with the command that fetches it where the hub cannot be reached.
     """
-    place = locate_model(name)
-    if Path(place).is_dir():
-        return Path(place)
+    name = locate_model(name)
+    if Path(name).is_dir():
+        return Path(name)
     files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
     with contextlib.suppress(OSError, BadInput):
-        folder = Path(snapshot_download(place, revision=revision, local_files_only=True, **files))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **files))
         check_model_folder(folder)
         return folder
-    command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     try:
-        # asked first, since snapshot_download waits for ever for a hub that says nothing (huggingface_hub 1)
-        commit = HfApi().model_info(place, revision=revision, timeout=HUB_TIMEOUT).sha
-        folder = Path(snapshot_download(place, revision=commit, **files))
+        # before the download, since snapshot_download waits for ever for a silent hub (huggingface_hub 1)
+        commit = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT).sha
+        folder = Path(snapshot_download(name, revision=commit, **files))
     except GatedRepoError as error:
-        raise BadInput(f"model {place!r} is gated: accept its terms at https://huggingface.co/{place} and "
-                       "set HF_TOKEN in the environment", field="model", where=place) from error
+        raise BadInput(f"model {name!r} is gated: accept its terms at https://huggingface.co/{name} and "
+                       "set HF_TOKEN in the environment", field="model", where=name) from error
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
-        raise BadInput(f"model {place!r} is not cached and cannot be fetched from here; where there is a "
-                       f"network, fetch it with: {command}", field="model", where=place) from error
+        raise BadInput(f"model {name!r} is not cached and cannot be fetched from here; where there is a "
+                       f"network, fetch it with: {command}", field="model", where=name) from error
     check_model_folder(folder)
     return folder
 
 
 def load_model_config(name: str, revision: str | None = None):
     """The model's configuration; raises BadInput where it is torn or wants code of the model's own."""
-    place = fetch_model(name, revision)
+    path = fetch_model(name, revision) / "config.json"
     try:
         # `auto_map` beside a family that transformers knows is passed over: many hub models still carry it
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        code = "auto_map" in (place / "config.json").read_text(encoding="utf-8", errors="replace")
-        raise BadInput(f"{place / 'config.json'}: "
-                       + ("the model needs code of its own (auto_map), which is never run; take one of "
-                          "a family that transformers knows" if code else f"cannot be used: {error}"
-                          ), field="model", where=str(place / "config.json")) from error
+        code = "auto_map" in path.read_text(encoding="utf-8", errors="replace")
+        fault = ("the model needs code of its own (auto_map), which is never run; take one of a family that "
+                 "transformers knows" if code else f"cannot be used: {error}")
+        raise _bad_model(path, fault) from error
 
 
 def resolve_revision(name: str, revision: str | None = None) -> str:
@@ -124,33 +122,31 @@ def resolve_revision(name: str, revision: str | None = None) -> str:
 
     Raises BadInput for weights in the hub's cache that are not those the hub sent.
     """
-    place = fetch_model(name, revision)
+    folder = fetch_model(name, revision)
     if not Path(locate_model(name)).is_dir():
-        for path in sorted(place.glob("*.safetensors")):
+        for path in sorted(folder.glob("*.safetensors")):
             sent = path.resolve().name  # the cache names a large file by its sha256
             if len(sent) == 64 and file_sha256(path) != sent:
-                raise BadInput(f"{path}: damaged, it differs from what the hub sent; remove {path.resolve()} "
-                               f"and fetch it again with: hf download {name} --revision {place.name}",
-                               field="model", where=str(path))
-        return place.name
-    files = sorted([*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("*.jinja")])
+                raise _bad_model(path, f"damaged, it differs from what the hub sent; remove {path.resolve()} "
+                                 f"and fetch it again with: hf download {name} --revision {folder.name}")
+        return folder.name
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
     digests = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:20]
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left, with a pad token and a chat template in any case."""
-    place = Path(name) if (Path(name) / "tokenizer_config.json").exists() else fetch_model(name, revision)
+    folder = Path(name) if (Path(name) / "tokenizer_config.json").exists() else fetch_model(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a torn file makes a parser raise
-        raise BadInput(f"{place}: its tokenizer cannot be read: {error}",
-                       field="model", where=str(place)) from error
+        raise _bad_model(folder, f"its tokenizer cannot be read: {error}") from error
     if len(tokenizer) < 2:
-        raise BadInput(f"{place}: no tokenizer files beside the weights", field="model", where=str(place))
+        raise _bad_model(folder, "no tokenizer files beside the weights")
     if tokenizer.eos_token is None:
-        raise BadInput(f"{name}: its tokenizer has no end-of-sequence token, "
-                       "so a model could never learn to stop", field="model", where=name)
+        raise _bad_model(name, "its tokenizer has no end-of-sequence token, so a model could never learn to "
+                               "stop")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
     if tokenizer.chat_template is None:
@@ -161,59 +157,57 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,
                quantization: BitsAndBytesConfig | None = None, on_cpu: bool = False):
-    """The causal language model on `device()`, from whole safetensors only, with no code of its own.
+    """The causal language model on `select_device()`, from undamaged safetensors, with no code of its own.
 
-    With `on_cpu` it stays in main memory: to be sharded over GPUs of which none need hold it whole. Raises
+    With `on_cpu` it stays in main memory: to be sharded over GPUs, none of which could hold all of it. Raises
     BadInput, naming the file, for weights that are cut, of another shape, missing or no numbers.
     """
     load_model_config(name, revision)
-    place = fetch_model(name, revision)
-    check_weights(place)
+    folder = fetch_model(name, revision)
+    check_weights(folder)
     extra = {"quantization_config": quantization, "device_map": {"": select_device()}} if quantization else {}
     try:
         # sdpa builds the block-diagonal mask from position ids for every batch size; packing relies on that
         model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
             output_loading_info=True, **extra)
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{place}: its weights cannot be read: {error}",
-                       field="model", where=str(place)) from error
+        raise _bad_model(folder, f"its weights cannot be read: {error}") from error
     absent = sorted(report["missing_keys"])  # transformers 5.23 draws those at random and only warns
     wrong = absent or [name for name, weight in model.named_parameters()
                        if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
     if wrong:
         fault = "missing" if absent else "no numbers"
-        raise BadInput(f"{place}: {len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
-                       "write the model anew", field="model", where=str(place))
+        raise _bad_model(folder, f"{len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
+                                 "write the model anew")
     if quantization is None:
         return model if on_cpu else model.to(select_device())
     for module in model.modules():
-        # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it is first asked without
-        # gradients, as by a probe, and keeps them so: then no gradient passes through the layer in training.
+        # On CPUs with AVX512-BF16 bitsandbytes (0.50) packs a layer's weights when it first runs without
+        # gradients, as in a probe, and for good: then no gradient passes through the layer in training.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
-def check_weights(place: Path) -> None:
+def check_weights(folder: Path) -> None:
     """Refuse safetensors that are cut off or whose header is damaged, naming the file."""
-    for path in sorted(place.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise BadInput(f"{path}: damaged or cut off ({error}); fetch or write it anew",
-                           field="model", where=str(path)) from error
+            raise _bad_model(path, f"damaged or cut off ({error}); fetch or write it anew") from error
 
 
 def load_for_training(name: str, revision: str | None, settings: StageSettings, on_cpu: bool = False):
     """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
     half = settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2")
+    quantization = make_bnb_config(settings) if settings.method == "qlora" else None
     model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
-                       quantization=make_bnb_config(settings) if settings.method == "qlora" else None,
-                       on_cpu=on_cpu)
+                       quantization=quantization, on_cpu=on_cpu)
     release_memory()  # of the weights before they were quantised
     return model
 
@@ -227,41 +221,30 @@ def make_bnb_config(settings: StageSettings) -> BitsAndBytesConfig:
 
 
 def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the decoder layers, their attribute name in it, and the list of layers itself.
+    """The parent module of the decoder layers, their attribute name in it, and the list of layers itself.
 
     Raises BadInput where the model has no single list of `num_hidden_layers` layers.
     """
     count = model.config.get_text_config().num_hidden_layers
-    found = [(module, name, child) for module in model.modules() for name, child in module.named_children()
+    lists = [(module, name, child) for module in model.modules() for name, child in module.named_children()
              if isinstance(child, nn.ModuleList) and len(child) == count
              and name in ("layers", "h", "blocks")]
-    if len(found) != 1:
-        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(found)} candidates "
+    if len(lists) != 1:
+        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(lists)} candidates "
                        f"for {count} layers); method freeze needs them, the other methods do not",
                        field="model")
-    return found[0]
-
-
-def find_final_norm(model: nn.Module) -> nn.Module:
-    """The normalisation between the last layer and the output head; raises BadInput where there is none."""
-    parent, _, _ = find_decoder_layers(model)
-    norms = [child for name, child in parent.named_children()
-             if "norm" in type(child).__name__.lower() and "emb" not in name]
-    if not norms:
-        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers", field="model")
-    return norms[-1]
+    return lists[0]
 
 
 def silence_libraries() -> None:
     """Keep the libraries' progress bars and notices out of the terminal; their errors still show."""
     import datasets
-    import transformers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # peft 0.21 still reads the old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated",
                             category=FutureWarning)
-    # peft 0.21 says so of the pattern that it sets itself for fused experts
+    # peft 0.21 warns of the pattern that it sets itself for fused experts
     warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match",
                             category=RuntimeWarning)
     transformers.utils.logging.set_verbosity_error()
@@ -270,7 +253,7 @@ def silence_libraries() -> None:
 
 
 def count_parameters(config) -> dict[str, int]:
-    """The `parameters` of a model of this configuration, and of these the fused `experts`, by no memory."""
+    """The `parameters` of a model of this configuration and, of these, the fused `experts`; no memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     fused = set(expert_names(model))
@@ -284,7 +267,7 @@ def expert_names(model: nn.Module) -> list[str]:
 
 
 def release_memory() -> None:
-    """Give back what a finished stage held, to the system too: else it would stay in this process's heap."""
+    """Give a finished stage's memory back, to the system too: else it would stay in this process's heap."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not every C library has it

@@ -1,7 +1,7 @@
-"""The five methods: which parameters train. Each, in `METHODS`, turns a loaded model into a trainable one.
+"""The five methods: which parameters train. Each, in `METHOD_FUNCTIONS`, makes a loaded model trainable.
 
-A method only sets the trainable set; the loop, the data and the loss are the same for all. `finish` turns the
-trained model into what the next stage starts from, such that the function it computes is kept.
+A method only sets the trainable set; the loop, the data and the loss are the same for all. `save_stage_model`
+turns the trained model into what the next stage starts from, such that the function it computes is kept.
 """
 
 import copy
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
 from ..recipes.stages import StageSettings
-from .loading import expert_names, find_decoder_layers, find_final_norm
+from .loading import expert_names, find_decoder_layers
 
 # The layers that write into the residual stream; zero weights there make a new block the identity.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
@@ -30,12 +30,13 @@ def full(model, tokenizer, settings: StageSettings, text: str):
 def lora(model, tokenizer, settings: StageSettings, text: str):
     """Add low-rank matrices to the weight matrices and train only those (arXiv:2106.09685).
 
-    The same function serves QLoRA (arXiv:2305.14314): there the model comes in quantised.
+    The same function serves QLoRA (arXiv:2305.14314), whose model is loaded quantised.
     """
     targets, fused = settings.lora_target_modules, None
     if targets == "all-linear":  # peft 0.21 adds fused experts by itself for some families only
         fused = sorted({".".join(name.split(".")[-2:]) for name in expert_names(model)}) or None
-    targets = targets if targets == "all-linear" else _target_modules(model, targets)
+    else:
+        targets = _target_modules(model, targets)
     try:
         return get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha,
@@ -51,10 +52,10 @@ def _target_modules(model, targets: str) -> list[str]:
            if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
     wanted = [target.strip() for target in targets.split(",") if target.strip()]
     for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in fit):
-            there = sorted({name.split(".")[-1] for name in fit})
+        if not any(f".{name}".endswith(f".{target}") for name in fit):
+            known = sorted({name.split(".")[-1] for name in fit})
             raise BadInput(f"lora_target_modules: {type(model).__name__} has no module {target!r} that LoRA "
-                           f"fits{suggest_name(target, there)}; there is {', '.join(there)}, or all-linear",
+                           f"fits{suggest_name(target, known)}; there is {', '.join(known)}, or all-linear",
                            field="lora_target_modules")
     return wanted
 
@@ -89,8 +90,7 @@ def freeze(model, tokenizer, settings: StageSettings, text: str):
     for part in settings.trainable_parts.split(","):
         name, _, value = part.strip().partition(":")
         if name not in PARTS:
-            raise BadInput(f"trainable_parts: unknown part {part.strip()!r}; parts are {', '.join(PARTS)}",
-                           field="trainable_parts")
+            raise _bad_parts(f"unknown part {part.strip()!r}; parts are {', '.join(PARTS)}")
         for module in PARTS[name](model, value):
             module.requires_grad_(True)
     return model
@@ -112,6 +112,10 @@ def check_parts(config, settings: StageSettings) -> None:
 METHOD_FUNCTIONS = {"full": full, "lora": lora, "qlora": lora, "ptuning_v2": ptuning_v2, "freeze": freeze}
 
 
+def _bad_parts(fault: str) -> BadInput:
+    return BadInput(f"trainable_parts: {fault}", field="trainable_parts")
+
+
 def _last_layers(model, value: str) -> list[nn.Module]:
     layers = list(find_decoder_layers(model)[2])
     return layers[-_parse_number("last", value, len(layers)):]
@@ -121,20 +125,24 @@ def _layer_range(model, value: str) -> list[nn.Module]:
     layers = list(find_decoder_layers(model)[2])
     first, _, last = value.partition("-")
     if not (first.isdigit() and last.isdigit() and int(first) <= int(last) < len(layers)):
-        raise BadInput(f"trainable_parts: layers:{value} is not a range within 0-{len(layers) - 1}",
-                       field="trainable_parts")
+        raise _bad_parts(f"layers:{value} is not a range within 0-{len(layers) - 1}")
     return layers[int(first):int(last) + 1]
 
 
 def _head(model, value: str) -> list[nn.Module]:
     if _tied(model):
-        raise BadInput("trainable_parts: this model's output head is its input embedding, so training it "
-                       "changes both; take new_head, which unties them first", field="trainable_parts")
+        raise _bad_parts("this model's output head is its input embedding, so training it changes both; "
+                         "take new_head, which unties them first")
     return [model.get_output_embeddings()]
 
 
 def _norm(model, value: str) -> list[nn.Module]:
-    return [find_final_norm(model)]
+    """The normalisation between the last layer and the output head."""
+    norms = [child for name, child in find_decoder_layers(model)[0].named_children()
+             if "norm" in type(child).__name__.lower() and "emb" not in name]
+    if not norms:
+        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers", field="model")
+    return norms[-1:]
 
 
 def _new_head(model, value: str) -> list[nn.Module]:
@@ -163,33 +171,28 @@ def _new_blocks(model, value: str) -> list[nn.Module]:
     probe = torch.arange(8, device=next(model.parameters()).device)[None]
     probe %= model.config.get_text_config().vocab_size
     before = _logits(model, probe)
-    blocks, added, sources = [], [], []
     borders = {round((number + 1) * len(layers) / count) - 1 for number in range(count)}
-    for index, layer in enumerate(layers):
-        blocks.append(layer)
-        sources.append(index)
-        if index in borders:
-            added.append(_silent_copy(layer))
-            blocks.append(added[-1])
-            sources.append(index)
+    sources = sorted([*range(len(layers)), *borders])  # a copy comes after its layer
+    indices = [index for index in range(1, len(sources)) if sources[index] == sources[index - 1]]
+    blocks = [_silent_copy(layers[source]) if index in indices else layers[source]
+              for index, source in enumerate(sources)]
     setattr(parent, name, nn.ModuleList(blocks))
     _renumber(model.config.get_text_config(), blocks, sources)
-    model.config.added_blocks = [blocks.index(block) for block in added]
+    model.config.added_blocks = indices
     if before is not None and not torch.equal(before, _logits(model, probe)):
         raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections "
                        "still changes the function, so blocks cannot be added to this family",
                        field="trainable_parts")
-    return added
+    return [blocks[index] for index in indices]
 
 
 PARTS = {"last": _last_layers, "layers": _layer_range, "head": _head, "norm": _norm,
          "new_blocks": _new_blocks, "new_head": _new_head}
 
 
-def _parse_number(name: str, value: str, most: int) -> int:
-    if not (value.isdigit() and 1 <= int(value) <= most):
-        raise BadInput(f"trainable_parts: {name}:{value or '?'} needs a number from 1 to {most}",
-                       field="trainable_parts")
+def _parse_number(name: str, value: str, limit: int) -> int:
+    if not (value.isdigit() and 1 <= int(value) <= limit):
+        raise _bad_parts(f"{name}:{value or '?'} needs a number from 1 to {limit}")
     return int(value)
 
 
@@ -228,8 +231,7 @@ def _renumber(config, blocks: list[nn.Module], sources: list[int]) -> None:
 
 def trainable_parameters(model) -> dict[str, int]:
     """Names and sizes of the parameters that train."""
-    return {name: parameter.numel() for name, parameter in model.named_parameters()
-            if parameter.requires_grad}
+    return {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _with_conv1d(model):
