@@ -192,7 +192,7 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkp
     model, checkpoints.stop.training = load_trainable(), True
     metrics = train_stage(model, context)
     checkpoints.stop.training = False
-    if metrics.gathered is not None and not is_follower():  # no process held the complete sharded model
+    if metrics.gathered is not None and not is_follower():  # no process has the complete sharded model
         model = load_trainable()
         model.load_state_dict(metrics.gathered, strict=False)
     metrics.gathered = None

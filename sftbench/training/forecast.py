@@ -91,7 +91,7 @@ def _why_untimed(ready: PreparedRun, untrained: list[Stage], fits: str | None) -
 
 
 def _available_memory() -> tuple[int, int]:
-    """Bytes that training may take here, and how many of them this process holds already."""
+    """Bytes that training may take here, and how many of them this process uses already."""
     if torch.cuda.is_available():
         in_use = torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), in_use

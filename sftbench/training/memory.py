@@ -26,14 +26,14 @@ from transformers import AutoModelForCausalLM
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
 from ..recipes.stages import StageSettings
 
-MAX_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are held at once
+MAX_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are in memory at once
 LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are more
 NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
 # Settings that move no byte: a prediction holds for all their values.
 IRRELEVANT_SETTINGS = ("learning_rate", "warmup_ratio", "num_train_epochs", "max_steps", "max_length",
                        "weight_decay", "max_grad_norm", "lr_scheduler_type", "seed", "prefix_init",
                        "prefix_init_text")
-_predicted: dict[str, dict] = {}  # of this process, since a look and a run ask for the same
+_predicted: dict[str, dict] = {}  # of this process, since a look and a run need the same
 
 
 def read_memory() -> int:
@@ -66,7 +66,7 @@ def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> di
     """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
 
     `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
-    what the backward pass needs, and what is held for a moment only.
+    what the backward pass needs, and what is there for a moment only.
     """
     relevant = asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS)
     key = json.dumps([config.to_dict(), relevant, width], default=str, sort_keys=True)

@@ -61,7 +61,7 @@ def check_disk_space(folder: Path, ready: PreparedRun) -> None:
 
 
 def record_early_end(folder: Path, result: dict, log: RunLog, error: BaseException) -> BaseException:
-    """Record the end in the folder, release what the run held, and return what is to be raised."""
+    """Record the end in the folder, release what the run used, and return what is to be raised."""
     traceback.clear_frames(error.__traceback__)  # they hold model and optimiser
     release_memory()
     stage, step = log.last["stage"], log.last["step"]

@@ -86,7 +86,7 @@ class PreparedRun:
         return encode_live_probes(self.tokenizer, self.roles, self.recipe.max_length)
 
     def untrained_stages(self, store: Path) -> list[Stage]:
-        """The stages that the store does not hold yet."""
+        """The stages that are not in the store yet."""
         return [stage for stage in self.stages if not (store / stage.key / MANIFEST).exists()]
 
     def start_state(self, store: Path) -> ModelState:
@@ -234,7 +234,7 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
 
     `with_losses` loads the start model and measures its loss on a part of the probes, which answers R1.
     `settle_mode` gives values and warnings for the suggested mode instead of the recipe's. Unlike
-    `prepare_recipe`, it works with whatever roles have data.
+    `prepare_recipe`, it works with the roles that have data.
     """
     loading.silence_libraries()
     start = find_start_model(recipe)

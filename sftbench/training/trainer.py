@@ -35,8 +35,8 @@ class StageContext:
 
     `dataset` has the stage's blocks in training order, `probes` the encoded rows that are scored while it
     trains, every `eval_steps` (None: eight times a stage), as `eval_<role>_loss`. With `checkpoints` training
-    goes on from the one they found, and stops when they ask for it. `tracker` is `tensorboard`, `trackio` or
-    None; it writes beside the run in `run_folder`.
+    goes on from their latest, and stops when they request it. `tracker` is `tensorboard`, `trackio` or None; it
+    writes beside the run in `run_folder`.
     """
 
     name: str
@@ -234,11 +234,11 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     """Train `model` in place and return what was measured.
 
     Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved, where the context's
-    checkpoints asked for it.
+    checkpoints requested it.
     """
     settings, tokenizer, checkpoints = context.settings, context.tokenizer, context.checkpoints
     steps, resumed = count_steps(context.dataset, settings), checkpoints.latest if checkpoints else None
-    # a model that is yet to be sharded lies in main memory here, where scoring it would take too long
+    # a model that is yet to be sharded is in main memory here, where scoring it would take too long
     start_loss = (checkpoints.progress["start_loss"] if resumed else
                   {} if is_sharded() else probe_losses(model, tokenizer, context.probes))
     callback = StageCallback(context, steps, start_loss)
