@@ -35,8 +35,8 @@ class StageContext:
 
     `dataset` has the stage's blocks in training order, `probes` the encoded rows that are scored while it
     trains, every `eval_steps` (None: eight times a stage), as `eval_<role>_loss`. With `checkpoints` training
-    goes on from their latest, and stops when they request it. `tracker` is `tensorboard`, `trackio` or None; it
-    writes beside the run in `run_folder`.
+    goes on from their latest, and stops when they request it. `tracker` is `tensorboard`, `trackio` or
+    None; it writes beside the run in `run_folder`.
     """
 
     name: str
@@ -249,12 +249,11 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     with tempfile.TemporaryDirectory() as folder, keep_router_config(model):
         trainer = StageTrainer(
             model=model, processing_class=tokenizer, train_dataset=context.dataset,
+            callbacks=[*trackers, callback],
             args=make_sft_config(
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
             data_collator=lambda examples: collate_batch(examples, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
-        for one in (*trackers, callback):
-            trainer.add_callback(one)
         batches = steps * settings.gradient_accumulation_steps
         with limit_threads(model.num_parameters() * callback.tokens[-1] / batches):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
