@@ -1,8 +1,8 @@
 """How a run begins and ends in its folder: what it records, and when the folder is refused."""
 
 import errno
-import os
 import shutil
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
@@ -47,14 +47,23 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
 
 
 def check_disk_space(folder: Path, ready: PreparedRun) -> None:
-    """Raise BadInput where the disk has no room for one checkpoint and the stages that are not stored yet."""
+    """Raise BadInput where the folder cannot be written, or the disk hold one checkpoint and the new stages.
+
+    The first comes first: what cannot be written, such as a mounted image, often has no room either.
+    """
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}); take another output_dir",
+                       field="output_dir", where=str(folder)) from error
     store, weights = store_folder(folder), 4 * ready.facts.parameters
     needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in ready.untrained_stages(store))
     if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:
         needed += 3 * weights  # a checkpoint has the weights, and AdamW's two numbers for each
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if needed > free and os.access(existing, os.W_OK):  # `claim_folder` refuses what cannot be written
+    if needed > free:
         raise BadInput(f"{store.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "
                        "GB for its stages and a checkpoint; free space, or take another output_dir",
                        field="output_dir", where=str(store.parent))
