@@ -153,7 +153,7 @@ def test_git_ignores_what_a_run_and_an_installation_leave():
     ("target", "command"),
     [
         ("demo", "-m sftbench notebook 2 --out runs/demo"),
-        ("test", "-m pytest -n logical --maxprocesses 4 --dist worksteal"),
+        ("test", "-m pytest -n logical --maxprocesses 4 --dist loadgroup"),
         ("quick", '-m pytest -m "not slow and not browser"'),
         ("lab", "-m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks" + AS_ROOT),
         ("lint", "-m ruff check ."),
