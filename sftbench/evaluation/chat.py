@@ -13,7 +13,7 @@ from ..runs.folder import read_json, read_result
 from .probes import generate_answers
 
 QUESTIONS_PER_ROLE = 3  # of each task probe, where no prompt is given
-DEFAULT_NEW_TOKENS = 64  # where no run says how long its answers are
+DEFAULT_NEW_TOKENS = 64  # where no run states how long its answers are
 
 
 def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str | None = None,
@@ -32,8 +32,8 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
         for question in questions:
             question["messages"] = [{"role": "system", "content": system}, *(
                 message for message in question["messages"] if message["role"] != "system")]
-    max_new_tokens = max_new_tokens or (
-        read_result(run)["recipe"]["max_new_tokens"] if run else None) or DEFAULT_NEW_TOKENS
+    if not max_new_tokens:
+        max_new_tokens = read_result(run)["recipe"]["max_new_tokens"] if run else DEFAULT_NEW_TOKENS
     silence_libraries()
     conversations = [question.pop("messages") for question in questions]
     answers = {name: _answer_all(checkpoint, conversations, max_new_tokens)

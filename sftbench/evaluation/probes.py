@@ -64,7 +64,7 @@ def _batches(encoded: list[EncodedRow], vocabulary: int):
 
 @torch.no_grad()
 def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
-                     max_new_tokens: int = 64, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
+                     max_new_tokens: int) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
     training, own = model.training, model.generation_config.eos_token_id
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
@@ -72,8 +72,8 @@ def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    for start in range(0, len(by_length), batch_size):
-        chunk = by_length[start:start + batch_size]
+    for start in range(0, len(by_length), ANSWERS_PER_BATCH):
+        chunk = by_length[start:start + ANSWERS_PER_BATCH]
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
                               return_tensors="pt").to(model.device)
         tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
@@ -94,7 +94,7 @@ def token_f1(answer: str, wanted: str) -> float:
     """Harmonic mean of precision and recall over words, without case and punctuation (arXiv:1606.05250)."""
     got, want = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, wanted))
     common = (got & want).total()
-    if not got or not want or not common:
+    if not common:
         return float(got == want)
     return 2 * common / (got.total() + want.total())
 

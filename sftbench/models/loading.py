@@ -105,7 +105,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
 
 
 def load_model_config(name: str, revision: str | None = None):
-    """The model's configuration; raises BadInput where it is torn or wants code of the model's own."""
+    """The model's configuration; raises BadInput where it is torn or needs code of the model's own."""
     path = fetch_model(name, revision) / "config.json"
     try:
         # `auto_map` beside a family that transformers knows is passed over: many hub models still carry it
@@ -242,11 +242,9 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # peft 0.21 still reads the old name
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated",
-                            category=FutureWarning)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     # peft 0.21 warns of the pattern that it sets itself for fused experts
-    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match",
-                            category=RuntimeWarning)
+    warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -47,7 +47,7 @@ def lora(model, tokenizer, settings: StageSettings, text: str):
 
 
 def _target_modules(model, targets: str) -> list[str]:
-    """The modules that `lora_target_modules` names; raises BadInput for one that the model has not."""
+    """The modules that `lora_target_modules` names; raises BadInput for one that the model lacks."""
     fit = [name for name, module in model.named_modules()
            if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
     wanted = [target.strip() for target in targets.split(",") if target.strip()]
@@ -97,7 +97,7 @@ def freeze(model, tokenizer, settings: StageSettings, text: str):
 
 
 def check_parts(config, settings: StageSettings) -> None:
-    """Raise BadInput where a stage's settings name parts that a model of this configuration has not."""
+    """Raise BadInput where a stage's settings name parts that a model of this configuration lacks."""
     targets = settings.lora_target_modules or "all-linear"
     if settings.method != "freeze" and targets == "all-linear":
         return
@@ -152,7 +152,7 @@ def _new_head(model, value: str) -> list[nn.Module]:
         return [head]
     head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-    # transformers keeps what is tied per instance, and would save one tensor for both
+    # transformers lists tied weights per instance, and would save one tensor for both
     model.all_tied_weights_keys = {}
     return [head]
 
@@ -160,9 +160,8 @@ def _new_head(model, value: str) -> list[nn.Module]:
 def _new_blocks(model, value: str) -> list[nn.Module]:
     """N copies of layers, spread over the depth, whose output projections are zero (arXiv:2401.02415).
 
-    Such a block adds nothing to the residual stream; that the function is unchanged is checked on a few
-    tokens. Blocks that an earlier stage added (the configuration's `added_blocks`) go on and no more are
-    added.
+    A few tokens check that they leave the function unchanged. Where an earlier stage added blocks (the
+    configuration's `added_blocks`), those train on and no more are added.
     """
     parent, name, layers = find_decoder_layers(model)
     if getattr(model.config, "added_blocks", None):
