@@ -64,7 +64,7 @@ def _batches(encoded: list[EncodedRow], vocabulary: int):
 
 @torch.no_grad()
 def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
-                     max_new_tokens: int) -> list[str]:
+                     max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
     training, own = model.training, model.generation_config.eos_token_id
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
@@ -72,8 +72,8 @@ def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    for start in range(0, len(by_length), ANSWERS_PER_BATCH):
-        chunk = by_length[start:start + ANSWERS_PER_BATCH]
+    for start in range(0, len(by_length), batch_size):
+        chunk = by_length[start:start + batch_size]
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
                               return_tensors="pt").to(model.device)
         tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
