@@ -59,7 +59,8 @@ def test_every_mode_trains_by_every_method(recipe, mode, method):
 @pytest.mark.slow
 def test_stages_of_equal_key_are_trained_once(recipe):
     results = {mode: result_of(run_chain(recipe(f"once-{mode}", mode=mode, seed=7))) for mode in "243"}
-    assert len({result["stages"][0]["key"] for result in results.values()}) == 1
+    key = prepare_recipe(recipe("once-prepared", mode="2", seed=7)).stages[0].key
+    assert {result["stages"][0]["key"] for result in results.values()} == {key}
     assert [result["stages"][0]["reused"] for result in results.values()] == [False, True, True]
     assert not results["3"]["stages"][1]["reused"]
     again = result_of(run_chain(recipe("again-2", mode="2", seed=7)))
@@ -70,21 +71,19 @@ def test_stages_of_equal_key_are_trained_once(recipe):
     assert [event["step"] for event in events if "loss" in event and event["stage"] == "cpt"] == [1, 2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 9}, {"cpt_learning_rate": 1e-3}, {"max_steps": 1},
                                     {"max_length": 64}, {"cpt_method": "freeze"}])
 def test_another_recipe_has_another_key(recipe, change):
-    name = "-".join(change)
-    one = result_of(run_chain(recipe(f"key-before-{name}", mode="2", seed=8)))["stages"][0]["key"]
-    other = result_of(run_chain(recipe(f"key-{name}", **{"mode": "2", "seed": 8} | change)))
-    assert other["stages"][0]["key"] != one
+    one, other = (prepare_recipe(recipe("key", **{"mode": "2", "seed": 8} | values)).stages[0].key
+                  for values in ({}, change))
+    assert other != one
 
 
 def test_a_changed_row_has_another_key(recipe, small_files):
-    one = result_of(run_chain(recipe("rows", mode="6", seed=8)))["stages"][0]["key"]
+    one = prepare_recipe(recipe("rows", mode="6", seed=8)).stages[0].key
     with open(small_files["domain_tasks"], "a") as file:
         file.write('{"prompt": "Where is item 99?", "completion": "Rome"}\n')
-    assert result_of(run_chain(recipe("rows-more", mode="6", seed=8)))["stages"][0]["key"] != one
+    assert prepare_recipe(recipe("rows-more", mode="6", seed=8)).stages[0].key != one
 
 
 def test_a_run_that_broke_between_stages_goes_on_from_the_last_finished(recipe, monkeypatch):

@@ -126,18 +126,24 @@ def nothing_is_cut_off(page) -> None:
 
 
 def choose(page) -> None:
-    """Mode 4 with LoRA, short; a rate far off is marked, and taken back."""
+    """Mode 4 with LoRA, short."""
     page.locator(".sftb-modes button", has_text="4").click()
     page.locator(".sftb-pair button", has_text="lora").first.click()
     toggle_fold(page, "Values")
+    fill_in(page, "max_steps", "150")
+    fill_in(page, "probe_rows", "16")
+
+
+def correct(page) -> None:
+    """A rate far off is marked, and taken back; the open step serves keyboards and narrow pages."""
     fill_in(page, "learning_rate", "0.5")
     page.get_by_text(re.compile("! learning_rate 0.5 is .* times above")).first.wait_for()
     fill_in(page, "learning_rate", "")
-    fill_in(page, "max_steps", "150")
-    fill_in(page, "probe_rows", "16")
     reach_all_by_tab(page)
     nothing_is_cut_off(page)
     toggle_fold(page, "Values")
+    open_step(page, "2 Look")
+    wait_for_status(page, "Looked at the data")
 
 
 @contextlib.contextmanager
@@ -153,7 +159,7 @@ def paused_run(folder: Path):
 
 
 def train(page, address: str, folder: Path) -> None:
-    """Start, see the curve grow, stop, resume; a new page and kernel in mid-run; attach, and see it end."""
+    """Start, see the curve grow, stop, resume; a new page and kernel in mid-run; attach."""
     open_step(page, "3 Train")
     press(page, "Start")
     image = page.locator(".sftb img:visible")
@@ -177,6 +183,10 @@ def train(page, address: str, folder: Path) -> None:
         wait_for_status(page, "is running")
     page.locator(".sftb img:visible").wait_for(timeout=PATIENCE)
     assert steps_done(page) >= stopped - 1
+
+
+def see_it_end(page) -> None:
+    """The run that is followed ends with its ledger."""
     nothing_is_cut_off(page)
     wait_for_status(page, "is done", 5 * MINUTE)
     assert "mixed_sft" in page.locator(".sftb-pre:visible").last.inner_text()
@@ -239,17 +249,21 @@ def test_the_whole_way(kernel, notebook):
         page.on("dialog", lambda dialog: dialog.accept())
         lab.run_all(page, address("workbench.ipynb"))
         page.locator(".sftb-modes button").first.wait_for(timeout=PATIENCE)
+        complete = version == list(KERNELS)[-1]  # the versions differ in when a callback runs, no more
         choose(page)
-        open_step(page, "2 Look")
-        wait_for_status(page, "Looked at the data")
+        if complete:
+            correct(page)
         train(page, address("workbench.ipynb"), notebook)
         assert f"kernel {version}" in page.locator(".jp-Notebook").inner_text()
-        complete = version == list(KERNELS)[-1]  # the versions differ in when a callback runs, no more
-        if complete:
+        if not complete:
+            press(page, "Stop")
+            wait_for_status(page, "has stopped")
+        else:
+            see_it_end(page)
             train_on_hostile_text(page, notebook)
             compare(page)
             talk(page)
         assert page.evaluate("window.fired") is None
     results = [json.loads(path.read_text()) for path in (notebook / "runs").glob("*/result.json")]
     assert sorted(result["recipe"]["mode"] for result in results) == (["1", "4"] if complete else ["4"])
-    assert all(result["complete"] for result in results)
+    assert all(result["complete"] == complete for result in results)
