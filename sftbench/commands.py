@@ -241,7 +241,7 @@ def advise(mode, recipe, quick, as_json, **stated) -> None:
 
 
 @commands.command()
-@click.argument("action", type=click.Choice(["write"]))
+@click.argument("action", metavar="write", type=click.Choice(["write"]))
 @click.argument("folder", help="where the eight files go: four roles, each with its probe")
 @click.option("--seed", type=int, default=0, show_default=True, help="which of the invented companies")
 @click.option("--unrelated", is_flag=True, help="domain tasks in a form that no general task has")

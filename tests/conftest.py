@@ -29,6 +29,7 @@ FAMILIES = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     """Tests that share a module's fixture run in one process, which builds it once; browser tests begin."""
     for item in items:

@@ -189,7 +189,7 @@ def test_a_bad_task_row_is_named_with_its_field_and_line_and_counted(tmp_path, l
     ("a.csv", b"text\none\n\"two\nlines\"\na,b\n", "line 5", "1 more field"),
     ("a.csv", b"text\n\"open\n", "line 2", "not CSV"),
     ("a.csv", b"text,other,text\none,two,three\n", "line 1", "'text' appears more than once"),
-    ("a.csv", b"note;text\nhi;there\n", "line 2", "no field 'text'; it has 'note;text'"),
+    ("a.csv", b"note;text\nhi;there\n", "line 1", "semicolons"),
     ("a.csv", "text\nhi\n".encode("utf-16"), "line 1", "byte 0 is not UTF-8"),
     ("a.txt", b"fine\n\xfe", "line 2", "byte 5 is not UTF-8"),
     ("a.parquet", b"PAR1 not", "", "Parquet"),

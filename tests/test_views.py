@@ -42,7 +42,8 @@ def test_the_ledger_lines_up_and_says_gain_and_loss():
     little = format_result_ledger(result(general_text={"loss": 1.01}))
     assert "it rose by 0.01: little was forgotten" in little, "a small loss is reported as well"
     assert "it rose by 0.80: so much was forgotten" in lines[-1]
-    assert "it did not rise" in format_result_ledger(result(general_text={"loss": 1.0}))
+    assert "it hardly changed" in format_result_ledger(result(general_text={"loss": 1.0}))
+    assert "it fell" in format_result_ledger(result(general_text={"loss": 0.9}))
 
 
 def test_table_and_sentence_round_the_same_number_alike():

@@ -151,7 +151,10 @@ def _read_csv(path: Path) -> Iterator[tuple]:
     reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     start = 1
     try:
-        _refuse_doubled([name for name in reader.fieldnames or () if name], f"{path}, line 1")
+        names = [name for name in reader.fieldnames or () if name]
+        _refuse_doubled(names, f"{path}, line 1")
+        if len(names) == 1 and ";" in names[0]:
+            raise file_error(f"{path}, line 1", "columns with semicolons between them; save with commas")
         start = reader.line_num + 1
         for record in reader:
             spare = record.pop(None, None)

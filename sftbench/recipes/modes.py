@@ -15,6 +15,8 @@ from pathlib import Path
 from ..errors import BadInput
 from .recipe import ROLES, Recipe, suggest_name
 
+EXAMPLE = "notebooks/own_mode.toml is an example"
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -48,7 +50,7 @@ def _require(holds: object, where: str, field: str, problem: str) -> None:
 def _parse_mode(values: dict, where: str) -> Mode:
     """The mode of a TOML table; raises BadInput, naming the file, the stage and the key."""
     for key in ("name", "sentence", "start", "stages"):
-        _require(values.get(key), where, key, f"the mode lacks {key!r}")
+        _require(values.get(key), where, key, f"the mode lacks {key!r}; {EXAMPLE}")
     start, tables, stages = values["start"], values["stages"], {}
     _require(start in ("base", "chat"), where, "start", f"start must be 'base' or 'chat', not {start!r}")
     _require(isinstance(tables, list) and all(isinstance(table, dict) for table in tables), where, "stages",
@@ -80,7 +82,7 @@ def _read_toml(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such mode file", field="mode", where=str(path)) from None
+        raise BadInput(f"{path}: no such mode file; {EXAMPLE}", field="mode", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not a TOML file: {error}", field="mode", where=str(path)) from None
 

@@ -120,13 +120,14 @@ def _summary(first: dict, last: dict) -> list[str]:
         before, after = pair("general_text", "loss")
         rise = _rounded(after, before)
         much = "little was forgotten" if after - before < SMALL_RISE else "so much was forgotten"
-        sentences.append(f"Loss on general text {_rounded(before)} -> {_rounded(after)} nats per token; it "
-                     + (f"rose by {rise}: {much}." if rise > 0 else "did not rise."))
+        change = f"rose by {rise}: {much}" if rise > 0 else "fell" if rise < 0 else "hardly changed"
+        sentences.append(f"Loss on general text {_rounded(before)} -> {_rounded(after)} nats per token; "
+                         f"it {change}.")
     if "yardstick" in last:
         english, chinese = (" -> ".join(map(_percent, pair("yardstick", f"accuracy_{language}")))
                             for language in ("en", "zh"))
         sentences.append(f"Yardstick (built-in general probe), questions right: English {english}, "
-                     f"Chinese {chinese} (chance: 25%).")
+                         f"Chinese {chinese} (chance: 25%).")
     return sentences
 
 
