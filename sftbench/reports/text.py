@@ -169,8 +169,7 @@ def _suggested_mode(advice: Advice) -> str:
     if load_mode(advice.recipe.mode) is not mode:
         lines.append(wrap_text(f"  The recipe has mode {advice.recipe.mode}."))
     lines.append(_format_rules(advice.leading) or
-                 "  No rule speaks for or against it yet: state what you want and what you have "
-                 "(wants, resources, related).")
+                 "  No rule speaks for or against it yet: state what you want and have (wants, resources).")
     return "\n".join(lines)
 
 
