@@ -32,6 +32,10 @@ __version__ = "0.1.0"
 __all__ = ["BadInput", "RunFailed", *_PUBLIC]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # so that Tab offers what is not loaded yet
+
+
 def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sftbench' has no attribute {name!r}")

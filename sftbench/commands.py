@@ -10,6 +10,7 @@ import click
 
 import sftbench as bench
 
+from . import options
 from .distributed import is_follower
 from .errors import BadInput, Stopped
 from .options import JSON, MODE, OUT, PARAMETERS, RECIPE, RUN, RUNS, VALUES, ListCommand, commands, print_json
@@ -17,7 +18,7 @@ from .recipes.modes import MODES, format_chain
 from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, Recipe, describe_field, override
 from .reports.progress import print_line, show_progress
 from .runs.events import read_events, run_progress
-from .runs.folder import new_run_folder, read_json, read_result, runs_root, store_folder
+from .runs.folder import read_json, read_result, runs_root, store_folder
 from .runs.ownership import live_owner
 
 
@@ -27,7 +28,7 @@ from .runs.ownership import live_owner
 @OUT
 def run(mode, recipe, out) -> None:
     """Train a mode's chain of stages and print its ledger."""
-    _train(recipe, Path(out) if out else new_run_folder(recipe.mode, recipe.method, recipe.output_dir))
+    _train(recipe, options.choose_folder(recipe, out, recipe.mode))
 
 
 def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
@@ -86,8 +87,7 @@ def notebook(which, values, out, timeout) -> None:
     """Run a mode's notebook headless through papermill."""
     from .notebook import execute_notebook, find_notebook
     path = find_notebook(which)
-    recipe = override(Recipe(), **values)
-    folder = Path(out) if out else new_run_folder(path.stem, recipe.method, recipe.output_dir)
+    folder = options.choose_folder(override(Recipe(), **values), out, path.stem)
     with show_progress(folder):
         executed = execute_notebook(path, values, folder, timeout)
     _print_result(folder, {"executed notebook": executed, "loss picture": folder / "loss.png"})
@@ -137,7 +137,7 @@ def compare(runs, as_json) -> None:
                 help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
 @click.option("--prompt", multiple=True, metavar="TEXT", help="repeatable  [default: questions of the probe]")
 @click.option("--system", metavar="TEXT", help="a system prompt before each of them")
-@click.option("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
+@click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="longest answer, in tokens")
 @JSON
 def talk(checkpoints, prompt, system, max_new_tokens, as_json) -> None:
     """Put the same prompts to several checkpoints."""
@@ -200,10 +200,10 @@ def look(mode, recipe, role, row, rows) -> None:
 @click.option("--system-prompts", metavar="TEXT|TOML", help="system message of tasks that have none")
 @click.option("--picture", metavar="PNG", help="where to draw the histogram of lengths")
 @JSON
-def check(files, role, picture, as_json, **options) -> None:
+def check(files, role, picture, as_json, **values) -> None:
     """Check data files: shapes, bad rows, lengths, leaks, characters."""
     from .reports.data_report import draw_lengths, format_report, join_sources, measure_data
-    report = measure_data(join_sources(files), role, **options)
+    report = measure_data(join_sources(files), role, **values)
     print_json(report.to_dict()) if as_json else print_line(format_report(report))
     if picture:
         draw_lengths(report, picture)

@@ -2,13 +2,15 @@
 
 import json
 import os
+from pathlib import Path
 
 import click
 
+from .errors import BadInput
 from .recipes.modes import load_mode
 from .recipes.recipe import FIELDS, Recipe, describe_field, field_type, override, parse_value
 from .reports.progress import print_line
-from .runs.folder import find_run
+from .runs.folder import find_run, new_run_folder
 
 
 @click.group(no_args_is_help=False,
@@ -39,15 +41,29 @@ class ListCommand(click.Command):
 
 
 def _parse_values(context: click.Context, option: click.Parameter, pairs: tuple) -> dict:
-    return {name: parse_value(name, text) for name, text in pairs}
+    texts = {}
+    for name, text in pairs:
+        if texts.setdefault(name, text) != text:
+            raise BadInput(f"-p {name} is given twice: {texts[name]} and {text}", field=name)
+    return {name: parse_value(name, text) for name, text in texts.items()}
 
 
 def _parse_recipe(context: click.Context, option: click.Parameter, pairs: tuple) -> Recipe:
     """The recipe of `mode` and `-p`; a mode that is not there is refused here, before torch loads."""
     values, mode = _parse_values(context, option, pairs), context.params["mode"]
-    recipe = override(Recipe(), **values | ({} if mode is None else {"mode": mode}))
+    if mode is not None and values.setdefault("mode", mode) != mode:
+        raise BadInput(f"mode {mode} and -p mode {values['mode']}: give one of them", field="mode")
+    recipe = override(Recipe(), **values)
     load_mode(recipe.mode)
     return recipe
+
+
+def choose_folder(recipe: Recipe, out: str | None, name: str) -> Path:
+    """The folder of a run: by `--out` or the recipe's `output_dir`, else a new one named after `name`."""
+    if out and recipe.output_dir not in (None, out):
+        raise BadInput(f"--out {out} and -p output_dir {recipe.output_dir}: give one of them",
+                       field="output_dir")
+    return new_run_folder(name, recipe.method, out or recipe.output_dir)
 
 
 def _parameter_option(name: str, callback) -> click.Option:

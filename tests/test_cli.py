@@ -17,6 +17,7 @@ from sftbench.options import print_json
 from sftbench.recipes.recipe import FIELDS, Recipe, override
 from sftbench.runs.events import append_event
 from sftbench.runs.folder import read_result, write_json
+from tests.conftest import bad_input
 
 ROOT = Path(__file__).parent.parent
 
@@ -331,3 +332,26 @@ def test_plain_papermill_runs_a_mode_too(small, tmp_path):
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     result = read_result(tmp_path / "run")
     assert [stage["method"] for stage in result["stages"]] == ["lora", "lora"]
+
+
+@pytest.mark.parametrize(("words", "field"), [
+    ("run 2 -p mode 3", "mode"), ("run 2 -p seed 1 -p seed 2", "seed"),
+])
+def test_a_value_that_is_given_twice_is_refused(words, field):
+    with bad_input(field):
+        parse_command(words.split())
+    assert parse_command("run 2 -p mode 2 -p seed 1 -p seed 1".split())[1]["recipe"].seed == 1
+
+
+def test_a_file_where_a_folder_belongs_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("")
+    for words in ("run 2 --out a.txt", "run 2 --out b -p output_dir c", "show a.txt", "stop a.txt",
+                  "pocket write a.txt", "talk pocket --max-new-tokens -3"):
+        assert main(words.split()) == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1, words
+
+
+def test_tab_offers_the_public_names():
+    import sftbench
+    assert set(sftbench.__all__) <= set(dir(sftbench))

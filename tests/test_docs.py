@@ -142,9 +142,12 @@ def test_the_page_for_programs_names_every_field(tmp_path, monkeypatch, capsys):
     events = [json.loads(line) for line in Path("runs/one/events.jsonl").read_text().splitlines()]
     seen = {name for event in events for name in event if not name.startswith("eval_")}
     assert seen <= names("`events.jsonl`")
-    for command in (["show", "runs/one"], ["compare", "runs/one"], ["advise", "--quick"],
-                    ["forecast", "2", "--quick"], ["talk", "runs/one", "--prompt", "?"]):
+    assert main(["pocket", "write", "data"]) == 0
+    for command in (["check", "data/domain_tasks.jsonl"], ["show", "runs/one"], ["compare", "runs/one"],
+                    ["advise", "--quick"], ["forecast", "2", "--quick"],
+                    ["talk", "runs/one", "--prompt", "?"]):
         capsys.readouterr()
         assert main([*command, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert set(shown[0] if command[0] == "talk" else shown) <= names("JSON")
+        assert command[0] != "check" or set(shown["counts"]) <= names("JSON")

@@ -232,9 +232,12 @@ def write_files(folder, seed=0, related=True):
     files = {Path(folder) / f"{role}{'' if split == 'train' else '_probe'}.jsonl": "".join(
         json.dumps(row) + "\n" for row in world_rows(role, split, seed, related))
         for role, split in product(ROLES, SPLITS)}
+    if Path(folder).is_file():
+        raise BadInput(f"{folder}: a file is there; name a folder", field="folder", where=str(folder))
     for path, lines in files.items():
         if path.exists() and path.read_bytes() != lines.encode():
-            raise BadInput(f"{path}: there already, with other rows; name another folder")
+            raise BadInput(f"{path}: there already, with other rows; name another folder", field="folder",
+                           where=str(path))
     for path, lines in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(lines, encoding="utf-8", newline="\n")

@@ -57,7 +57,7 @@ class EventTail:
                     self._inode, self._position, self.events = status.st_ino, 0, []
                 file.seek(self._position)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         lines = data[:data.rfind(b"\n") + 1]
         self._position += len(lines)

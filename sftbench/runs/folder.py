@@ -28,8 +28,14 @@ def find_run(run: str | Path) -> Path:
 
 
 def new_run_folder(mode: str, method: str, output_dir: str | None) -> Path:
-    """The run's folder: `output_dir`, or a new one under `runs_root()` named by mode, method and time."""
+    """The run's folder: `output_dir`, or a new one under `runs_root()` named by mode, method and time.
+
+    Raises BadInput for an `output_dir` that is a file.
+    """
     if output_dir is not None:
+        if Path(output_dir).is_file():
+            raise BadInput(f"{output_dir}: a file is there; name a folder", field="output_dir",
+                           where=output_dir)
         return Path(output_dir)
     stem = f"mode_{Path(mode).stem}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))

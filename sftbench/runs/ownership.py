@@ -43,7 +43,7 @@ def live_owner(folder: Path) -> dict | None:
 
 
 def _is_locked(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as lock:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as lock:
         try:
             # shared, so that two who look at once do not take each other for the owner
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -99,7 +99,8 @@ def make_sft_config(settings: StageSettings, folder: str, steps: int, **report) 
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio, weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
+        weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, seed=settings.seed,
         # TRL 1.16 switches both of these on by itself
         bf16=settings.bf16, activation_checkpointing=settings.gradient_checkpointing,

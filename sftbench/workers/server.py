@@ -79,7 +79,7 @@ class Worker:
     def _drop_if_unwanted(self) -> None:
         if self.answering and self.connection.poll():  # SIGIO comes for room to write, too
             self.answering = False
-            raise Dropped("a run was started")
+            raise Dropped("its client no longer waits for it")
 
     def prepare(self, recipe: Recipe):
         """The prepared recipe, of an earlier request if that was the same and no file it names changed."""
