@@ -1,5 +1,7 @@
 """The ways a run ends early: wrong input (exit code 2), failed work (1), a requested stop (130)."""
 
+from pathlib import Path
+
 
 class BadInput(ValueError):
     """What the user gave cannot be used; the message names fault and remedy, and nothing was started.
@@ -11,6 +13,11 @@ class BadInput(ValueError):
     def __init__(self, message: str, *, field: str = "", where: str = ""):
         super().__init__(message)
         self.field, self.where = field, where
+
+
+def file_error(where: Path | str, why: str, field: str = "") -> BadInput:
+    """Bad input at a file, folder or hub name, which the message names first."""
+    return BadInput(f"{where}: {why}", field=field, where=str(where))
 
 
 class RunFailed(RuntimeError):

@@ -22,17 +22,12 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
-from ..errors import BadInput
+from ..errors import BadInput, file_error
 from .sources import SHAPES, TEXT_SUFFIXES
 
 PIECE_CHARACTERS = 2000  # characters: plain text is cut at blank lines into rows of about this length
 READ_BATCH = 1000  # rows of a table in memory at a time
 JSON_LINES = re.compile(r"\s*\{.*\}[^\S\n]*\n\s*\S")  # an object on the first line, and something below it
-
-
-def file_error(where: Path | str, why: str, field: str = "") -> BadInput:
-    """Bad input at a file, folder or hub name."""
-    return BadInput(f"{where}: {why}", field=field, where=str(where))
 
 
 def load_json(text: str):

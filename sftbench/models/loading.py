@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from ..data.chat_template import default_template
 from ..data.sources import find_model_folder
-from ..errors import BadInput
+from ..errors import BadInput, file_error
 from ..pocket import FOLDERS
 from ..recipes.stages import StageSettings
 from ..runs.stage_store import file_sha256
@@ -43,11 +43,6 @@ def supports_bf16() -> bool:
     return any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _bad_model(where: Path | str, fault: str) -> BadInput:
-    """The error for a fault of a model, or of its folder or file `where`."""
-    return BadInput(f"{where}: {fault}", field="model", where=str(where))
-
-
 def locate_model(name: str) -> str:
     """A model's folder for the pocket's names and for local folders, else the unchanged hub name.
 
@@ -64,15 +59,16 @@ def locate_model(name: str) -> str:
 def check_model_folder(path: Path) -> None:
     """Refuse a folder that is no model, or whose weights could carry code."""
     if (path / "adapter_config.json").exists():
-        raise _bad_model(path, "an adapter (adapter_config.json), which goes with its own base only; "
-                               "merge it into that, or export it --merged")
+        raise file_error(path, "an adapter (adapter_config.json), which goes with its own base only; "
+                               "merge it into that, or export it --merged", "model")
     if not (path / "config.json").exists():
-        raise _bad_model(path, "no config.json; a model folder as save_pretrained writes it is needed")
+        raise file_error(path, "no config.json; a model folder as save_pretrained writes it is needed",
+                         "model")
     if not list(path.glob("*.safetensors")):
         others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
         only = f" (only {others[0]})" if others else ""
-        raise _bad_model(path, f"no .safetensors weights{only}; other formats can carry code and are not "
-                               "read")
+        raise file_error(path, f"no .safetensors weights{only}; other formats can carry code and are not "
+                               "read", "model")
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
@@ -114,7 +110,7 @@ def load_model_config(name: str, revision: str | None = None):
         code = "auto_map" in path.read_text(encoding="utf-8", errors="replace")
         fault = ("the model needs code of its own (auto_map), which is never run; take one of a family that "
                  "transformers knows" if code else f"cannot be used: {error}")
-        raise _bad_model(path, fault) from error
+        raise file_error(path, fault, "model") from error
 
 
 def resolve_revision(name: str, revision: str | None = None) -> str:
@@ -127,8 +123,9 @@ def resolve_revision(name: str, revision: str | None = None) -> str:
         for path in sorted(folder.glob("*.safetensors")):
             sent = path.resolve().name  # the cache names a large file by its sha256
             if len(sent) == 64 and file_sha256(path) != sent:
-                raise _bad_model(path, f"damaged, it differs from what the hub sent; remove {path.resolve()} "
-                                 f"and fetch it again with: hf download {name} --revision {folder.name}")
+                raise file_error(path, f"damaged, it differs from what the hub sent; remove {path.resolve()} "
+                                 f"and fetch it again with: hf download {name} --revision {folder.name}",
+                                 "model")
         return folder.name
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
     digests = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
@@ -141,12 +138,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTr
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a torn file makes a parser raise
-        raise _bad_model(folder, f"its tokenizer cannot be read: {error}") from error
+        raise file_error(folder, f"its tokenizer cannot be read: {error}", "model") from error
     if len(tokenizer) < 2:
-        raise _bad_model(folder, "no tokenizer files beside the weights")
+        raise file_error(folder, "no tokenizer files beside the weights", "model")
     if tokenizer.eos_token is None:
-        raise _bad_model(name, "its tokenizer has no end-of-sequence token, so a model could never learn to "
-                               "stop")
+        raise file_error(name, "its tokenizer has no end-of-sequence token, so a model could never learn to "
+                               "stop", "model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: labels are masked by position, not by token
     if tokenizer.chat_template is None:
@@ -174,14 +171,14 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise _bad_model(folder, f"its weights cannot be read: {error}") from error
+        raise file_error(folder, f"its weights cannot be read: {error}", "model") from error
     absent = sorted(report["missing_keys"])  # transformers 5.23 draws those at random and only warns
     wrong = absent or [name for name, weight in model.named_parameters()
                        if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite()]
     if wrong:
         fault = "missing" if absent else "no numbers"
-        raise _bad_model(folder, f"{len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
-                                 "write the model anew")
+        raise file_error(folder, f"{len(wrong)} of its weights are {fault}, such as {wrong[0]}; fetch or "
+                                 "write the model anew", "model")
     if quantization is None:
         return model if on_cpu else model.to(select_device())
     for module in model.modules():
@@ -199,7 +196,8 @@ def check_weights(folder: Path) -> None:
             with safe_open(path, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise _bad_model(path, f"damaged or cut off ({error}); fetch or write it anew") from error
+            raise file_error(path, f"damaged or cut off ({error}); fetch or write it anew",
+                             "model") from error
 
 
 def load_for_training(name: str, revision: str | None, settings: StageSettings, on_cpu: bool = False):

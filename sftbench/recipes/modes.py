@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import BadInput, file_error
 from .recipe import ROLES, Recipe, suggest_name
 
 EXAMPLE = "notebooks/own_mode.toml is an example"
@@ -44,7 +44,7 @@ class Mode:
 
 def _require(holds: object, where: str, field: str, problem: str) -> None:
     if not holds:
-        raise BadInput(f"{where}: {problem}", field=field, where=where)
+        raise file_error(where, problem, field)
 
 
 def _parse_mode(values: dict, where: str) -> Mode:
@@ -82,9 +82,9 @@ def _read_toml(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such mode file; {EXAMPLE}", field="mode", where=str(path)) from None
+        raise file_error(path, f"no such mode file; {EXAMPLE}", "mode") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a TOML file: {error}", field="mode", where=str(path)) from None
+        raise file_error(path, f"not a TOML file: {error}", "mode") from None
 
 
 _FILE = Path(__file__).with_suffix(".toml")

@@ -8,7 +8,7 @@ import json
 import shlex
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import file_error
 from ..runs.folder import read_json
 from .recipe import FIELDS, Recipe, field_help, field_type, format_argument, from_parameters, override
 
@@ -48,7 +48,7 @@ def parse_cell(source: str, where: str = "the cell") -> Recipe:
                       | ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value)):
                     values[name] = ast.literal_eval(value)
     except (SyntaxError, ValueError) as error:
-        raise BadInput(f"{where}: not lines of the form name = value: {error}", where=where) from None
+        raise file_error(where, f"not lines of the form name = value: {error}") from None
     return from_parameters(values)
 
 
@@ -62,13 +62,12 @@ def read_recipe(path: str | Path) -> Recipe:
         path = path / "recipe.json"
     if not path.is_file() or path.suffix not in (".json", ".ipynb"):
         problem = "contains no recipe" if path.is_file() else "no such file"
-        raise BadInput(f"{path}: {problem}; give a run's folder, a recipe.json or a notebook",
-                       where=str(path))
+        raise file_error(path, f"{problem}; give a run's folder, a recipe.json or a notebook")
     if path.suffix == ".ipynb":
         return _read_notebook(path)
     stored = read_json(path.parent, path.name)
     if not isinstance(stored.get("recipe"), dict):
-        raise BadInput(f"{path}: contains no recipe", where=str(path))
+        raise file_error(path, "contains no recipe")
     advised = [name for name in stored.get("reasons") or {} if name in FIELDS]
     return override(Recipe(), **stored["recipe"] | dict.fromkeys([*advised, "output_dir"]))
 
@@ -79,7 +78,7 @@ def _read_notebook(path: Path) -> Recipe:
         sources = ["".join(cell["source"]) for cell in cells
                    if {"parameters", "injected-parameters"} & set(cell.get("metadata", {}).get("tags", []))]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a notebook: {error}", where=str(path)) from None
+        raise file_error(path, f"not a notebook: {error}") from None
     if not sources:
-        raise BadInput(f"{path}: no cell is tagged parameters", where=str(path))
+        raise file_error(path, "no cell is tagged parameters")
     return parse_cell("\n".join(sources), str(path))  # papermill's injected cell comes later and wins
