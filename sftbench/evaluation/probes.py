@@ -24,6 +24,12 @@ def mean_loss(model, encoded: list[EncodedRow], pad_token_id: int) -> float:
     return sum(row_nats(model, encoded, pad_token_id)) / count
 
 
+def probe_losses(model, tokenizer: PreTrainedTokenizerBase,
+                 probes: dict[str, list[EncodedRow]]) -> dict[str, float]:
+    """The `mean_loss` of each role's rows."""
+    return {role: mean_loss(model, rows, tokenizer.pad_token_id) for role, rows in probes.items()}
+
+
 @torch.no_grad()
 def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]:
     """What each row costs, in order: the sum over its trained tokens of their negative log-likelihood."""

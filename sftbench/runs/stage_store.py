@@ -55,11 +55,16 @@ def find_damage(folder: Path) -> Path | None:
     return None
 
 
+def has_stage(store: Path, key: str) -> bool:
+    """Whether the store has the finished stage; its files are not looked at."""
+    return (Path(store) / key / MANIFEST).exists()
+
+
 def find_stage(store: Path, key: str) -> Path | None:
     """The folder of a finished stage, or None; raises RunFailed if its files no longer match the manifest."""
-    folder = Path(store) / key
-    if not (folder / MANIFEST).exists():
+    if not has_stage(store, key):
         return None
+    folder = Path(store) / key
     if path := find_damage(folder):
         raise RunFailed(f"{path} is damaged (it differs from its manifest); remove {folder} and run again",
                         "damaged")

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from ..data.chat_template import training_pieces
 from ..distributed import broadcast, is_follower, is_sharded, join_processes
+from ..evaluation.probes import probe_losses
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..models.methods import METHOD_FUNCTIONS, save_stage_model, trainable_parameters
@@ -27,7 +28,7 @@ from ..runs.stage_store import build_stage, find_stage, lock_stage
 from .forecast import forecast_recipe
 from .outcome import check_disk_space, describe_run, record_early_end
 from .prepare import PreparedRun, library_versions, prepare_recipe
-from .trainer import StageContext, StageMetrics, probe_losses, train_stage
+from .trainer import StageContext, StageMetrics, train_stage
 
 
 @dataclass

@@ -17,7 +17,7 @@ from transformers import set_seed
 from ..data.packing import block_tokens
 from ..distributed import process_count
 from ..errors import RunFailed
-from ..evaluation.probes import limit_threads, row_nats, score_probe, scoring_bytes
+from ..evaluation.probes import limit_threads, probe_losses, row_nats, score_probe, scoring_bytes
 from ..evaluation.yardstick import encode_yardstick
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
@@ -26,7 +26,7 @@ from ..recipes.stages import Stage
 from ..runs.folder import new_run_folder, store_folder
 from .memory import predict_memory
 from .prepare import PreparedRun, prepare_recipe
-from .trainer import StageContext, eval_interval, probe_losses, train_stage
+from .trainer import StageContext, eval_interval, train_stage
 
 WARMUP_STEPS = 1  # steps of a trial that only warm up
 TIMED_STEPS = (3, 16)  # steps of a trial that are timed, at least and at most: else a tenth of the stage

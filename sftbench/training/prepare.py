@@ -23,6 +23,7 @@ from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
+from ..evaluation.probes import probe_losses
 from ..evaluation.scoring import ProbeSet
 from ..models import loading
 from ..models.checkpoint import ModelState
@@ -35,8 +36,8 @@ from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings
-from ..runs.stage_store import MANIFEST, hash_key
-from .trainer import count_steps, probe_losses
+from ..runs.stage_store import has_stage, hash_key
+from .trainer import count_steps
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
 ADVICE_LENGTH = 1024  # tokens of a row that count for advice, where no recipe is resolved yet
@@ -87,7 +88,7 @@ class PreparedRun:
 
     def untrained_stages(self, store: Path) -> list[Stage]:
         """The stages that are not in the store yet."""
-        return [stage for stage in self.stages if not (store / stage.key / MANIFEST).exists()]
+        return [stage for stage in self.stages if not has_stage(store, stage.key)]
 
     def start_state(self, store: Path) -> ModelState:
         """The model before the first stage."""

@@ -23,7 +23,7 @@ from ..data.packing import block_tokens, collate_batch
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
-from ..evaluation.probes import limit_threads, mean_loss
+from ..evaluation.probes import limit_threads, probe_losses
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
 from .memory import MAX_LOGITS, read_memory, read_peak_memory, reset_peak_memory
@@ -74,11 +74,6 @@ def count_steps(dataset: Dataset, settings: StageSettings) -> int:
 def eval_interval(steps: int, eval_steps: int | None) -> int:
     """The steps after which a stage's probes are scored: as the recipe states, or an eighth of the stage."""
     return eval_steps or max(1, steps // 8)
-
-
-def probe_losses(model, tokenizer, probes: dict[str, list[EncodedRow]]) -> dict[str, float]:
-    """Each probe's loss in nats per token."""
-    return {role: mean_loss(model, rows, tokenizer.pad_token_id) for role, rows in probes.items()}
 
 
 def _tokens_after(dataset: Dataset, settings: StageSettings, steps: int) -> list[int]:
