@@ -9,13 +9,13 @@ import pyarrow.parquet
 import pytest
 
 from sftbench.data import rows as row_cache
-from sftbench.data.origins import open_sources
-from sftbench.data.readers import READERS
 from sftbench.data.rows import read_source
-from sftbench.data.sources import SUFFIXES, check_source, find_model_folder
 from sftbench.errors import BadInput
 from sftbench.models.loading import load_model, load_tokenizer, resolve_revision
 from sftbench.recipes.recipe import Recipe, override
+from sftbench.sources.names import SUFFIXES, check_source, find_model_folder
+from sftbench.sources.origins import open_sources
+from sftbench.sources.readers import READERS
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import small_rows
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sftbench"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 # What a user waits for at a prompt: importing these loads no heavy library.
-LIGHT = ("sftbench", "sftbench.cli", "sftbench.notebook", "sftbench.workers.client", "sftbench.data.sources",
+LIGHT = ("sftbench", "sftbench.cli", "sftbench.notebook", "sftbench.workers.client", "sftbench.sources.names",
          "sftbench.recipes.rules", "sftbench.recipes.serialize", "sftbench.runs.checkpoints",
          "sftbench.runs.stage_store")
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib", "IPython",

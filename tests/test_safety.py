@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftbench.cli import main
-from sftbench.data.sources import read_card_rate
 from sftbench.errors import BadInput, RunFailed
 from sftbench.models.checkpoint import load_stage
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer, resolve_revision
@@ -21,6 +20,7 @@ from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.events import append_event, read_events
 from sftbench.runs.folder import read_json, read_result, store_folder
 from sftbench.runs.stage_store import file_sha256
+from sftbench.sources.names import read_card_rate
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe

@@ -11,8 +11,8 @@ import json
 from operator import itemgetter
 
 from ..errors import BadInput
-from .readers import load_json
-from .sources import SHAPES
+from ..sources.names import SHAPES
+from ..sources.readers import load_json
 
 SPEAKERS = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",

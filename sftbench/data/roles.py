@@ -12,9 +12,9 @@ from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
 from ..recipes.recipe import ROLES, Recipe, suggest_name
-from .origins import origin_in_memory
+from ..sources.names import expand_path
+from ..sources.origins import origin_in_memory
 from .rows import Rows, read_rows, read_source
-from .sources import expand_path
 
 DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
 

@@ -18,8 +18,8 @@ from datasets import Dataset, Features, List, Value
 
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
+from ..sources.origins import Origin, open_sources
 from .conversations import parse_row
-from .origins import Origin, open_sources
 
 CACHE_FORMAT = 4  # of the cached tables: with another number they are written again
 NAMED_BAD_ROWS = 20  # bad rows that are named one by one

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
+from ..sources.readers import READ_BATCH
 from . import chat_template
 from .chat_template import adds_bos, render_prompt, training_pieces
-from .readers import READ_BATCH
 from .roles import Role
 from .rows import cache_folder, cache_table
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
-from ..data.origins import open_sources
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, split_role
 from ..data.rows import Rows, read_rows
 from ..data.tokenization import cut_rows, encode_role
@@ -18,6 +17,7 @@ from ..errors import BadInput
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
+from ..sources.origins import open_sources
 from ..training.prepare import measure_facts
 from .html import make_visible
 from .plots import figure_png, histogram_borders, length_figure

@@ -18,7 +18,6 @@ from ..data import tokenization
 from ..data.chat_template import describe_template
 from ..data.packing import build_stage_dataset
 from ..data.roles import Role, load_roles
-from ..data.sources import card_rate
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
@@ -37,6 +36,7 @@ from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings
 from ..runs.stage_store import has_stage, hash_key
+from ..sources.names import card_rate
 from .trainer import count_steps
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are

@@ -4,7 +4,6 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ..data.sources import check_source, find_model_folder
 from ..errors import BadInput
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import ADVISED, Advised, resolve_recipe
@@ -20,6 +19,7 @@ from ..recipes.recipe import (
     parse_value,
 )
 from ..recipes.serialize import format_cell, format_command
+from ..sources.names import check_source, find_model_folder
 from .widgets import Fold, button, column, grid, row, set_class, show, text_label
 
 GROUPS = {

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import traitlets
 
-from ..data.sources import read_card_rate
 from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
@@ -15,6 +14,7 @@ from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mo
 from ..recipes.recipe import FIELDS, Recipe, override
 from ..recipes.serialize import read_recipe
 from ..recipes.warnings import recipe_warnings
+from ..sources.names import read_card_rate
 from ..workers.client import HelperProcess
 from .fields import MODEL_AND_DATA, MORE_DATA, text_fold
 from .step_choose import choose_step

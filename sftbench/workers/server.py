@@ -17,13 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
-from ..data.sources import locate_source, parse_source
 from ..errors import BadInput, Stopped
 from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
 from ..runs.folder import mask_message, new_run_folder, store_folder
 from ..runs.ownership import StopSignal, attach_lock, release_folder
+from ..sources.names import locate_source, parse_source
 from .client import LOG, receive_message, send_message
 
 SMALL_MODEL = 5e6  # parameters up to which scoring it, or training it for a few steps, takes seconds

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from ..errors import BadInput, file_error
-from .sources import SHAPES, TEXT_SUFFIXES
+from .names import SHAPES, TEXT_SUFFIXES
 
 PIECE_CHARACTERS = 2000  # characters: plain text is cut at blank lines into rows of about this length
 READ_BATCH = 1000  # rows of a table in memory at a time

@@ -12,8 +12,8 @@ import datasets
 
 from ..errors import file_error
 from ..runs.stage_store import file_sha256
+from .names import expand_path, locate_source, parse_source
 from .readers import READERS
-from .sources import expand_path, locate_source, parse_source
 
 HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
 
