@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sftbench.data.tokenization import encode_row
 from sftbench.evaluation import probes
-from sftbench.evaluation.probes import exact_match, generate_answers, mean_loss, score_probe, token_f1
+from sftbench.evaluation.probes import (
+    complete_answers,
+    exact_match,
+    generate_answers,
+    mean_loss,
+    score_probe,
+    token_f1,
+)
 from sftbench.models.loading import load_model
+from sftbench.models.methods import METHOD_FUNCTIONS
 from tests.conftest import small_rows
 
 
@@ -40,6 +49,7 @@ def test_answers_stop_at_the_end_token(model, tokenizer):
         stubborn.get_input_embeddings().weight.zero_()
         stubborn.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(len(tokenizer), 64))
         stubborn.get_output_embeddings().bias = torch.nn.Parameter(torch.eye(len(tokenizer))[1])
+    stubborn.generation_config.update(min_new_tokens=4, min_length=9)
     assert generate_answers(stubborn, tokenizer, [[{"role": "user", "content": "x"}]], 5) == [""]
 
 
@@ -56,3 +66,46 @@ def test_a_probe_scores_text_by_loss_and_tasks_by_answers_too(model, tokenizer):
     assert set(score_probe(model, tokenizer, small_rows("domain_text", 4), 64, 4)) == {"loss"}
     assert set(score_probe(model, tokenizer, small_rows("domain_tasks", 4), 64, 4)) == {
         "loss", "accuracy", "f1"}
+
+
+SETTINGS = {"repetition_penalty": 3.0, "min_new_tokens": 12, "no_repeat_ngram_size": 1, "num_beams": 3,
+            "suppress_tokens": list(range(5, 200)), "begin_suppress_tokens": list(range(5, 300)),
+            "bad_words_ids": [[number] for number in range(5, 250)], "forced_eos_token_id": 1,
+            "forced_bos_token_id": 9, "stop_strings": ["a", "e", "i", " "], "max_length": 3,
+            "exponential_decay_length_penalty": (1, 9.0), "sequence_bias": [[[7], 90.0]], "top_k": 3,
+            "do_sample": True, "temperature": 9.0, "max_time": 1e-9, "guidance_scale": 5.0,
+            "num_return_sequences": 2, "return_dict_in_generate": True, "cache_implementation": "static",
+            "output_scores": True, "prompt_lookup_num_tokens": 3, "remove_invalid_values": True,
+            "renormalize_logits": True, "token_healing": True}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_models_published_generation_settings_change_no_answer(model, tokenizer, name, monkeypatch):
+    questions = [row["messages"][:-1] for row in small_rows("domain_tasks", 3)]
+    wanted = generate_answers(model, tokenizer, questions, 8)
+    own = GenerationConfig(eos_token_id=1, pad_token_id=0)
+    setattr(own, name, SETTINGS[name])
+    monkeypatch.setattr(model, "generation_config", own)
+    assert generate_answers(model, tokenizer, questions, 8) == wanted
+    assert model.generation_config is own, "the model keeps its settings, to be saved with it"
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
+def test_the_same_holds_under_an_adapter(make_model, tokenizer, settings, method):
+    base = load_model(make_model("llama"))
+    model = METHOD_FUNCTIONS[method](base, tokenizer, settings(method, prefix_init="random"), "")
+    questions = [row["messages"][:-1] for row in small_rows("domain_tasks", 3)]
+    wanted = generate_answers(model, tokenizer, questions, 8)
+    own = base.generation_config
+    own.update(repetition_penalty=3.0, min_new_tokens=8, suppress_tokens=list(range(5, 200)))
+    assert generate_answers(model, tokenizer, questions, 8) == wanted
+    assert base.generation_config is own and model.generation_config is own
+
+
+def test_the_end_tokens_of_the_models_settings_end_an_answer(model, tokenizer, monkeypatch):
+    question = [small_rows("domain_tasks", 1)[0]["messages"][:-1]]
+    whole, = complete_answers(model, tokenizer, question, 8)
+    first = tokenizer(whole.text, add_special_tokens=False)["input_ids"][-1]
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=[1, first]))
+    ended, = complete_answers(model, tokenizer, question, 8)
+    assert whole.cut and not ended.cut and whole.text.startswith(ended.text)

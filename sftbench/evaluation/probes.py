@@ -3,10 +3,11 @@
 import contextlib
 import re
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
 from ..data.packing import collate_batch, join_rows
@@ -68,25 +69,64 @@ def _batches(encoded: list[EncodedRow], vocabulary: int):
         yield batch
 
 
+def bare_generation_config(ends: list[int], pad_token_id: int, max_new_tokens: int) -> GenerationConfig:
+    """Greedy generation that stops at these ends, and nothing else: what answers are compared under."""
+    return GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
+                            eos_token_id=sorted(ends), pad_token_id=pad_token_id)
+
+
 @torch.no_grad()
+def generate_tokens(model, batch: dict, config: GenerationConfig) -> torch.Tensor:
+    """The tokens that follow each row of `batch` (padded on the left), generated under `config` alone.
+
+    transformers (5.23) fills what a given configuration leaves open from the model's own, where models are
+    published with a repetition_penalty, min_new_tokens or suppressed tokens; so that is put aside meanwhile.
+    """
+    # PEFT (0.21) forwards the attribute of what it wraps, and sets it on the wrong module for a prefix
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, owner.generation_config = owner.generation_config, config
+    try:
+        tokens = model.generate(**batch, generation_config=config)
+    finally:
+        owner.generation_config = own
+    return tokens[:, batch["input_ids"].shape[1]:]
+
+
 def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
                      max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
+    return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens,
+                                                       batch_size)]
+
+
+class Answer(NamedTuple):
+    """What a model answered, and whether it was cut at max_new_tokens before it ended by itself."""
+
+    text: str
+    cut: bool
+
+
+def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
+                     max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[Answer]:
+    """As `generate_answers`, with whether each was cut.
+
+    The model's published generation settings change nothing; of them only the end tokens are used.
+    """
     training, own = model.training, model.generation_config.eos_token_id
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
+    config = bare_generation_config(list(ends), tokenizer.pad_token_id, max_new_tokens)
     model.eval()
     prompts = [encode_prompt(tokenizer, messages) for messages in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
+    answers = [Answer("", False)] * len(prompts)
     for start in range(0, len(by_length), batch_size):
         chunk = by_length[start:start + batch_size]
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
                               return_tensors="pt").to(model.device)
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-                                pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(ends))
-        new = tokens[:, batch["input_ids"].shape[1]:]
-        for index, text in zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[index] = text.strip()
+        new = generate_tokens(model, batch, config).tolist()
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for index, text, ids in zip(chunk, texts, new, strict=True):
+            answers[index] = Answer(text.strip(), ends.isdisjoint(ids))
     model.train(training)
     return answers
 
