@@ -22,7 +22,7 @@ def lines(path, *rows):
 def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:
     """The texts of training and probe."""
     names = np.array([row_hash({"text": text})[0] for text in texts], dtype=np.uint64)
-    return tuple([texts[index] for index in half] for half in split_rows(names, share))
+    return tuple([texts[index] for index in half] for half in split_rows(names, names, share))
 
 
 def roles_of(tmp_path, **values):

@@ -59,16 +59,19 @@ def test_every_shape_becomes_the_same_row(tmp_path, record, row):
     assert read(lines(tmp_path / "a.jsonl", record)) == [row]
 
 
-def test_tools_are_left_as_text(tmp_path):
+def test_tools_calls_and_their_results_are_kept_as_openai_writes_them(tmp_path):
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     record = {"tools": [{"name": "add"}], "messages": [
         {"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call, call]},
-        {"role": "tool", "content": "2"}, {"role": "tool", "content": "3"},
-        {"role": "assistant", "content": "a"}]}
-    call_text = '{"name": "add", "arguments": {"a": 1}}'
-    assert read(lines(tmp_path / "a.jsonl", record)) == [conversation(
-        ("system", 'Tools:\n{"name": "add"}'), ("user", "q"), ("assistant", f"{call_text}\n{call_text}"),
-        ("user", "2\n3"), ("assistant", "a"))]
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+        {"role": "tool", "content": "3", "name": "add"}, {"role": "assistant", "content": "a"}]}
+    stored = {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert read(lines(tmp_path / "a.jsonl", record)) == [{
+        "tools": [{"type": "function", "function": {"name": "add"}}], "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [stored, stored]},
+            {"role": "tool", "content": "2", "tool_call_id": "1"},
+            {"role": "tool", "content": "3", "name": "add"}, {"role": "assistant", "content": "a"}]}]
 
 
 def test_a_shape_can_be_set_against_what_the_fields_say(tmp_path):
@@ -153,7 +156,7 @@ def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, 
     ('{"messages": [{"role": "user", "content": "x"}]}', "messages", "in turn"),
     ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "messages[1].content", "image"),
     (json.dumps({"messages": [ASK["messages"][0], *ASK["messages"]]}), "messages", "in turn"),
-    (json.dumps({"messages": [ASK["messages"][0], ASK["messages"][1] | {"weight": 0}]}),
+    (json.dumps({"messages": [ASK["messages"][0], ASK["messages"][1] | {"weight": 0.5}]}),
      "messages[2].weight", ""),
     (json.dumps(ASK | {"tools": "x"}), "tools", "no JSON"),
     (json.dumps(ASK | {"tools": '[{"name": "f", "name": "g"}]'}), "name", "more than once"),
@@ -163,8 +166,9 @@ def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, 
     (json.dumps({"messages": [{"role": "assistant", "tool_calls": [
         {"name": "f", "arguments": '{"a": 1, "a": 2}'}]}]}), "a", "more than once"),
     (json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": ["y"]}]}),
-     "tool_calls", ""),
-    ('{"messages": [{"role": "user", "content": "x", "tool_calls": 3}]}', "tool_calls", "a list with calls"),
+     "messages[2].tool_calls", ""),
+    ('{"messages": [{"role": "user", "content": "x", "tool_calls": 3}]}', "messages[1].tool_calls",
+     "a list with calls"),
     ('{"messages": [{"role": "user", "content": [{"type": []}]}]}', "messages[1].content", "only text"),
     ('{"instruction": "x", "output": "y", "history": true}', "history", "a list with pairs, not True"),
 ])

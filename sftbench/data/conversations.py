@@ -1,45 +1,76 @@
 """Shapes of rows (OpenAI, ShareGPT, Alpaca, …), each turned into `{"text": …}` or `{"messages": […]}`.
 
-A message here has a `role` (system, user, assistant) and a `content`, both text. Tools are left as text:
-definitions join the system message, a call is the assistant's words, a tool's answer is the user's.
-Every answer of a conversation is trained, those of a `history` too.
+A message has a `role` (system, user, assistant, tool) and a `content`, both text. Where they mean something
+it has more: an assistant's `reasoning_content` (its thoughts), `tool_calls` as OpenAI writes them, with the
+arguments as an object, and `"train": False` for a turn that is read only; a tool's `name` and `tool_call_id`.
+A row has `tools` (definitions as OpenAI writes them) and `scorer` where the record has them. Every answer of
+a conversation that does not say otherwise is trained, those of a `history` too.
 """
 
-import contextlib
 import itertools
-import json
-from operator import itemgetter
+from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..sources.names import SHAPES
-from ..sources.readers import load_json
+from .fields import (
+    THOUGHTS,
+    Record,
+    check_text,
+    group_of,
+    read_options,
+    read_passages,
+    read_train_flag,
+    refuse_unusable,
+    refuse_weight,
+)
+from .tool_calls import parse_calls, parse_definitions, parse_list
 
 SPEAKERS = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "function_call": "assistant", "tool": "tool", "function": "tool",
-    "observation": "tool",
+    "model": "assistant", "function_call": "assistant", "tool_call": "assistant", "tool": "tool",
+    "function": "tool", "observation": "tool", "tool_response": "tool", "ipython": "tool",
 }
+CALLERS = ("function_call", "tool_call")  # speakers whose words are a call
 WANTED = {"text": "'text'", "tasks": "'messages', 'conversations', 'instruction', 'prompt' or 'question'"}
+QUESTIONS = {"alpaca": ("instruction",), "prompt": ("prompt",), "qa": ("question", "query")}
+ANSWERS = {"alpaca": ("output", "response", "answer", "completion"),
+           "prompt": ("completion", "response", "answer", "output"),
+           "qa": ("answer", "response", "output", "completion", "answerKey")}
+PREFERENCES = ("chosen", "rejected")
+FIRST = ("system", "user")
+STEPS = {("system", "user"), ("user", "assistant"), ("assistant", "user"), ("assistant", "tool"),
+         ("tool", "tool"), ("tool", "assistant")}
 
 
-def parse_row(record, kind: str | None = None, shape: str | None = None) -> tuple[str, dict]:
-    """The name of the record's shape and the record as a row; `shape` overrides what its fields say.
+@dataclass
+class ParsedRow:
+    """A record as a row: its shape's name, the row, its group for the probe, fields that are not used."""
+
+    shape: str
+    row: dict
+    group: str
+    unused: list[str]
+
+
+def parse_row(record, kind: str | None = None, shape: str | None = None) -> ParsedRow:
+    """The record as a row; `shape` overrides what its fields say.
 
     `kind` is what the role has: "text", "tasks", or None for either. Raises BadInput with the field at fault.
     """
     if not isinstance(record, dict):
         raise BadInput(f"a row must be an object {{…}}, not {type(record).__name__}")
+    record, unused = Record(record), []
     shape = shape or _recognise_shape(record, kind)
+    refuse_unusable(record, is_text=shape == "text")
+    refuse_weight(record)
     if shape == "text":
-        return shape, {"text": _text("text", record.get("text"))}
-    messages = _PARSERS[shape](record)
-    system = record.get("system") or record.get("system_prompt")
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text("system", system)})
-    if record.get("tools"):
-        messages = _with_tools(messages, record["tools"])
-    return shape, {"messages": _check_turns(messages)}
+        row, question = {"text": check_text("text", record.get("text"))}, ""
+    else:
+        row = _read_task(record, shape, unused)
+        question = "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
+    group = group_of(record, question)
+    return ParsedRow(shape, row, group, record.unused() + unused)
 
 
 def _recognise_shape(record: dict, kind: str | None) -> str:
@@ -50,134 +81,175 @@ def _recognise_shape(record: dict, kind: str | None) -> str:
     raise BadInput(f"no field {wanted}; it has {', '.join(map(repr, list(record)[:12])) or 'none'}")
 
 
-def _text(name: str, value, empty: bool = False) -> str:
-    """The value if it is text; half a surrogate pair is not, as UTF-8 and so Arrow cannot store it."""
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}", field=name)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"field {name!r} has half a surrogate pair at character {error.start}",
-                       field=name) from None
-    return value
+def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
+    messages = (_conversation if shape in ("messages", "sharegpt") else _question)(record, shape, unused)
+    tools = [tool for message in messages for tool in message.pop("tools", ())]
+    _, system = record.first(("system", "system_prompt"))
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": check_text("system", system)})
+    row = {"messages": _check_turns(messages)}
+    name, given = record.first(("tools", "functions"))
+    if tools := tools + (parse_definitions(name, given) if name else []):
+        row["tools"] = tools
+    if record.first(("scorer",))[0]:
+        row["scorer"] = check_text("scorer", record["scorer"])
+    return row
 
 
-def _conversation(record: dict) -> list[dict]:
+def _conversation(record: Record, shape: str, unused: list[str]) -> list[dict]:
     """OpenAI's `role`/`content` or ShareGPT's `from`/`value`, as a list or as JSON text of one."""
-    name = next((name for name in (*SHAPES["messages"], *SHAPES["sharegpt"]) if name in record), "messages")
-    return _messages(name, record.get(name))
+    names = (*SHAPES["messages"], *SHAPES["sharegpt"])
+    name = next((name for name in names if name in record), "messages")
+    messages = _messages(name, record.get(name), unused)
+    if passages := read_passages(record):
+        _put_before_question(messages, passages)
+    return messages
 
 
-def _messages(field: str, value) -> list[dict]:
-    messages = _list(field, value, "messages")
-    return [_message(number, field, message) for number, message in enumerate(messages, 1)]
+def _put_before_question(messages: list[dict], passages: str) -> None:
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if first:
+        first["content"] = f"{passages}\n\n{first['content']}"
 
 
-def _list(field: str, value, of: str) -> list:
-    """The value if it is a list that is not empty, or JSON text of one."""
-    value = _parse_text(field, value, f" list of {of}")
-    if not isinstance(value, list) or not value:
-        raise BadInput(f"field {field!r} must be a list with {of}, not {value!r:.40}", field=field)
-    return value
-
-
-def _parse_text(field: str, value, what: str = ""):
-    """The value, or what it is as JSON if it is text."""
-    try:
-        return load_json(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        raise BadInput(f"field {field!r} is text that is no JSON{what}", field=field) from None
-
-
-def _message(number: int, field: str, message) -> dict:
-    is_object = isinstance(message, dict)
-    speaker = (message.get("role") or message.get("from")) if is_object else message
-    role = SPEAKERS.get(speaker) if is_object and isinstance(speaker, str) else None
-    if role is None:
-        raise BadInput(f"message {number} must have the role system, user or assistant, not {speaker!r:.40}",
-                       field=f"{field}[{number}]")
-    if message.get("weight") == 0:
-        raise BadInput(f"message {number} has weight 0: every answer of a row is trained; cut the row before "
-                       "it, or remove the weight", field=f"{field}[{number}].weight")
-    name = f"{field}[{number}].{'value' if 'value' in message else 'content'}"
-    content = message["value"] if "value" in message else message.get("content")
-    if isinstance(content, list):
-        content = _parts(name, content)
-    if message.get("tool_calls"):
-        calls = "\n".join(map(_call, _list("tool_calls", message["tool_calls"], "calls")))
-        content = f"{content}\n{calls}" if content else calls
-    return {"role": role, "content": _text(name, content)}
-
-
-def _parts(name: str, parts: list) -> str:
-    """Content given in parts: text only."""
-    kinds = {str(part.get("type")) if isinstance(part, dict) else type(part).__name__ for part in parts}
-    if kinds - {"text"}:
-        raise BadInput(f"field {name!r} has parts of type {', '.join(sorted(kinds - {'text'}))}; "
-                       "only text can be trained here", field=name)
-    return "".join(_text(name, part.get("text"), empty=True) for part in parts)
-
-
-def _call(call) -> str:
-    """A tool call as a line of JSON: its name and arguments."""
-    function = (call.get("function") or call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadInput(f"a tool call must be an object with a name, not {call!r:.40}", field="tool_calls")
-    arguments = function.get("arguments")
-    with contextlib.suppress(json.JSONDecodeError):  # text that is no JSON stays as written
-        arguments = load_json(arguments) if isinstance(arguments, str) else arguments
-    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-
-
-def _with_tools(messages: list[dict], tools) -> list[dict]:
-    """The messages with the tools' definitions, a line of JSON each, at the end of the system message."""
-    tools = _parse_text("tools", tools)
-    tools = tools if isinstance(tools, list) else [tools]
-    text = "\n".join(["Tools:", *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
-    if messages[0]["role"] != "system":
-        return [{"role": "system", "content": text}, *messages]
-    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
-
-
-def _alpaca(record: dict) -> list[dict]:
-    """`instruction`, with `input` on a line of its own below it; `history` is a list of earlier pairs."""
+def _messages(field: str, value, unused: list[str]) -> list[dict]:
     messages = []
-    for pair in _list("history", record["history"], "pairs") if record.get("history") else ():
+    for number, message in enumerate(parse_list(field, value, "messages"), 1):
+        is_object = isinstance(message, dict)
+        speaker = (message.get("role") or message.get("from")) if is_object else message
+        role = SPEAKERS.get(speaker.lower()) if is_object and isinstance(speaker, str) else None
+        if role is None:
+            raise BadInput(f"message {number} must have the role system, user, assistant or tool, "
+                           f"not {speaker!r:.40}", field=f"{field}[{number}]")
+        record = Record(message)
+        record.read |= {"role", "from"}
+        messages += _message(f"{field}[{number}]", role, record, speaker.lower() in CALLERS)
+        unused += [f"{field}[].{name}" for name in record.unused()]
+    return messages
+
+
+def _message(name: str, role: str, record: Record, calls: bool) -> list[dict]:
+    """One message in this project's form; several where its parts hold answers of tools."""
+    refuse_unusable(record)
+    train = read_train_flag(record, name)
+    if train and role != "assistant":
+        raise BadInput(f"message {name} is the {role}'s and says that it is to be trained; only an "
+                       "assistant's turns are", field=name)
+    key = "value" if "value" in record else "content"
+    content, more, results = record.get(key), {}, []
+    if isinstance(content, list):
+        content, more, results = _read_parts(f"{name}.{key}", content)
+    if calls and isinstance(content, str) and content.lstrip()[:1] in ("{", "["):
+        more["tool_calls"] = parse_calls(f"{name}.{key}", content)
+        content = ""
+    call_field, given = record.first(("tool_calls", "function_call"))
+    if call_field:
+        more["tool_calls"] = [*more.get("tool_calls", []), *parse_calls(f"{name}.{call_field}", given)]
+    if role == "assistant":
+        _, thoughts = record.first(THOUGHTS)
+        more |= {"reasoning_content": check_text(f"{name}.thoughts", thoughts)} if thoughts else {}
+        more |= {"train": False} if train is False else {}
+    elif more.keys() - {"tools"}:
+        raise BadInput(f"message {name} is the {role}'s and has {', '.join(sorted(more))}, which only an "
+                       "assistant's can have", field=name)
+    if role == "tool":
+        more |= {field: record.get(field) for field in ("name", "tool_call_id")
+                 if isinstance(record.get(field), str)}
+    is_empty = not content and (more.keys() & {"tool_calls"} or results)
+    text = "" if is_empty else check_text(f"{name}.{key}", content)
+    return results + ([] if results and not text else [{"role": role, "content": text} | more])
+
+
+def _read_parts(name: str, parts: list) -> tuple[str, dict, list[dict]]:
+    """Content given in parts: its text, what else a message has, and answers of tools as messages."""
+    texts, thoughts, calls, tools, results = [], [], [], [], []
+    for part in parts:
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        kind = part.get("type") if isinstance(part, dict) else None
+        value = next((part[key] for key in (kind, "text", "value", "content")
+                      if part.get(key) is not None), None) if isinstance(kind, str) else None
+        if kind in ("text", "input_text", "output_text"):
+            texts.append(check_text(name, value, empty=True))
+        elif kind in ("reasoning", "thinking", "thought"):
+            thoughts.append(check_text(name, value))
+        elif kind in ("tool_call", "tool_calls", "function_call", "tool_use"):
+            calls += parse_calls(name, part if value is None else value)
+        elif kind == "tools":
+            tools.append(value)
+        elif kind == "tool_result":
+            text = _read_parts(name, value)[0] if isinstance(value, list) else value
+            more = {"tool_call_id": part["tool_use_id"]} if isinstance(part.get("tool_use_id"), str) else {}
+            results.append({"role": "tool", "content": check_text(name, text, empty=True)} | more)
+        else:
+            kind = kind if isinstance(kind, str) else type(part).__name__
+            raise BadInput(f"field {name!r} has a part of type {kind}; only text can be trained here",
+                           field=name)
+    more = {"reasoning_content": "\n".join(thoughts), "tool_calls": calls,
+            "tools": [tool for one in tools for tool in parse_definitions(name, one)]}
+    return "".join(texts), {key: value for key, value in more.items() if value}, results
+
+
+def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
+    """A question and its answer, with passages before it and options below it, after earlier pairs.
+
+    Of Alpaca, `input` is on a line of its own below the instruction; `history` is a list of earlier pairs.
+    """
+    messages = []
+    _, history = record.first(("history",))
+    for pair in parse_list("history", history, "pairs") if history else ():
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadInput(f"field 'history' must be a list of [question, answer], not of {pair!r:.40}",
                            field="history")
-        messages += _pair("history", pair[0], "history", pair[1])
-    question = _text("instruction", record.get("instruction"))
-    more = record.get("input")
-    if more not in (None, ""):
-        question += "\n" + _text("input", more)
-    return messages + _pair("instruction", question, "output", record.get("output"))
+        for role, value in zip(("user", "assistant"), pair, strict=True):
+            messages += _side("history", role, value, unused)
+    field = next((name for name in QUESTIONS[shape] if name in record), QUESTIONS[shape][0])
+    asked = _side(field, "user", record.get(field), unused)
+    more = record.first(("input",))[1] if shape == "alpaca" else None
+    options = read_options(record)
+    lines = [check_text("input", more)] if more else []
+    asked[-1]["content"] = "\n".join([asked[-1]["content"], *lines, *(
+        f"{letter}. {text}" for letter, text in options.items())])
+    if passages := read_passages(record):
+        _put_before_question(asked, passages)
+    return messages + asked + _answer(record, shape, list(options), unused)
 
 
-def _pair(question_field: str, question, answer_field: str, answer) -> list[dict]:
-    """A question and its answer, each text or a list of messages."""
-    return [message for name, role, value in ((question_field, "user", question),
-                                              (answer_field, "assistant", answer))
-            for message in (_messages(name, value) if isinstance(value, list)
-                            else [{"role": role, "content": _text(name, value)}])]
+def _answer(record: Record, shape: str, letters: list[str], unused: list[str]) -> list[dict]:
+    field = next((name for name in ANSWERS[shape] if name in record), ANSWERS[shape][0])
+    if field not in record and record.keys() >= {*PREFERENCES}:
+        raise BadInput("preference data (chosen and rejected answers); to train on the chosen ones, name "
+                       f"them as the answer: FILE[{field}=chosen]", field=field)
+    value = record.get(field)
+    if letters and type(value) is int and 0 <= value < len(letters):
+        value = letters[value]
+    answered = _side(field, "assistant", value, unused)
+    name, thoughts = record.first(THOUGHTS)
+    if thoughts:
+        answered[-1]["reasoning_content"] = check_text(name, thoughts)
+    return answered
 
 
-_PARSERS = {
-    "messages": _conversation, "sharegpt": _conversation, "alpaca": _alpaca,
-    "prompt": lambda row: _pair("prompt", row.get("prompt"), "completion", row.get("completion")),
-    "qa": lambda row: _pair("question", row.get("question"), "answer", row.get("answer")),
-}
+def _side(field: str, role: str, value, unused: list[str]) -> list[dict]:
+    """What one side says, as text or as a list of messages."""
+    if isinstance(value, list):
+        return _messages(field, value, unused)
+    return [{"role": role, "content": check_text(field, value)}]
 
 
 def _check_turns(messages: list[dict]) -> list[dict]:
-    """The messages if they are [system] (user assistant)+; answers of tools in a row count as one user's."""
+    """The messages if they are [system] (user assistant (tool+ assistant)*)+; calls join the words before."""
     turns = []
-    for role, group in itertools.groupby(messages, itemgetter("role")):
-        if role == "tool":
-            group = [{"role": "user", "content": "\n".join(message["content"] for message in group)}]
-        turns += group
-    roles = [turn["role"] for turn in turns[turns[0]["role"] == "system":]]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise BadInput("messages must be user and assistant in turn and end with assistant, "
-                       f"not {', '.join(roles[:12]) or 'a system message alone'}", field="messages")
+    for message in messages:
+        before = turns[-1] if turns else {}
+        if (message["role"] == before.get("role") == "assistant" and message.get("tool_calls")
+                and not message["content"] and message.get("train") == before.get("train")):
+            before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
+        else:
+            turns.append(message)
+    roles = [turn["role"] for turn in turns]
+    in_turn = roles[0] in FIRST and STEPS.issuperset(itertools.pairwise(roles))
+    if not in_turn or roles[-1] != "assistant":
+        shown = ", ".join(roles[roles[0] == "system":][:12]) or "a system message alone"
+        raise BadInput("messages must be user and assistant in turn, a tool's answers after a call, and end "
+                       f"with assistant, not {shown}", field="messages")
     return turns

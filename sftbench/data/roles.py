@@ -11,12 +11,14 @@ from datasets import Dataset
 from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
+from ..recipes.modes import find_start_model
 from ..recipes.recipe import ROLES, Recipe, suggest_name
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
 from .rows import Rows, read_rows, read_source
 
 DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
+LARGEST_PROBE = 0.5  # of the rows, if no larger share is wanted
 
 
 @dataclass
@@ -24,8 +26,9 @@ class Role:
     """One role's data: `train` as a mapped table, `probe` as a list.
 
     `times` says how often each training row is drawn in one pass (its file's weight). `rows` is all that was
-    read, `chosen` the training rows' numbers in it, `systems` what gave system messages; `dropped` has the
-    number of rows that were left out and examples of their lines, by reason.
+    read, `chosen` the training rows' numbers in it, `systems` what gave system messages; `shared_groups` are
+    training rows whose question (of texts: document) a given probe has too, with another answer; `dropped`
+    has the number of rows that were left out and examples of their lines, by reason.
     """
 
     source: str
@@ -34,6 +37,7 @@ class Role:
     rows: Rows
     chosen: np.ndarray
     times: np.ndarray
+    shared_groups: int = 0
     dropped: dict = field(default_factory=dict)
     systems: dict = field(default_factory=dict)
 
@@ -83,7 +87,7 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
 def _pocket_serves(recipe: Recipe, name: str) -> bool:
     side = name.split("_")[0]
     own = any(getattr(recipe, other) for other in ROLES if other.startswith(side))
-    return recipe.model in FOLDERS and not own
+    return find_start_model(recipe) in FOLDERS and not own
 
 
 def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:
@@ -92,7 +96,7 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
         train, chosen, probed = probe, np.array([], dtype=int), np.arange(len(probe.table))
     elif probe is None:
         probe = train
-        chosen, probed = split_rows(train.names[0], recipe.probe_share, source)
+        chosen, probed = split_rows(train.names[0], train.groups, recipe.probe_share, source)
     else:
         chosen, probed = np.arange(len(train.table)), np.arange(len(probe.table))
     if len(probed) > recipe.probe_rows:
@@ -102,8 +106,9 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
     times = np.floor(weights).astype(np.int64) + (train.names[1, chosen] / 2.0**64 < weights % 1)
     leaked = np.isin(train.names[0, chosen], probe.names[0, probed])
     drawn = ~leaked & (times > 0)
+    shared = drawn & np.isin(train.groups[chosen], probe.groups[probed])
     role = Role(source, train.table.select(chosen[drawn]), list(probe.table.select(probed)), train,
-                chosen[drawn], times[drawn], systems=systems)
+                chosen[drawn], times[drawn], int(shared.sum()), systems=systems)
     if train.about["bad"]:
         role.dropped["cannot be used"] = {"rows": train.about["bad"],
                                           "examples": train.about["first_bad"][:DROPPED_EXAMPLES]}
@@ -112,19 +117,27 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
     return role
 
 
-def split_rows(names: np.ndarray, share: float, source: str = "data") -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of training and of probe rows, decided by each row's name alone: added rows move no others.
+def split_rows(names: np.ndarray, groups: np.ndarray, share: float,
+               source: str = "data") -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of training and of probe rows, by each row's group alone: added rows move no others.
 
-    The row of the smallest name is always a probe row, and a probe has no row twice. Raises BadInput for
+    A group of rows, such as one question's answers, is on one side only, unless all rows are of one group.
+    The group of the smallest number is always the probe's, and a probe has no row twice. Raises BadInput for
     fewer than two different rows.
     """
     different, first = np.unique(names, return_index=True)
     if len(different) < 2:
         raise BadInput(f"{source}: {len(different)} different row(s); at least 2 are needed, "
                        "one of them as a probe", where=source)
-    probed = names < np.uint64(max(int(share * 2**64), int(different[0]) + 1))
+    groups = groups.view(np.uint64)
+    kinds, sizes = np.unique(groups, return_counts=True)
+    if len(kinds) < 2:
+        groups, kinds, sizes = names, different, np.ones(len(different))
+    probed = groups < np.uint64(max(int(share * 2**64), int(kinds[0]) + 1))
     if probed.all():
-        probed = names != different[-1]
+        probed = groups != kinds[-1]
+    if probed.mean() > max(share, LARGEST_PROBE):  # a group that has most of the rows is left to training
+        probed = groups == kinds[sizes.argmin()]
     unique = np.zeros(len(names), dtype=bool)
     unique[first] = True
     return np.flatnonzero(~probed), np.flatnonzero(probed & unique)

@@ -8,8 +8,11 @@ and packing; Arrow streams written and read by hand took 221 s and 675 MB (`benc
 
 import hashlib
 import json
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -19,31 +22,39 @@ from datasets import Dataset, Features, List, Value
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
 from ..sources.origins import Origin, open_sources
+from . import conversations, fields
 from .conversations import parse_row
+from .fields import without_nulls
 
-CACHE_FORMAT = 4  # of the cached tables: with another number they are written again
-NAMED_BAD_ROWS = 20  # bad rows that are named one by one
-MAX_TYPES = 1000  # different values of `type` that are counted: a field that differs in every row is no type
+CACHE_FORMAT = 5  # of the cached tables: with another number they are written again
+NAMED_BAD_ROWS = 10  # bad rows that are named one by one
+MAX_NAMES = 1000  # different values of `type`, and sets of unused fields, that are counted
 NO_ROW = -1  # in place of a file's number
-BODIES = {"text": ("text", Value("string")),
-          "tasks": ("messages", List({"role": Value("string"), "content": Value("string")}))}
-# `hash` and `rest` name the row, `error` and `field` say why a record cannot be used
+OWN_TO_A_ROW = re.compile(r"(?:, not |; it has ).*", re.DOTALL)  # what an error says of one row alone
+# What a message or a row has beside the fields that all have is JSON: in a struct of Arrow's, all calls would
+# have the arguments of every call.
+BODIES = {"text": {"text": Value("string")},
+          "tasks": {"messages": List({name: Value("string") for name in ("role", "content", "more")}),
+                    "more": Value("string")}}
+# `hash` and `rest` name the row, `group` the rows that stay on one side of the probe's split with it (0: by
+# itself), `error` and `field` say why a record cannot be used, `unused` has names with line breaks between
 COLUMNS = {name: Value(kind) for name, kind in {
-    "hash": "int64", "rest": "int64", "file": "int32", "line": "int32", "shape": "string", "type": "string",
-    "system": "bool", "error": "string", "field": "string"}.items()}
+    "hash": "int64", "rest": "int64", "group": "int64", "file": "int32", "line": "int32", "shape": "string",
+    "type": "string", "system": "bool", "unused": "string", "error": "string", "field": "string"}.items()}
 
 
 @dataclass
 class Rows:
-    """The usable rows of a source; `about` counts shapes, types, system messages and bad rows.
+    """The usable rows of a source; `about` counts shapes, types, system messages, unused fields and bad rows.
 
-    `table` has the column `text` or `messages`. `names` are two numbers a row, 128 bits of a hash of its
+    `table` gives rows as `conversations` has them. `names` are two numbers a row, 128 bits of a hash of its
     content; the first alone identifies a row (among a million, two are taken for one with a chance of 3e-8).
-    `lines` are the number of its origin and its line there.
+    Rows of one number in `groups` belong together. `lines` are the number of a row's origin and its line.
     """
 
     table: Dataset
     names: np.ndarray
+    groups: np.ndarray
     lines: np.ndarray
     origins: list[Origin]
     about: dict
@@ -94,27 +105,33 @@ def read_rows(origins: list[Origin], kind: str, systems: dict | None = None) -> 
     `systems` gives tasks without a system message one: `types` by the row's field `field`, else `default`.
     """
     systems = systems if kind == "tasks" and systems else {}
-    body, body_type = BODIES[kind]
-    key = hash_key(format=CACHE_FORMAT, kind=kind, systems=systems,
+    key = hash_key(format=CACHE_FORMAT, kind=kind, systems=systems, code=_code_digest(),
                    origins=[(origin.name, origin.content, origin.shape) for origin in origins])
     table = cache_table(
         Dataset.from_generator, generator=lambda: _parse_records(origins, kind, systems),
-        features=Features({body: body_type} | COLUMNS), fingerprint=key, cache_dir=str(cache_folder()))
-    return _split_usable(table, body, origins)
+        features=Features(BODIES[kind] | COLUMNS), fingerprint=key, cache_dir=str(cache_folder()))
+    return _split_usable(table, kind, origins)
+
+
+@cache
+def _code_digest() -> str:
+    """A hash of the modules that decide what row a record becomes."""
+    return hashlib.sha256(b"".join(
+        Path(module.__file__).read_bytes() for module in (conversations, fields))).hexdigest()
 
 
 def _parse_records(origins: list[Origin], kind: str, systems: dict) -> Iterator[dict]:
     """Every record as a row of the cached table, with its name and line, or with its error."""
-    record, types = None, set()
+    record, seen = None, defaultdict(set)
     for file, origin in enumerate(origins):
         for line, record in origin.records():
-            entry = {"hash": 0, "rest": 0, "file": file, "line": line, "system": False}
+            entry = {"hash": 0, "rest": 0, "group": 0, "file": file, "line": line, "system": False}
             try:
-                yield entry | _parse_record(origin, kind, record, systems, types)
+                yield entry | _parse_record(origin, kind, record, systems, seen)
             except BadInput as error:
                 yield entry | {"error": _storable(str(error)), "field": _storable(error.field)}
     if record is None:  # `datasets` (5.2) cannot read back a table without a row
-        yield {"hash": 0, "rest": 0, "file": NO_ROW, "line": NO_ROW, "system": False}
+        yield {"hash": 0, "rest": 0, "group": 0, "file": NO_ROW, "line": NO_ROW, "system": False}
 
 
 def _storable(text: str) -> str:
@@ -122,49 +139,101 @@ def _storable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _parse_record(origin: Origin, kind: str, record, systems: dict, types: set[str]) -> dict:
-    """The record's row, name, shape and type, with the system message for it if it has none of its own."""
+def _parse_record(origin: Origin, kind: str, record, systems: dict, seen: dict[str, set]) -> dict:
+    """The record's row, name, group and shape, with the system message for it if it has none of its own."""
     if isinstance(record, BadInput):
         raise record
-    shape, row = parse_row(record, kind, origin.shape)
+    record = without_nulls(record) if origin.unit == "row" else record
+    parsed = parse_row(record, kind, origin.shape)
+    row, unused = parsed.row, parsed.unused
     # The name is of the row without an added system message, so that another one moves no row into or out of
     # the probe. Its numbers are stored signed: `datasets` (5.2) takes no larger integer from Python.
-    name, rest = np.array(row_hash(row), dtype=np.uint64).view(np.int64).tolist()
-    entry = {"hash": name, "rest": rest, "shape": shape}
-    if kind == "text":
-        return entry | row
-    sort, messages = record.get(systems.get("field", "type")), row["messages"]
-    system = systems.get("default")
-    if isinstance(sort, str):
-        system = systems.get("types", {}).get(sort) or system
-        if len(types) < MAX_TYPES or sort in types:
-            types.add(sort)
-            entry["type"] = _storable(sort)
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    return entry | row | {"system": messages[0]["role"] == "system"}
+    numbers = (*row_hash(row), _hash_group(parsed.group)) if parsed.group else (*row_hash(row), 0)
+    name, rest, group = np.array(numbers, dtype=np.uint64).view(np.int64).tolist()
+    entry = {"hash": name, "rest": rest, "group": group or name, "shape": parsed.shape}
+    if kind == "tasks":
+        type_field, system = systems.get("field", "type"), systems.get("default")
+        if isinstance(sort := record.get(type_field), str):
+            unused = [name for name in unused if name != type_field]
+            system = systems.get("types", {}).get(sort) or system
+            entry["type"] = _count_name(sort, seen["type"])
+        if system and row["messages"][0]["role"] != "system":
+            row["messages"].insert(0, {"role": "system", "content": system})
+        entry["system"] = row["messages"][0]["role"] == "system"
+    if unused:
+        entry["unused"] = _count_name("\n".join(dict.fromkeys(unused)), seen["unused"])
+    return entry | _pack_row(row)
 
 
-def _split_usable(table: Dataset, body: str, origins: list[Origin]) -> Rows:
+def _hash_group(group: str) -> int:
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
+
+
+def _count_name(name: str, seen: set[str]) -> str | None:
+    """The name as it is stored, as long as there are not too many different ones."""
+    if len(seen) >= MAX_NAMES and name not in seen:
+        return None
+    seen.add(name)
+    return _storable(name)
+
+
+def _pack_row(row: dict) -> dict:
+    """A row as the cached table has it; see BODIES."""
+    if "text" in row:
+        return row
+    messages = [{"role": message["role"], "content": message["content"], "more": _pack_more(message, 2)}
+                for message in row["messages"]]
+    return {"messages": messages, "more": _pack_more(row, 1)}
+
+
+def _pack_more(values: dict, usual: int) -> str | None:
+    """As JSON what is not among the fields that all have, of which there are so many."""
+    return json.dumps({name: value for name, value in values.items()
+                       if name not in ("role", "content", "messages")}) if len(values) > usual else None
+
+
+def _unpack_tasks(batch: dict[str, list]) -> dict[str, list]:
+    """Tasks of a cached table as `conversations` has them, by column; what none of them has is left out."""
+    def unpack(text: str | None) -> dict:
+        return json.loads(text) if text else {}
+
+    messages = [[{"role": one["role"], "content": one["content"]} | unpack(one["more"]) for one in row]
+                for row in batch["messages"]]
+    more = [unpack(text) for text in batch["more"]]
+    names = {name for values in more for name in values}
+    return {"messages": messages} | {name: [values.get(name) for values in more] for name in sorted(names)}
+
+
+def _split_usable(table: Dataset, kind: str, origins: list[Origin]) -> Rows:
     """The usable rows of a cached table, with what was counted over all of it."""
     def numbers(*names: str) -> np.ndarray:
         return np.stack([table.data.column(name).to_numpy() for name in names])
-
-    def counts(name: str) -> dict[str, int]:
-        values = table.data.column(name).drop_null().value_counts().to_pylist()
-        return {entry["values"]: entry["counts"] for entry in values}
 
     lines, faultless = numbers("file", "line"), table.data.column("error").is_null().to_numpy()
     usable, bad = np.flatnonzero(faultless & (lines[0] != NO_ROW)), np.flatnonzero(~faultless)
     faults = [(origins[row["file"]].where(row["line"]), row["error"], row["field"])
               for row in table.select(bad[:NAMED_BAD_ROWS])]
-    rows = table.select_columns([body])
+    reasons, unused = Counter(), Counter()
+    for error, count in _value_counts(table, "error").items():
+        reasons[re.sub(r"\d+", "N", OWN_TO_A_ROW.sub("", error))] += count
+    for names, count in _value_counts(table, "unused").items():
+        unused.update(dict.fromkeys(names.split("\n"), count))
+    rows = table.select_columns(list(BODIES[kind]))
+    rows = rows if len(usable) == len(table) else rows.select(usable)
     return Rows(
-        rows if len(usable) == len(table) else rows.select(usable),
-        numbers("hash", "rest")[:, usable].view(np.uint64), lines[:, usable], origins,
-        {"shapes": counts("shape"), "types": counts("type"), "systems": int(numbers("system").sum()),
-         "bad": len(bad), "first_bad": [f"{where}: {error}" for where, error, _ in faults],
+        rows.with_transform(_unpack_tasks) if kind == "tasks" else rows,
+        numbers("hash", "rest")[:, usable].view(np.uint64), numbers("group")[0, usable], lines[:, usable],
+        origins,
+        {"shapes": _value_counts(table, "shape"), "types": _value_counts(table, "type"),
+         "systems": int(numbers("system").sum()), "unused": dict(unused.most_common()),
+         "bad": len(bad), "bad_reasons": dict(reasons.most_common()),
+         "first_bad": [f"{where}: {error}" for where, error, _ in faults],
          "first_fault": {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}})
+
+
+def _value_counts(table: Dataset, column: str) -> dict[str, int]:
+    values = table.data.column(column).drop_null().value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in values}
 
 
 def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:

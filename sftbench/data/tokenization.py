@@ -149,9 +149,10 @@ def encode_role(tokenizer: Tokenizer, role: Role) -> RoleTokens:
 
 def _encode_batch(batch: dict[str, list], indices: list[int], tokenizer, role: Role,
                   chosen: np.ndarray) -> dict[str, list]:
-    (body, values), = batch.items()
+    rows = [{name: value for name, value in zip(batch, values, strict=True) if value is not None}
+            for values in zip(*batch.values(), strict=True)]
     numbers = [number for number in indices if chosen[number] >= 0]
-    encoded = encode_rows(tokenizer, [{body: values[number - indices[0]]} for number in numbers],
+    encoded = encode_rows(tokenizer, [rows[number - indices[0]] for number in numbers],
                           lambda index: role.rows.where(numbers[index]))
     flat = [(chosen[number], row) for number, texts in zip(numbers, encoded, strict=True) for row in texts]
     return {"row": [number for number, _ in flat], "input_ids": [row.input_ids for _, row in flat],

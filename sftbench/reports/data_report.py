@@ -144,7 +144,7 @@ def _role_of(source: str) -> str:
         for _, record in origin.records():
             with contextlib.suppress(BadInput):
                 if not isinstance(record, BadInput):
-                    shape = parse_row(record, None, origin.shape)[0]
+                    shape = parse_row(record, None, origin.shape).shape
                     return "domain_text" if shape == "text" else "domain_tasks"
     return "domain_tasks"
 

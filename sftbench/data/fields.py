@@ -1,0 +1,169 @@
+"""The fields of a record beside question and answer: what they mean, and which of them nothing reads.
+
+A field that says what must not be trained, or without which a row is another one, is honoured or makes the
+row one that cannot be used; every other field that nothing reads is counted.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+
+from ..errors import BadInput
+
+MEDIA = frozenset((
+    "image", "images", "picture", "pictures", "image_path", "image_url", "pixel_values", "video", "videos",
+    "audio", "audios", "sound", "sounds", "speech"))
+VERDICTS = frozenset((  # whether an answer is a good one, as data of preferences and of ratings have it
+    "label", "kto_tag", "kto_label", "is_good", "good", "is_correct", "correct", "accepted", "is_accepted",
+    "desirable", "is_desirable", "preferred", "is_preferred", "thumbs_up", "approved", "verdict"))
+YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "preferred", "chosen", "approved")
+NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined")
+ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
+TRAIN_FLAGS = ("train", "loss", "weight", "loss_weight", "trainable", "training", "train_on", "compute_loss")
+MASK_FLAGS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot",
+            "rationale")
+PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents", "article", "background",
+            "evidence", "snippet", "snippets")
+PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
+OPTIONS = ("options", "choices")
+GROUPS = ("group", "group_id")
+DOCUMENTS = ("document_id", "doc_id", "docid", "document", "url")  # whose pieces a text's rows are
+SPECIAL = MEDIA | VERDICTS
+EMPTY = ("", [], {})
+
+
+class Record(dict):
+    """A record, or a message of one, that remembers which fields were read; a null field is absent."""
+
+    def __init__(self, fields: dict):
+        super().__init__((name, value) for name, value in fields.items() if value is not None)
+        self.read = set()
+
+    def get(self, name, default=None):
+        """The field's value, which counts as read from now on."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def first(self, names: Iterable[str]) -> tuple[str, object]:
+        """Name and value of the first of these fields that has one; an empty name and None without."""
+        for name in names:
+            if name in self and self[name] not in EMPTY:
+                return name, self.get(name)
+        return "", None
+
+    def unused(self) -> list[str]:
+        """The fields with a value that nothing has read."""
+        return [name for name, value in self.items() if name not in self.read and value not in EMPTY]
+
+
+def check_text(name: str, value, empty: bool = False) -> str:
+    """The value if it is text; half a surrogate pair is not, as UTF-8 and so Arrow cannot store it."""
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}", field=name)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"field {name!r} has half a surrogate pair at character {error.start}",
+                       field=name) from None
+    return value
+
+
+def refuse_unusable(record: Record, is_text: bool = False) -> None:
+    """Raise BadInput for a record that says itself that it is not to be trained, or that is no text alone."""
+    for name in [name for name in record if name in SPECIAL]:
+        value = record[name]
+        if name in MEDIA:
+            if value not in EMPTY:
+                raise BadInput(f"field {name!r} holds pictures or sound, which the model would not get; only "
+                               "text can be trained here", field=name)
+        elif (good := _verdict(value)) is not None and not (is_text and not isinstance(value, bool)):
+            record.read.add(name)
+            if not good:
+                raise BadInput(f"field {name!r} says that this answer is a bad one ({value!r:.20}), and "
+                               "training would teach it; keep the good rows only", field=name)
+
+
+def _verdict(value) -> bool | None:
+    """What a field of this value says of an answer; None for what is neither yes nor no."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return True if word in YES else False if word in NO else None
+    return value > 0 if isinstance(value, bool) or value in (-1, 0, 1) else None
+
+
+def refuse_weight(record: Record) -> None:
+    """Raise BadInput for a row whose own weight is not 1."""
+    name, value = record.first(ROW_WEIGHTS)
+    if name and value in (0, "0"):
+        raise BadInput(f"field {name!r} says that this row is not to be trained", field=name)
+    if name and value not in (1, "1"):
+        raise BadInput(f"field {name!r} is {value!r:.20}, but a row's own weight can be 0 or 1 only; weigh "
+                       "whole files instead (FILE:2), or remove the field", field=name)
+
+
+def read_train_flag(message: Record, name: str) -> bool | None:
+    """Whether a message says that it is trained; None where it does not say; `name` is the message's.
+
+    Raises BadInput for a weight between 0 and 1, and for flags that contradict each other.
+    """
+    stated = {field: _flag(f"{name}.{field}", message.get(field)) == (field in TRAIN_FLAGS)
+              for field in (*TRAIN_FLAGS, *MASK_FLAGS) if field in message}
+    if len(set(stated.values())) > 1:
+        raise BadInput(f"message {name} has {' and '.join(map(repr, stated))}, which contradict each other; "
+                       "keep one of them", field=name)
+    return next(iter(stated.values()), None)
+
+
+def _flag(name: str, value) -> bool:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in (0, 1) or word in ("true", "false", "0", "1"):
+        return word in (1, "true", "1")
+    raise BadInput(f"field {name!r} must be true or false (1 or 0), not {value!r:.20}: a turn is trained or "
+                   "it is not", field=name)
+
+
+def read_passages(record: Record) -> str:
+    """The passages that a question is about, with blank lines between them; empty where there are none."""
+    return "\n\n".join(_passage(name, record.get(name)) for name in PASSAGES
+                       if name in record and record[name] not in EMPTY)
+
+
+def _passage(name: str, value) -> str:
+    if isinstance(value, list) and value:
+        return "\n\n".join(_passage(name, one) for one in value)
+    if isinstance(value, dict):
+        title, text = value.get("title"), next((value[key] for key in PASSAGE_TEXTS if value.get(key)), None)
+        text = check_text(name, text)
+        return f"{check_text(name, title)}\n{text}" if title else text
+    return check_text(name, value)
+
+
+def read_options(record: Record) -> dict[str, str]:
+    """The answers that a question lets one choose from, by their letters; empty where it does not."""
+    name, value = record.first(OPTIONS)
+    if isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("label", "text")):
+        value = dict(zip(map(str, value["label"]), value["text"], strict=False))
+    if isinstance(value, list):
+        value = {chr(ord("A") + number): text for number, text in enumerate(value)}
+    if value is not None and not isinstance(value, dict):
+        raise BadInput(f"field {name!r} must be a list of answers, not {value!r:.40}", field=name)
+    return {letter: check_text(name, text) for letter, text in (value or {}).items()}
+
+
+def group_of(record: Record, question: str = "") -> str:
+    """What names the group of rows that stay on one side of the probe's split; empty for a row by itself.
+
+    The field `group`; else of a task its question, whose answers may be worded in several ways, and of a
+    text the document that it is a piece of.
+    """
+    name, value = record.first(GROUPS if question else (*GROUPS, *DOCUMENTS))
+    if name:
+        return f"{name} {value}"
+    return " ".join(unicodedata.normalize("NFC", question).casefold().split())
+
+
+def without_nulls(value):
+    """The value without fields that are None: Arrow gives every struct of a column the fields of all."""
+    if isinstance(value, dict):
+        return {name: without_nulls(one) for name, one in value.items() if one is not None}
+    return [without_nulls(one) for one in value] if isinstance(value, list) else value
