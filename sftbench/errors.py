@@ -23,7 +23,9 @@ def file_error(where: Path | str, why: str, field: str = "") -> BadInput:
 class RunFailed(RuntimeError):
     """The work began and could not be finished; the message has stage and step, and what to do.
 
-    `reason` is one word for it: `memory`, `disk`, `non-finite`, `damaged`, or empty.
+    `reason` is one word for it: `memory`, `disk`, `non-finite`, `damaged`, `unchanged` (training changed no
+    weight), `frozen` (it changed one that is frozen), `hand-over` (what was stored is not what was trained),
+    or empty.
     """
 
     def __init__(self, message: str, reason: str = ""):

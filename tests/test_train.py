@@ -12,7 +12,8 @@ from sftbench.evaluation.probes import mean_loss
 from sftbench.models.loading import load_model, make_bnb_config
 from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.training import trainer
-from sftbench.training.trainer import StageContext, train_stage
+from sftbench.training.hand_over import sum_weights
+from sftbench.training.trainer import StageContext, count_warmup_steps, train_stage
 from tests.conftest import run_failed, small_rows
 
 
@@ -122,3 +123,52 @@ def test_warm_up_and_schedule_are_as_asked(make_model, tokenizer, settings):
     _, _, events = run(make_model(), tokenizer, options, small_rows("domain_tasks", 200))
     rates = [event["learning_rate"] for event in events if "loss" in event]
     assert rates[:4] == pytest.approx([0, 5e-4, 1e-3, 8.75e-4], rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "ratio", "warmup"), [
+    (1, 0.1, 0), (1, 0.99, 0), (3, 0.3, 0), (20, 0.05, 0), (1000, 0.0, 0), (21, 0.05, 2), (1000, 0.005, 5),
+])
+def test_a_warm_up_that_is_one_step_is_none(settings, steps, ratio, warmup):
+    assert count_warmup_steps(settings(warmup_ratio=ratio), steps) == warmup
+    assert trainer.make_sft_config(settings(warmup_ratio=ratio), "", steps).get_warmup_steps(steps) == warmup
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "freeze"])
+@pytest.mark.parametrize("course", ["cosine", "linear", "constant_with_warmup"])
+def test_a_stage_of_one_step_learns(make_model, tokenizer, settings, method, course):
+    options = settings(method, max_steps=1, warmup_ratio=0.1, lr_scheduler_type=course)
+    rows, _ = encode_probe(tokenizer, small_rows("domain_tasks", 8), 64)
+    model, figures, events = run(make_model(), tokenizer, options, probes={"domain_tasks": rows})
+    assert events[1]["learning_rate"] == options.learning_rate
+    assert mean_loss(model, rows, 0) < figures.start_loss["domain_tasks"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "ptuning_v2", "freeze"])
+def test_a_stage_that_changes_nothing_has_failed(make_model, tokenizer, settings, method, monkeypatch):
+    monkeypatch.setattr(trainer, "count_warmup_steps", lambda settings, steps: steps)  # a rate of 0
+    with run_failed("unchanged", match="stage sft .* learning rate"):
+        run(make_model(), tokenizer, settings(method, max_steps=1))
+
+
+def test_a_frozen_weight_that_changes_is_a_failure(make_model, tokenizer, settings):
+    def leak(model):
+        norm = model.base_model.model.model.norm
+
+        def scale(*_):
+            norm.weight.data.mul_(1.001)
+        norm.register_forward_hook(scale)
+    with run_failed("frozen", match="norm.weight"):
+        run(make_model(), tokenizer, settings("lora", max_steps=2), prepare=leak)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.float64])
+def test_the_sum_of_a_weight_changes_with_any_of_its_bits(dtype):
+    weight = (torch.arange(1000) % 250).to(dtype).view(20, 50)
+    start = sum_weights({"one": weight})["one"]
+    assert start[0] == dtype and sum_weights({"one": weight.clone().T.T})["one"] == start
+    view = weight.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+    for bit in (0, 3, 6):
+        view[7, 9] ^= 1 << bit
+        assert sum_weights({"one": weight})["one"] != start
+        view[7, 9] ^= 1 << bit
+    assert sum_weights({"one": weight})["one"] == start

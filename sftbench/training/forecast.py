@@ -73,8 +73,9 @@ def _predict_run(ready: PreparedRun, untrained: list[Stage], timed: bool) -> dic
             _add_seconds(ready, untrained, forecast)
         except torch.OutOfMemoryError:
             forecast |= {"fits": "does not fit", "untimed": NO_ROOM}
-        except RunFailed:  # of a loss that is no number: the run itself reports where
-            forecast["untimed"] = "a tried step's loss was no number"
+        except RunFailed as error:  # the run itself reports where
+            forecast["untimed"] = ("a tried step's loss was no number" if error.reason == "non-finite" else
+                                   "the tried steps changed nothing")
     return forecast
 
 

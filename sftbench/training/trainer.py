@@ -26,6 +26,7 @@ from ..errors import RunFailed, Stopped
 from ..evaluation.probes import limit_threads, probe_losses
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
+from .hand_over import check_changes, sum_weights
 from .memory import MAX_LOGITS, read_memory, read_peak_memory, reset_peak_memory
 
 
@@ -71,6 +72,12 @@ def count_steps(dataset: Dataset, settings: StageSettings) -> int:
     return min(steps, settings.max_steps or steps)
 
 
+def count_warmup_steps(settings: StageSettings, steps: int) -> int:
+    """Steps in which the rate rises; it is 0 in the first of them, so one alone would only cost it: none."""
+    warmup = math.ceil(settings.warmup_ratio * steps)
+    return warmup if warmup > 1 else 0
+
+
 def eval_interval(steps: int, eval_steps: int | None) -> int:
     """The steps after which a stage's probes are scored: as the recipe states, or an eighth of the stage."""
     return eval_steps or max(1, steps // 8)
@@ -94,7 +101,7 @@ def make_sft_config(settings: StageSettings, folder: str, steps: int, **report) 
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
+        warmup_steps=count_warmup_steps(settings, steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, seed=settings.seed,
         # TRL 1.16 switches both of these on by itself
@@ -229,8 +236,8 @@ class StageCallback(TrainerCallback):
 def train_stage(model, context: StageContext) -> StageMetrics:
     """Train `model` in place and return what was measured.
 
-    Raises RunFailed on a loss that is not finite, and Stopped, with a checkpoint saved, where the context's
-    checkpoints requested it.
+    Raises RunFailed on a loss that is not finite or where nothing changed, and Stopped, with a checkpoint
+    saved, where the context's checkpoints requested it.
     """
     settings, tokenizer, checkpoints = context.settings, context.tokenizer, context.checkpoints
     steps, resumed = count_steps(context.dataset, settings), checkpoints.latest if checkpoints else None
@@ -250,6 +257,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
             data_collator=lambda examples: collate_batch(examples, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
+        before = sum_weights(dict(model.named_parameters()))  # here, since TRL casts QLoRA's matrices
         batches = steps * settings.gradient_accumulation_steps
         with limit_threads(model.num_parameters() * callback.tokens[-1] / batches):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -258,4 +266,5 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     metrics = callback.metrics(trainer.state.global_step)
     if is_sharded():
         metrics.gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    check_changes(model, before, context.name, metrics.gathered)
     return metrics
