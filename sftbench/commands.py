@@ -19,7 +19,7 @@ from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, Recipe, describ
 from .reports.progress import print_line, show_progress
 from .runs.events import read_events, run_progress
 from .runs.folder import read_json, read_result, runs_root, store_folder
-from .runs.ownership import live_owner
+from .runs.ownership import catch_stops, live_owner
 
 
 @commands.command(epilog=PARAMETERS)
@@ -37,7 +37,7 @@ def _train(recipe: Recipe, folder: Path, warn: bool = True) -> None:
         bench.run(recipe)
         return
     try:
-        with show_progress(folder, warn):
+        with catch_stops(), show_progress(folder, warn):  # the chain itself catches them from its start
             bench.run(override(recipe, output_dir=str(folder)))
             bench.save_plot(folder)
     except KeyboardInterrupt as error:

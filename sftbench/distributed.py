@@ -9,6 +9,9 @@ import signal
 from datetime import timedelta
 from typing import Any
 
+# Ctrl-C, `kill`, the end of the terminal, and what schedulers send some time before they kill a job: SLURM
+# and SGE SIGUSR1, LSF SIGUSR2, a limit of CPU time SIGXCPU (once a second).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 TIMEOUT = timedelta(days=7)  # the others wait while rank 0 scores probes and writes weights
 
 
@@ -38,7 +41,7 @@ def join_processes() -> None:
     from accelerate import PartialState
     PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     if is_follower():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 

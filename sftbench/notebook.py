@@ -7,9 +7,10 @@ import logging
 import time
 from pathlib import Path
 
-from .errors import BadInput, RunFailed
+from .errors import BadInput, RunFailed, Stopped
 from .recipes.recipe import Recipe, override
 from .runs.folder import read_result
+from .runs.ownership import FLAG, catch_stops, live_owner
 
 
 def find_notebook(which: str) -> Path:
@@ -38,12 +39,20 @@ def execute_notebook(notebook: Path, values: dict, out: Path, timeout: int | Non
     override(Recipe(), **values)
     out.mkdir(parents=True, exist_ok=True)
     started, executed, result = time.time(), out / "notebook.ipynb", out / "result.json"
-    _execute(notebook, executed, values | {"output_dir": str(out)}, timeout)
+    with catch_stops(lambda number, frame: _pass_stop_on(out)):
+        _execute(notebook, executed, values | {"output_dir": str(out)}, timeout)
     # an older run's result does not count; some file systems round times to a second
     if not result.exists() or result.stat().st_mtime < started - 1:
         raise RunFailed(f"{executed}: the notebook ended without writing {result}; its run is not done")
     read_result(out)
     return executed
+
+
+def _pass_stop_on(folder: Path) -> None:
+    """Stop the run in the notebook's kernel after its step; Ctrl-C and SIGTERM are nbclient's own (0.11)."""
+    if live_owner(folder) is None:
+        raise Stopped("stopped")
+    (folder / FLAG).touch()
 
 
 def _execute(notebook: Path, executed: Path, values: dict, timeout: int | None) -> None:
@@ -59,7 +68,8 @@ def _execute(notebook: Path, executed: Path, values: dict, timeout: int | None) 
     except papermill.PapermillExecutionError as error:
         cell = f"cell {error.exec_count} of {executed}"
         text = f"{error.ename}: {error.evalue} ({cell})"
-        raise (BadInput(text, where=cell) if error.ename == "BadInput" else RunFailed(text)) from None
+        kinds = {"BadInput": BadInput(text, where=cell), "Stopped": Stopped(error.evalue)}
+        raise kinds.get(error.ename, RunFailed(text)) from None
     except (PapermillException, RuntimeError, TimeoutError) as error:
         raise RunFailed(f"{executed}: the notebook did not finish: "
                         f"{type(error).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -20,8 +21,9 @@ def commands() -> None:
 
 
 def print_json(data: dict | list) -> None:
-    """Print data as JSON: only paths become text, and NaN is refused."""
-    print_line(json.dumps(data, ensure_ascii=False, indent=1, default=os.fspath, allow_nan=False))
+    """Print data as JSON, as ASCII where output is not UTF-8: only paths become text, and NaN is refused."""
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print_line(json.dumps(data, ensure_ascii=ascii_only, indent=1, default=os.fspath, allow_nan=False))
 
 
 class ListCommand(click.Command):

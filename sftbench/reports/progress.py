@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import sys
 import threading
 import time
@@ -65,17 +64,9 @@ def _display(*shown, **options):
 
 
 def print_line(text: str = "") -> None:
-    """One line to the terminal; where the reader of a pipe is gone (`| head`), work goes on unseen."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        mute_output()
-
-
-def mute_output() -> None:
-    """Send standard output nowhere from now on, with what is still in its buffer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """One line to the terminal, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager

@@ -13,13 +13,16 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from ..distributed import STOP_SIGNALS, process_count
 from ..errors import BadInput, Stopped
 from .folder import try_read_json, write_json
 
 LOCK, RECORD, FLAG = "worker.lock", "worker.json", "stop"
+URGENT = (signal.SIGINT, signal.SIGTERM)  # the second of these stops at once
 CLAIM_SECONDS = 0.5  # for which a claim tries again, since who only looks has the lock for microseconds
 UNKNOWN = {"pid": 0, "host": ""}  # an owner without a record; no host of that name is ever signalled
 _locks: dict[Path, BinaryIO] = {}  # what this process owns: folder -> the open file that carries the lock
@@ -122,36 +125,61 @@ def release_folder(folder: Path, ended: dict | None = None) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def catch_stops(handler: Callable | None = None):
+    """Give the signals that stop a run to `handler` while the block runs; None: they raise Stopped.
+
+    Of those that this process ignored before, as SIGHUP under nohup, only Ctrl-C and SIGTERM count. Where a
+    launcher started several processes all do: torchrun (torch 2.13) passes SIGHUP on in any case, and kills
+    30 seconds later who is still there.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            heeded = number in URGENT or process_count() > 1 or signal.getsignal(number) != signal.SIG_IGN
+            if heeded and signal.getsignal(number) is not None:  # None: a handler that Python cannot restore
+                before[number] = signal.signal(number, handler or _raise_stopped)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _raise_stopped(number, frame) -> None:
+    raise Stopped("stopped")
+
+
 class StopSignal:
-    """Whether this process's run is to stop: by the flag in its folder, or by SIGINT or SIGTERM.
+    """Whether this process's run is to stop: by the flag in its folder, or by a signal (`STOP_SIGNALS`).
 
     Used as a context around the run. While `training`, the first signal lets the step end and a checkpoint
-    be saved; at other times, when nothing would be lost, and at the second signal, it raises Stopped at once.
+    be saved; at other times, when nothing would be lost, and at the second Ctrl-C or SIGTERM, it raises
+    Stopped at once. The others never do in mid step, however often they come: as a terminal ends, its system
+    and its shell both send SIGHUP.
     """
 
     def __init__(self, folder: Path):
-        self.flag, self.training, self.signals = Path(folder) / FLAG, False, 0
-        self.handlers: dict = {}  # those before, by signal
+        self.flag, self.training, self.stopped, self.urgent = Path(folder) / FLAG, False, False, 0
+        self.caught = catch_stops(self._on_signal)
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._on_signal)
-                             for number in (signal.SIGINT, signal.SIGTERM)}
+        self.caught.__enter__()
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.caught.__exit__(None, None, None)
 
     def _on_signal(self, number, frame) -> None:
-        self.signals += 1
+        self.stopped = True
+        self.urgent += number in URGENT
         with contextlib.suppress(OSError):
             self.flag.touch()  # so that all who look at the folder see that it stops
-        if not self.training or self.signals > 1:
+        if not self.training or self.urgent > 1 and number in URGENT:
             raise Stopped("stopped at once" if self.training else "stopped")
 
     def __call__(self) -> bool:
-        return self.signals > 0 or self.flag.exists()
+        return self.stopped or self.flag.exists()
 
     def check(self) -> None:
         """Raise Stopped if the run is to stop; for places where nothing needs to be saved."""

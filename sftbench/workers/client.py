@@ -47,7 +47,9 @@ class HelperProcess:
         self.child = subprocess.Popen(
             [sys.executable, "-P", "-m", "sftbench.workers.server", str(remote.fileno())],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True,
-            pass_fds=[remote.fileno()], env={**os.environ, "PYTHONPATH": path})
+            pass_fds=[remote.fileno()],
+            # the libraries' files and the log are UTF-8, whatever the terminal is
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1", "PYTHONIOENCODING": ""})
         remote.close()
         self.taken, self._number = False, 0
         self._ask_lock, self._send_lock = threading.Lock(), threading.Lock()

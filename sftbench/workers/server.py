@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
-from ..errors import BadInput, Stopped
+from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
 from ..runs.folder import mask_message, new_run_folder, store_folder
-from ..runs.ownership import StopSignal, attach_lock, release_folder
+from ..runs.ownership import StopSignal, attach_lock, catch_stops, release_folder
 from ..sources.names import locate_source, parse_source
 from .client import LOG, receive_message, send_message
 
@@ -143,10 +143,6 @@ def _file_stamps(source: str) -> list | None:
         return None
 
 
-def _raise_stopped(number, frame) -> None:
-    raise Stopped("stopped")
-
-
 def _run(recipe: Recipe, worker: Worker) -> int:
     """Run the recipe with all output in the folder's log; what ends it early is left in its folder."""
     from ..reports.plots import save_plot
@@ -172,16 +168,15 @@ def _run(recipe: Recipe, worker: Worker) -> int:
 
 def main() -> int:
     """Load the libraries, answer requests, run the recipe that is handed over; returns the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
-    from ..reports import text  # noqa: F401
-    from ..training import chain  # noqa: F401
-    signal.signal(signal.SIGTERM, _raise_stopped)  # a stop while libraries load is seen by its flag
-    with Connection(int(sys.argv[1])) as connection:
-        worker = Worker(connection)
-        recipe = worker.serve()
-    return _run(recipe, worker) if recipe else 0
+    with catch_stops(lambda number, frame: None):  # a stop while libraries load is seen by its flag
+        from ..reports import text  # noqa: F401
+        from ..training import chain  # noqa: F401
+        with catch_stops():
+            with Connection(int(sys.argv[1])) as connection:
+                worker = Worker(connection)
+                recipe = worker.serve()
+            return _run(recipe, worker) if recipe else 0
 
 
 if __name__ == "__main__":
