@@ -158,6 +158,9 @@ def called(**more):
                        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
                        {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}],
      "tools": '[{"name": "f", "parameters": {}}]'},
+    {"messages": [{"role": "User", "content": "q"},
+                  {"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'},
+                  {"role": "tool_response", "content": "1"}, TURNS[1]], "tools": [TOOL]},
     {"messages": [
         {"role": "system", "content": [{"type": "tools", "value": '[{"name": "f", "parameters": {}}]'},
                                        {"type": "text", "value": "s"}]},

@@ -28,7 +28,7 @@ PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
 OPTIONS = ("options", "choices")
 GROUPS = ("group", "group_id")
 DOCUMENTS = ("document_id", "doc_id", "docid", "document", "url")  # whose pieces a text's rows are
-SPECIAL = MEDIA | VERDICTS
+SPECIAL, FLAGS = MEDIA | VERDICTS, frozenset((*TRAIN_FLAGS, *MASK_FLAGS))
 EMPTY = ("", [], {})
 
 
@@ -36,8 +36,11 @@ class Record(dict):
     """A record, or a message of one, that remembers which fields were read; a null field is absent."""
 
     def __init__(self, fields: dict):
-        super().__init__((name, value) for name, value in fields.items() if value is not None)
+        super().__init__(fields)
         self.read = set()
+        if None in fields.values():
+            for name in [name for name, value in fields.items() if value is None]:
+                del self[name]
 
     def get(self, name, default=None):
         """The field's value, which counts as read from now on."""
@@ -70,6 +73,8 @@ def check_text(name: str, value, empty: bool = False) -> str:
 
 def refuse_unusable(record: Record, is_text: bool = False) -> None:
     """Raise BadInput for a record that says itself that it is not to be trained, or that is no text alone."""
+    if SPECIAL.isdisjoint(record):
+        return
     for name in [name for name in record if name in SPECIAL]:
         value = record[name]
         if name in MEDIA:
@@ -106,6 +111,8 @@ def read_train_flag(message: Record, name: str) -> bool | None:
 
     Raises BadInput for a weight between 0 and 1, and for flags that contradict each other.
     """
+    if FLAGS.isdisjoint(message):
+        return None
     stated = {field: _flag(f"{name}.{field}", message.get(field)) == (field in TRAIN_FLAGS)
               for field in (*TRAIN_FLAGS, *MASK_FLAGS) if field in message}
     if len(set(stated.values())) > 1:
