@@ -6,14 +6,7 @@ from transformers import GenerationConfig
 
 from sftbench.data.tokenization import encode_row
 from sftbench.evaluation import probes
-from sftbench.evaluation.probes import (
-    complete_answers,
-    exact_match,
-    generate_answers,
-    mean_loss,
-    score_probe,
-    token_f1,
-)
+from sftbench.evaluation.probes import complete_answers, generate_answers, mean_loss, score_probe
 from sftbench.models.loading import load_model
 from sftbench.models.methods import METHOD_FUNCTIONS
 from tests.conftest import small_rows
@@ -51,15 +44,6 @@ def test_answers_stop_at_the_end_token(model, tokenizer):
         stubborn.get_output_embeddings().bias = torch.nn.Parameter(torch.eye(len(tokenizer))[1])
     stubborn.generation_config.update(min_new_tokens=4, min_length=9)
     assert generate_answers(stubborn, tokenizer, [[{"role": "user", "content": "x"}]], 5) == [""]
-
-
-@pytest.mark.parametrize(("answer", "wanted", "match", "f1"), [
-    ("Oslo", "Oslo", 1, 1), ("  Oslo\n", "Oslo", 1, 1), ("oslo.", "Oslo", 0, 1),
-    ("in Oslo", "Oslo", 0, 2 / 3), ("Lima", "Oslo", 0, 0), ("", "Oslo", 0, 0), ("a a b", "a b b", 0, 2 / 3),
-])
-def test_scores(answer, wanted, match, f1):
-    assert exact_match(answer, wanted) == match
-    assert token_f1(answer, wanted) == pytest.approx(f1)
 
 
 def test_a_probe_scores_text_by_loss_and_tasks_by_answers_too(model, tokenizer):

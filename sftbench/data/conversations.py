@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass
 
 from ..errors import BadInput
+from ..recipes.recipe import SCORERS, suggest_name
 from ..sources.names import SHAPES
 from .fields import (
     THOUGHTS,
@@ -94,6 +95,9 @@ def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
         row["tools"] = tools
     if record.first(("scorer",))[0]:
         row["scorer"] = check_text("scorer", record["scorer"])
+        if row["scorer"] not in SCORERS:
+            raise BadInput(f"unknown scorer {row['scorer']!r}{suggest_name(row['scorer'], SCORERS)}; "
+                           f"there is {', '.join(SCORERS)}", field="scorer")
     return row
 
 

@@ -1,8 +1,6 @@
 """Probes: what a model knows, as loss in nats per token and as greedy answers. Nothing is trained here."""
 
 import contextlib
-import re
-from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -12,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..data.chat_template import end_of_turn_ids
 from ..data.packing import collate_batch, join_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_prompt
+from .scorers import score_answer, wanted_answer
 
 ANSWERS_PER_BATCH = 64
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
@@ -131,30 +130,20 @@ def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
     return answers
 
 
-def exact_match(answer: str, wanted: str) -> float:
-    """1.0 if both are the same text, white space apart."""
-    return float(answer.split() == wanted.split())
-
-
-def token_f1(answer: str, wanted: str) -> float:
-    """Harmonic mean of precision and recall over words, without case and punctuation (arXiv:1606.05250)."""
-    got, want = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, wanted))
-    common = (got & want).total()
-    if not common:
-        return float(got == want)
-    return 2 * common / (got.total() + want.total())
-
-
 def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
                 max_new_tokens: int) -> dict:
-    """One probe's scores: `loss` in nats per token; for tasks `accuracy` (exact match) and `f1`, 0 to 1."""
+    """One probe's scores: `loss` in nats per token; for tasks `accuracy` and `f1`, from 0 to 1.
+
+    Accuracy is the mean over rows of each row's own `scorer`, by default exact match.
+    """
     encoded, _ = encode_probe(tokenizer, rows, max_length)
     scores = {"loss": mean_loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:
         answers = generate_answers(model, tokenizer, [row["messages"] for row in rows], max_new_tokens)
-        wanted = [row["messages"][-1]["content"] for row in rows]
-        for name, score in (("accuracy", exact_match), ("f1", token_f1)):
-            scores[name] = sum(map(score, answers, wanted)) / len(rows)
+        wanted = [wanted_answer(tokenizer, row) for row in rows]
+        scorers = [row.get("scorer", "exact") for row in rows]
+        for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):
+            scores[name] = sum(map(score_answer, answers, wanted, by)) / len(rows)
     return {name: round(value, 5) for name, value in scores.items()}
 
 

@@ -4,18 +4,23 @@ A state is scored as a user would load it, not as training left it in memory.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from ..data.rows import digest_rows
+from ..errors import BadInput
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
 from .probes import ANSWERS_PER_BATCH, limit_threads, score_probe
+from .scorers import check_wanted, wanted_answer
 from .yardstick import score_yardstick, yardstick_digest
+
+SCORES_FORMAT = 2  # of the stored scores: with another number they are computed again
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,32 @@ class ProbeSet:
     max_length: int
     max_new_tokens: int
     yardstick: bool
+    scorer: str  # of rows that have none of their own
+
+    @property
+    def tasks(self) -> dict[str, list[dict]]:
+        """The rows of task probes by role, each with its scorer."""
+        return {role: [{"scorer": self.scorer, **row} for row in rows]
+                for role, rows in self.rows.items() if rows and "messages" in rows[0]}
+
+    @property
+    def scorers(self) -> dict[str, dict[str, int]]:
+        """The number of rows that each scorer scores, by role."""
+        return {role: dict(Counter(row["scorer"] for row in rows)) for role, rows in self.tasks.items()}
+
+    def check(self) -> None:
+        """Raise BadInput, naming the role, for a wanted answer that its scorer cannot use."""
+        for role, rows in self.tasks.items():
+            for row in rows:
+                try:
+                    check_wanted(wanted_answer(self.tokenizer, row), row["scorer"])
+                except BadInput as error:
+                    raise BadInput(f"{role}, probe: {error}", field=error.field, where=role) from None
 
     def scores_path(self, state: ModelState) -> Path:
         """Where the scores of a state are stored."""
-        key = hash_key(state=state.key, max_length=self.max_length, max_new_tokens=self.max_new_tokens,
+        key = hash_key(format=SCORES_FORMAT, scorer=self.scorer, state=state.key,
+                       max_length=self.max_length, max_new_tokens=self.max_new_tokens,
                        probes={role: digest_rows(rows) for role, rows in self.rows.items()},
                        yardstick=yardstick_digest() if self.yardstick else None)
         return state.store / "probes" / f"{key}.json"
@@ -43,7 +70,7 @@ class ProbeSet:
         model = state.load()
         with limit_threads(model.num_parameters() * ANSWERS_PER_BATCH):
             scores = {role: score_probe(model, self.tokenizer, rows, self.max_length, self.max_new_tokens)
-                      for role, rows in self.rows.items()}
+                      for role, rows in (self.rows | self.tasks).items()}
             if self.yardstick:
                 scores["yardstick"] = score_yardstick(model, self.tokenizer)
         del model

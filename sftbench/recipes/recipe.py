@@ -31,6 +31,7 @@ METHOD_OPTIONS = {
     "qlora": (*_LORA_OPTIONS, "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"),
 }
 OPTIONS = {name for names in METHOD_OPTIONS.values() for name in names}  # fields that only some methods use
+SCORERS = ("exact", "f1", "contains", "choice", "number", "json", "regex")  # of answers; see docs/data.md
 ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
 BOUNDS = {"min": (operator.ge, "at least"), "max": (operator.le, "at most"),
           "above": (operator.gt, "above"), "below": (operator.lt, "below")}
@@ -73,6 +74,8 @@ class Recipe:
         "stop", "rows that cannot be used: stop at them, or drop them and go on", choices=("stop", "drop"))
     probe_share: float = _field(0.1, "share of a role's rows split off as its probe", above=0, below=1)
     probe_rows: int = _field(200, "rows of each probe that are scored, at most", min=1)
+    scorer: str = _field("exact", "how a probe's answers are scored, where a row has no scorer of its own",
+                         choices=SCORERS)
     yardstick: bool | None = _field(None, "score the built-in general probe too; None: where you have no "
                                           "general data and no pocket model")
     pocket_seed: int = _field(0, "which of the pocket's invented companies is the domain", min=0)

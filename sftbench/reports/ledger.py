@@ -38,7 +38,7 @@ def format_result_ledger(result: dict) -> str:
     """The same from a result already read."""
     states = {f"start ({result['start']['name']})": result["start"]["probes"]}
     states |= {stage["name"]: stage["probes"] for stage in result["stages"]}
-    sentences = _summary(result["start"]["probes"], result["stages"][-1]["probes"])
+    sentences = _summary(result["start"]["probes"], result["stages"][-1]["probes"], result.get("scorers", {}))
     return "\n\n".join([_probe_table(states), _cost_table(result),
                         "\n".join(map(wrap_text, [UNITS, *sentences]))])
 
@@ -105,8 +105,8 @@ def _stage_costs(stage: dict, forecast: dict) -> list[str]:
             "yes" if stage["reused"] else ""]
 
 
-def _summary(first: dict, last: dict) -> list[str]:
-    """The table in words: the domain's gain, and what was forgotten."""
+def _summary(first: dict, last: dict, scorers: dict) -> list[str]:
+    """The table in words: the domain's gain, and what was forgotten; `scorers` of rows by role and name."""
     def pair(role: str, measure: str) -> tuple[float, float]:
         return first[role][measure], last[role][measure]
 
@@ -114,8 +114,11 @@ def _summary(first: dict, last: dict) -> list[str]:
     for role, words in (("domain_tasks", "In the domain"), ("general_tasks", "In general")):
         if "accuracy" in last.get(role, {}):
             before, after = map(_percent, pair(role, "accuracy"))
+            by = scorers.get(role, {"exact": 0})
             sentences.append(f"{words}: {before} of the probe's questions answered exactly as wanted before, "
-                             f"{after} after.")
+                             f"{after} after." if by.keys() == {"exact"} else
+                             f"{words}: accuracy {before} before, {after} after, by the scorer "
+                             f"{', '.join(f'{name} ({rows:,} rows)' for name, rows in by.items())}.")
     if "loss" in last.get("general_text", {}):
         before, after = pair("general_text", "loss")
         rise = _rounded(after, before)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..data.roles import Role
 from ..errors import BadInput
-from ..evaluation.probes import exact_match, generate_answers
+from ..evaluation.probes import generate_answers
+from ..evaluation.scorers import score_answer, wanted_answer
 from ..models.checkpoint import load_stage
 from ..models.loading import load_model
 from ..recipes.modes import MODES, find_start_model, load_mode
@@ -109,8 +110,10 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
         prompts = [row["messages"][:-1] for row in probe]
         answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens)
         for row, answer in zip(probe, answers, strict=True):
-            *prompt, wanted = (message["content"] for message in row["messages"])
-            verdict = "right" if exact_match(answer, wanted) else "wrong"
+            prompt = [message["content"] for message in row["messages"][:-1]]
+            wanted = wanted_answer(tokenizer, row)
+            right = score_answer(answer, wanted, row.get("scorer", ready.recipe.scorer))
+            verdict = "right" if right == 1 else "wrong" if right == 0 else f"{right:.0%} right"
             parts += [format_pairs([(f"{role}:", _visible(" / ".join(prompt)))], gap=1),
                       format_pairs([("wanted:", _visible(wanted)),
                                     ("answer:", f"{_visible(answer)}   [{verdict}]")], indent=4, gap=1)]

@@ -70,7 +70,8 @@ def run_chain(recipe: Recipe | PreparedRun, callbacks: Iterable[Callable[[dict],
         with StopSignal(folder) as stop:
             result = {"schema": SCHEMA, "complete": False, "state": "running",
                       "recipe": recipe_to_dict(ready.recipe), "start": {}, "stages": [],
-                      "forecast": {"steps": ready.plan}, "versions": library_versions()}
+                      "forecast": {"steps": ready.plan}, "versions": library_versions(),
+                      "scorers": ready.probes.scorers}
             run = Run(folder, ready, RunLog(folder, list(callbacks)), stop, result)
             (folder / "result.json").unlink(missing_ok=True)
             write_json(folder / "recipe.json", description)

@@ -79,7 +79,7 @@ class PreparedRun:
         """The held-out rows, and how they are scored."""
         rows = {name: self.roles[name].probe for name in ROLES if name in self.roles}
         return ProbeSet(rows, self.tokenizer, self.recipe.max_length, self.recipe.max_new_tokens,
-                        self.recipe.yardstick)
+                        self.recipe.yardstick, self.recipe.scorer)
 
     @cached_property
     def live_probes(self) -> dict[str, list[EncodedRow]]:
@@ -118,9 +118,11 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     revision = loading.resolve_revision(start, recipe.model_revision)
     if not Path(loading.locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
-    return PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
-                       tokenizer, start, revision, facts, tokens, pieces,
-                       tuple(recipe_warnings(recipe, facts)))
+    ready = PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
+                        tokenizer, start, revision, facts, tokens, pieces,
+                        tuple(recipe_warnings(recipe, facts)))
+    ready.probes.check()
+    return ready
 
 
 def _start_key(revision: str) -> str:
