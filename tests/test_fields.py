@@ -37,7 +37,9 @@ def answer(**more):
 @pytest.mark.parametrize(("more", "field"), [
     ({"label": False}, "label"), ({"kto_tag": False}, "kto_tag"), ({"label": "false"}, "label"),
     ({"is_correct": 0}, "is_correct"), ({"accepted": "no"}, "accepted"), ({"verdict": "Rejected"}, "verdict"),
-    ({"label": -1}, "label"), ({"weight": 0}, "weight"), ({"sample_weight": 0.3}, "sample_weight"),
+    ({"label": -1}, "label"), ({"rejected": True}, "rejected"), ({"toxic": "true"}, "toxic"),
+    ({"quality": "bad"}, "quality"), ({"feedback": "thumbs_down"}, "feedback"),
+    ({"weight": 0}, "weight"), ({"sample_weight": 0.3}, "sample_weight"),
     ({"images": ["cat.png"]}, "images"), ({"audio": {"path": "a.wav"}}, "audio"), ({"video": "v"}, "video"),
     ({"context": [{"x": "a"}]}, "context"), ({"context": 3}, "context"), ({"choices": "A"}, "choices"),
     ({"reasoning": ["a"]}, "reasoning"),
@@ -71,6 +73,7 @@ def test_a_row_that_says_that_it_is_a_good_one_is_trained(more):
 def test_the_label_of_a_class_says_nothing_of_quality():
     assert parse_row({"text": "t", "label": 0}, "text").unused == ["label"]
     assert parse_row(ASK | {"label": "sports"}, "tasks").unused == ["label"]
+    assert parse_row(ASK | {"rating": 1, "score": 0}, "tasks").unused == ["rating", "score"]
     with bad_input(field="label"):
         parse_row({"text": "t", "label": False}, "text")
 
@@ -89,6 +92,7 @@ def test_a_turn_that_says_that_it_is_trained_is_one_as_all_are(more):
 @pytest.mark.parametrize(("more", "field"), [
     ({"weight": 0.5}, "messages[2].weight"), ({"loss": "half"}, "messages[2].loss"),
     ({"train": 2}, "messages[2].train"), ({"mask": [0, 1]}, "messages[2].mask"),
+    ({"train_detail": [{"begin": 0, "end": 3}]}, "messages[2].train_detail"),
     ({"train": True, "weight": 0}, "messages[2]")])
 def test_a_weight_that_is_neither_0_nor_1_is_refused(more, field):
     with bad_input(field=field):
@@ -121,6 +125,8 @@ def test_thoughts_beside_an_answer_are_its_thoughts():
     ({"passages": ["Tea.", "Hot."], "prompt": "How?", "completion": "hot"}, "Tea.\n\nHot.\n\nHow?"),
     ({"documents": [{"title": "Tea", "text": "Hot."}], "question": "How?", "answer": "hot"},
      "Tea\nHot.\n\nHow?"),
+    ({"text": "Tea is hot.", "question": "How?", "answer": "hot"}, "Tea is hot.\n\nHow?"),
+    ({"story": "Tea.", "query": "How?", "input": "in a word", "response": "hot"}, "Tea.\n\nHow?\nin a word"),
     ({"question": "How?", "options": ["cold", "hot"], "answer": "B"}, "How?\nA. cold\nB. hot"),
     ({"question": "How?", "choices": {"text": ["cold", "hot"], "label": ["1", "2"]}, "answerKey": "2"},
      "How?\n1. cold\n2. hot"),
@@ -131,6 +137,22 @@ def test_what_a_question_is_about_stands_before_it_and_its_options_below(record,
     parsed = parse_row(record, "tasks")
     asked = next(turn for turn in parsed.row["messages"] if turn["role"] == "user")
     assert asked["content"] == question and parsed.unused == []
+
+
+def test_the_whole_row_written_out_beside_it_is_not_trained_twice():
+    for record in (ASK | {"text": "Q: q A: a"}, {"messages": TURNS, "text": "<user>q<assistant>a"}):
+        assert parse_row(record, "tasks").row == {"messages": TURNS}
+        assert parse_row(record, "tasks").unused == ["text"]
+
+
+def test_of_several_answers_the_first_is_trained_and_calls_are_calls():
+    record = {"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}}
+    assert parse(record)["messages"][1] == TURNS[1]
+    assert parse({"question": "q", "answers": ["a"]}) == {"messages": TURNS}
+    calls = json.dumps([{"name": "f", "arguments": {"x": 1}}])
+    row = parse({"query": "q", "tools": json.dumps([TOOL]), "answers": calls})
+    assert row == {"tools": [TOOL], "messages": [TURNS[0], {
+        "role": "assistant", "content": "", "tool_calls": [CALL]}]}
 
 
 def test_an_option_may_be_named_by_its_number():
@@ -201,6 +223,9 @@ def test_parts_with_thoughts_and_null_fields_are_read():
                                           {"type": "text", "value": "a"}]}]}
     assert parse(record) == {"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "so"}]}
     thinking = [{"type": "thinking", "thinking": "so", "signature": "x"}, "a"]
+    turns = [{"role": "user", "parts": [{"text": "q"}]},
+             {"role": "model", "content": {"type": "text", "text": "a"}}]
+    assert parse({"messages": turns}) == {"messages": TURNS}
     assert answer(content=thinking) == TURNS[1] | {"reasoning_content": "so"}
 
 

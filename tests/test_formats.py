@@ -40,7 +40,7 @@ def conversation(*pairs):
 
 @pytest.mark.parametrize(("record", "row"), [
     (ASK, ASK),
-    ({"prompt": "q", "completion": "a", "text": "beside"}, ASK),
+    ({"prompt": "q", "completion": "a", "text": "q a"}, ASK),
     ({"prompt": TURNS[:4], "completion": TURNS[4:]}, {"messages": TURNS}),
     ({"question": "q", "answer": "a", "system": "s"}, conversation(("system", "s"), *[
         (turn["role"], turn["content"]) for turn in ASK["messages"]])),

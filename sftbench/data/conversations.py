@@ -14,6 +14,7 @@ from ..errors import BadInput
 from ..recipes.recipe import SCORERS, suggest_name
 from ..sources.names import SHAPES
 from .fields import (
+    OF_MESSAGES,
     THOUGHTS,
     Record,
     check_text,
@@ -37,7 +38,7 @@ WANTED = {"text": "'text'", "tasks": "'messages', 'conversations', 'instruction'
 QUESTIONS = {"alpaca": ("instruction",), "prompt": ("prompt",), "qa": ("question", "query")}
 ANSWERS = {"alpaca": ("output", "response", "answer", "completion"),
            "prompt": ("completion", "response", "answer", "output"),
-           "qa": ("answer", "response", "output", "completion", "answerKey")}
+           "qa": ("answer", "response", "output", "completion", "answers", "answerKey")}
 PREFERENCES = ("chosen", "rejected")
 PLAIN = {"role", "content"}  # all that most messages have
 FIRST = ("system", "user")
@@ -90,7 +91,7 @@ def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": check_text("system", system)})
     row = {"messages": _check_turns(messages)}
-    name, given = record.first(("tools", "functions"))
+    name, given = record.first(("tools", "functions", "available_tools"))
     if tools := tools + (parse_definitions(name, given) if name else []):
         row["tools"] = tools
     if record.first(("scorer",))[0]:
@@ -106,15 +107,15 @@ def _conversation(record: Record, shape: str, unused: list[str]) -> list[dict]:
     names = (*SHAPES["messages"], *SHAPES["sharegpt"])
     name = next((name for name in names if name in record), "messages")
     messages = _messages(name, record.get(name), unused)
-    if passages := read_passages(record):
-        _put_before_question(messages, passages)
-    return messages
+    return _put_before_question(record, messages)
 
 
-def _put_before_question(messages: list[dict], passages: str) -> None:
+def _put_before_question(record: Record, messages: list[dict]) -> list[dict]:
+    """The messages with the record's passages, if it has any, before the first question."""
     first = next((message for message in messages if message["role"] == "user"), None)
-    if first:
+    if first and (passages := read_passages(record, first["content"])):
         first["content"] = f"{passages}\n\n{first['content']}"
+    return messages
 
 
 def _messages(field: str, value, unused: list[str]) -> list[dict]:
@@ -141,14 +142,15 @@ def _messages(field: str, value, unused: list[str]) -> list[dict]:
 
 def _message(name: str, role: str, record: Record, calls: bool) -> list[dict]:
     """One message in this project's form; several where its parts hold answers of tools."""
-    refuse_unusable(record)
+    refuse_unusable(record, names=OF_MESSAGES)
     train = read_train_flag(record, name)
     if train and role != "assistant":
         raise BadInput(f"message {name} is the {role}'s and says that it is to be trained; only an "
                        "assistant's turns are", field=name)
-    key = "value" if "value" in record else "content"
+    key = next((key for key in ("value", "content", "parts") if key in record), "content")
     content, more, results = record.get(key), {}, []
-    if isinstance(content, list):
+    if isinstance(content, list | dict):
+        content = content if isinstance(content, list) else [content]
         content, more, results = _read_parts(f"{name}.{key}", content)
     if calls and isinstance(content, str) and content.lstrip()[:1] in ("{", "["):
         more["tool_calls"] = parse_calls(f"{name}.{key}", content)
@@ -175,8 +177,8 @@ def _read_parts(name: str, parts: list) -> tuple[str, dict, list[dict]]:
     """Content given in parts: its text, what else a message has, and answers of tools as messages."""
     texts, thoughts, calls, tools, results = [], [], [], [], []
     for part in parts:
-        part = {"type": "text", "text": part} if isinstance(part, str) else part
-        kind = part.get("type") if isinstance(part, dict) else None
+        part = {"text": part} if isinstance(part, str) else part
+        kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
         value = next((part[key] for key in (kind, "text", "value", "content")
                       if part.get(key) is not None), None) if isinstance(kind, str) else None
         if kind in ("text", "input_text", "output_text"):
@@ -201,9 +203,9 @@ def _read_parts(name: str, parts: list) -> tuple[str, dict, list[dict]]:
 
 
 def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
-    """A question and its answer, with passages before it and options below it, after earlier pairs.
+    """A question and its answer, with passages before it, `input` and options below it, after a `history`.
 
-    Of Alpaca, `input` is on a line of its own below the instruction; `history` is a list of earlier pairs.
+    That is a list of earlier pairs of question and answer.
     """
     messages = []
     _, history = record.first(("history",))
@@ -215,14 +217,12 @@ def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
             messages += _side("history", role, value, unused)
     field = next((name for name in QUESTIONS[shape] if name in record), QUESTIONS[shape][0])
     asked = _side(field, "user", record.get(field), unused)
-    more = record.first(("input",))[1] if shape == "alpaca" else None
+    _, more = record.first(("input",))
     options = read_options(record)
     lines = [check_text("input", more)] if more else []
     asked[-1]["content"] = "\n".join([asked[-1]["content"], *lines, *(
         f"{letter}. {text}" for letter, text in options.items())])
-    if passages := read_passages(record):
-        _put_before_question(asked, passages)
-    return messages + asked + _answer(record, shape, list(options), unused)
+    return messages + _put_before_question(record, asked) + _answer(record, shape, list(options), unused)
 
 
 def _answer(record: Record, shape: str, letters: list[str], unused: list[str]) -> list[dict]:
@@ -233,11 +233,21 @@ def _answer(record: Record, shape: str, letters: list[str], unused: list[str]) -
     value = record.get(field)
     if letters and type(value) is int and 0 <= value < len(letters):
         value = letters[value]
+    if field == "answers":
+        value = _first_answer(value)
     answered = _side(field, "assistant", value, unused)
     name, thoughts = record.first(THOUGHTS)
     if thoughts:
         answered[-1]["reasoning_content"] = check_text(name, thoughts)
     return answered
+
+
+def _first_answer(value):
+    """Of several answers the first, as text; of several calls, which are one answer, a message with them."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return [{"role": "assistant", "tool_calls": parse_calls("answers", value)}]
+    value = value.get("text") if isinstance(value, dict) else value
+    return value[0] if isinstance(value, list) and value else value
 
 
 def _side(field: str, role: str, value, unused: list[str]) -> list[dict]:

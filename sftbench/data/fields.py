@@ -10,25 +10,41 @@ from collections.abc import Iterable
 from ..errors import BadInput
 
 MEDIA = frozenset((
-    "image", "images", "picture", "pictures", "image_path", "image_url", "pixel_values", "video", "videos",
-    "audio", "audios", "sound", "sounds", "speech"))
-VERDICTS = frozenset((  # whether an answer is a good one, as data of preferences and of ratings have it
+    "image", "images", "picture", "pictures", "photo", "img", "image_path", "image_url", "image_urls",
+    "pixel_values", "video", "videos", "video_path", "audio", "audios", "audio_path", "sound", "sounds",
+    "speech", "attachments"))
+# whether an answer is a good one, as data of preferences and ratings have it; in the first also as a number
+VERDICTS = frozenset((
     "label", "kto_tag", "kto_label", "is_good", "good", "is_correct", "correct", "accepted", "is_accepted",
-    "desirable", "is_desirable", "preferred", "is_preferred", "thumbs_up", "approved", "verdict"))
-YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "preferred", "chosen", "approved")
-NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined")
+    "desirable", "is_desirable", "preferred", "is_preferred", "thumbs_up", "approved"))
+WORD_VERDICTS = frozenset((
+    "verdict", "status", "quality", "rating", "feedback", "judgement", "judgment", "vote"))
+FAULTS = frozenset((  # true of an answer that is not to be learnt
+    "is_bad", "bad", "rejected", "is_rejected", "flagged", "toxic", "is_toxic", "harmful", "wrong",
+    "is_wrong", "incorrect", "spam", "is_spam", "deleted", "is_deleted", "excluded", "exclude", "skip",
+    "ignore", "hallucinated"))
+YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "preferred", "chosen", "approved",
+       "thumbs_up", "upvote")
+NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined",
+      "thumbs_down", "downvote", "deleted")
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
-TRAIN_FLAGS = ("train", "loss", "weight", "loss_weight", "trainable", "training", "train_on", "compute_loss")
-MASK_FLAGS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip")
+TRAIN_FLAGS = ("train", "loss", "weight", "loss_weight", "loss_mask", "trainable", "training", "train_on",
+               "train_on_turn", "compute_loss", "calculate_loss")
+MASK_FLAGS = ("mask", "masked", "mask_loss", "ignore", "ignore_loss", "ignore_in_loss", "no_loss", "no_train",
+              "skip")
+PARTLY = ("train_detail", "train_details", "token_weights", "spans")  # marks within a turn
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot",
             "rationale")
-PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents", "article", "background",
-            "evidence", "snippet", "snippets")
+PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents", "article", "story",
+            "paragraph", "paragraphs", "background", "knowledge", "facts", "evidence", "excerpt", "snippet",
+            "snippets")
 PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
 OPTIONS = ("options", "choices")
-GROUPS = ("group", "group_id")
+GROUPS = ("group", "group_id", "conversation_id", "dialogue_id", "dialog_id", "thread_id")
 DOCUMENTS = ("document_id", "doc_id", "docid", "document", "url")  # whose pieces a text's rows are
-SPECIAL, FLAGS = MEDIA | VERDICTS, frozenset((*TRAIN_FLAGS, *MASK_FLAGS))
+SPECIAL = MEDIA | VERDICTS | WORD_VERDICTS | FAULTS
+FLAGS = frozenset((*TRAIN_FLAGS, *MASK_FLAGS, *PARTLY))  # of a message
+OF_MESSAGES = SPECIAL - FLAGS
 EMPTY = ("", [], {})
 
 
@@ -71,29 +87,38 @@ def check_text(name: str, value, empty: bool = False) -> str:
     return value
 
 
-def refuse_unusable(record: Record, is_text: bool = False) -> None:
+def refuse_unusable(record: Record, is_text: bool = False, names: frozenset = SPECIAL) -> None:
     """Raise BadInput for a record that says itself that it is not to be trained, or that is no text alone."""
-    if SPECIAL.isdisjoint(record):
+    if names.isdisjoint(record):
         return
-    for name in [name for name in record if name in SPECIAL]:
+    for name in [name for name in record if name in names]:
         value = record[name]
         if name in MEDIA:
             if value not in EMPTY:
                 raise BadInput(f"field {name!r} holds pictures or sound, which the model would not get; only "
                                "text can be trained here", field=name)
-        elif (good := _verdict(value)) is not None and not (is_text and not isinstance(value, bool)):
+        elif (good := _verdict(name, value, is_text)) is not None:
             record.read.add(name)
             if not good:
                 raise BadInput(f"field {name!r} says that this answer is a bad one ({value!r:.20}), and "
                                "training would teach it; keep the good rows only", field=name)
 
 
-def _verdict(value) -> bool | None:
-    """What a field of this value says of an answer; None for what is neither yes nor no."""
+def _verdict(name: str, value, is_text: bool) -> bool | None:
+    """Whether a field of this value says that a row is a good one; None for what says nothing of it.
+
+    Of a text only true and false count, since its label may be a class's.
+    """
+    if name in FAULTS:
+        return not _flag(name, value) if value in (True, False, "true", "false", "True", "False") else None
+    if isinstance(value, bool):
+        return value
+    if is_text:
+        return None
     if isinstance(value, str):
         word = value.strip().lower()
         return True if word in YES else False if word in NO else None
-    return value > 0 if isinstance(value, bool) or value in (-1, 0, 1) else None
+    return value > 0 if name in VERDICTS and value in (-1, 0, 1) else None
 
 
 def refuse_weight(record: Record) -> None:
@@ -113,6 +138,10 @@ def read_train_flag(message: Record, name: str) -> bool | None:
     """
     if FLAGS.isdisjoint(message):
         return None
+    for field in PARTLY:
+        if field in message and message[field] not in EMPTY:
+            raise BadInput(f"message {name} has {field!r}: parts of a turn cannot be left untrained; split "
+                           "the turn, or mark all of it", field=f"{name}.{field}")
     stated = {field: _flag(f"{name}.{field}", message.get(field)) == (field in TRAIN_FLAGS)
               for field in (*TRAIN_FLAGS, *MASK_FLAGS) if field in message}
     if len(set(stated.values())) > 1:
@@ -129,10 +158,16 @@ def _flag(name: str, value) -> bool:
                    "it is not", field=name)
 
 
-def read_passages(record: Record) -> str:
-    """The passages that a question is about, with blank lines between them; empty where there are none."""
-    return "\n\n".join(_passage(name, record.get(name)) for name in PASSAGES
-                       if name in record and record[name] not in EMPTY)
+def read_passages(record: Record, question: str) -> str:
+    """The passages that a question is about, with blank lines between them; empty where there are none.
+
+    A field `text` in which the question is not is one of them; else it is the row written out, and not used.
+    """
+    names = [name for name in PASSAGES if name in record and record[name] not in EMPTY]
+    text = record["text"] if "text" in record else ""  # not by `get`, as which it would count as read
+    if isinstance(text, str) and text.strip() and question not in text:
+        names.append("text")
+    return "\n\n".join(_passage(name, record.get(name)) for name in names)
 
 
 def _passage(name: str, value) -> str:

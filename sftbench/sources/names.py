@@ -15,7 +15,7 @@ SHAPES = {
     "sharegpt": ("conversations", "conversation"),
     "alpaca": ("instruction",),
     "prompt": ("prompt", "completion"),
-    "qa": ("question", "answer"),
+    "qa": ("question", "answer", "query"),
     "text": ("text",),
 }
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
