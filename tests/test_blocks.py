@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sftbench.data.chat_template import DEFAULT_CHAT_TEMPLATE, default_template, render_chat
+from sftbench.data.chat_template import render_chat
 from sftbench.data.packing import collate_batch, mix_rows, rows_to_dataset
+from sftbench.data.rendering import DEFAULT_CHAT_TEMPLATE, default_template
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
     EncodedRow,

@@ -1,33 +1,21 @@
 """Masks under every chat template that TRL ships: the answers and their end token, and only they."""
 
 import copy
-import re
-from importlib.resources import files
 
 import pytest
 
 from sftbench.data.chat_template import (
-    DEFAULT_CHAT_TEMPLATE,
     describe_template,
     end_of_turn_ids,
     prompt_options,
     render_chat,
 )
 from sftbench.data.packing import collate_batch, rows_to_dataset
+from sftbench.data.rendering import DEFAULT_CHAT_TEMPLATE
 from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
 from tests.conftest import bad_input
+from tests.templates import ENDS, SHIPPED, longest, template_maker
 
-SHIPPED = {path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
-           for path in files("trl").joinpath("chat_templates").iterdir() if path.name.endswith(".jinja")}
-# By the start of a template's name, read off the templates by eye: what ends an answer.
-ENDS = {
-    "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
-    "deepseek": "<｜end▁of▁sentence｜>", "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>",
-    "gemma4": "<turn|>", "glm4moe": "<eos>",
-    "glm4moe_training": "<|user|>", "gptoss": "<|return|>", "idefics3": "<end_of_utterance>",
-    "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "llava_next": "</s>", "muse_glimmer": "<|eot|>",
-    "nemotron": "<|im_end|>", "phi3": "<|end|>", "qwen": "<|im_end|>", "smolvlm": "<end_of_utterance>",
-}
 SPACED = ("idefics3", "llava_next", "smolvlm")  # these put a space before the answer, which the model says
 SYSTEM = {"role": "system", "content": "Be brief."}
 SINGLE = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "In Lima."}]
@@ -36,23 +24,10 @@ SEVERAL = [*SINGLE, {"role": "user", "content": "And the Lima one?"},
            {"role": "user", "content": "In Lima."}, {"role": "assistant", "content": "Where is it?"}]
 
 
-def longest(name: str, table: dict) -> str:
-    return table[max((start for start in table if name.startswith(start)), key=len)]
-
-
 @pytest.fixture(scope="module")
 def many(tokenizer):
-    """A function from a shipped template to a tokenizer with it that knows all their special tokens."""
-    base, marks = copy.deepcopy(tokenizer), set(ENDS.values()) - {ENDS["cohere2"]}
-    for text in SHIPPED.values():
-        marks |= set(re.findall(r"<\|[\w/]+\|>|<\|\w+>|<\w+\|>|<\w+_of_\w+>|<｜[^｜]+｜>|</?think>", text))
-    base.add_special_tokens({"additional_special_tokens": sorted(marks)})
-
-    def make(text: str, eos: str = "<eos>"):
-        made = copy.deepcopy(base)
-        made.chat_template, made.eos_token, made.bos_token = text, eos, "<bos>"
-        return made
-    return make
+    """A function from a shipped template's name to a tokenizer with it."""
+    return template_maker(tokenizer)
 
 
 def trained(tokenizer, encoded) -> str:
@@ -62,7 +37,7 @@ def trained(tokenizer, encoded) -> str:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_every_shipped_template_trains_the_answers_and_their_ends(many, name):
     end = longest(name, ENDS)
-    tokenizer = many(SHIPPED[name], "<eos>" if end != "<｜end▁of▁sentence｜>" else end)
+    tokenizer = many(name)
     space = " " * any(map(name.startswith, SPACED))
     for messages in (SINGLE, SEVERAL, [SYSTEM, *SINGLE], [SYSTEM, *SEVERAL]):
         rows = encode_row(tokenizer, {"messages": messages})
@@ -77,15 +52,15 @@ def test_every_shipped_template_trains_the_answers_and_their_ends(many, name):
         assert trained(tokenizer, rows[-1]).endswith(
             tokenizer.decode(rows[-1].input_ids[len(prompt):]))
     stop = tokenizer.convert_tokens_to_ids("<" + end.rpartition("<")[2])
-    assert stop in end_of_turn_ids(tokenizer) and len(end_of_turn_ids(tokenizer)) <= 2
+    assert stop in end_of_turn_ids(tokenizer) and len(end_of_turn_ids(tokenizer)) <= 3
 
 
 @pytest.mark.parametrize(("name", "count"), [("qwen2_5", 1), ("llama3", 1), ("gemma3", 1), ("phi3", 1),
                                              ("qwen3", 3), ("gptoss", 3), ("glm4moe", 3)])
 def test_an_answer_is_a_row_of_its_own_where_history_is_rewritten(many, name, count):
-    rows = encode_row(many(SHIPPED[name]), {"messages": SEVERAL})
+    rows = encode_row(many(name), {"messages": SEVERAL})
     assert len(rows) == count
-    tokenizer = many(SHIPPED[name])
+    tokenizer = many(name)
     for row, number in zip(rows, (2, 4, 6), strict=False):
         last = len(SEVERAL) if count == 1 else number
         prompt = encode_prompt(tokenizer, SEVERAL[:last - 1])
@@ -96,7 +71,7 @@ def test_an_answer_is_a_row_of_its_own_where_history_is_rewritten(many, name, co
 def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many):
     thinking = [SINGLE[0], {"role": "assistant", "content": "<think>\nPeru?\n</think>\n\nIn Lima."}]
     for name in ("qwen3", "deepseek_r1_distill", "qwen3_5_think", "llama3"):
-        tokenizer = many(SHIPPED[name], ENDS["deepseek"] if "deepseek" in name else "<eos>")
+        tokenizer = many(name)
         row, = encode_row(tokenizer, {"messages": thinking})
         opened = render_chat(tokenizer, SINGLE[:1], add_generation_prompt=True)
         assert tokenizer.decode(row.input_ids).startswith(opened)
@@ -108,12 +83,12 @@ def test_thoughts_in_the_data_are_trained_and_those_of_the_template_are_not(many
 
 
 def test_what_reproduces_the_prompt_is_described(many):
-    assert prompt_options(many(SHIPPED["qwen3"])) == {"enable_thinking": False}
-    assert prompt_options(many(SHIPPED["llama3"])) == {}
-    assert prompt_options(many(SHIPPED["gptoss"])) is None
-    assert "as with enable_thinking=False" in describe_template(many(SHIPPED["qwen3"]))
-    assert "no system message" in describe_template(many(SHIPPED["gemma"]))
-    assert "no system message" not in describe_template(many(SHIPPED["gemma3"]))
+    assert prompt_options(many("qwen3")) == {"enable_thinking": False}
+    assert prompt_options(many("llama3")) == {}
+    assert prompt_options(many("gptoss")) is None
+    assert "as with enable_thinking=False" in describe_template(many("qwen3"))
+    assert "no system message" in describe_template(many("gemma"))
+    assert "no system message" not in describe_template(many("gemma3"))
 
 
 def test_the_default_template_ends_answers_with_the_models_own_token(tokenizer):

@@ -6,43 +6,35 @@ template changes earlier turns once more follow (Qwen3 drops their thoughts), ev
 its own, with the prompt that the model will see when it answers. Every template of TRL is a test case.
 """
 
+import itertools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
-
-# For base models that have no template of their own: plain words, so that every tokenizer has the tokens, and
-# the end-of-sequence token, which is the one token of a base model that already means an end.
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+from .rendering import (
+    DEFAULT_CHAT_TEMPLATE,
+    STAND_IN,
+    render_chat,
+    render_messages,
+    shows_system,
+    stand_ins,
+    template_of,
+    try_rendering,
 )
-STAND_IN = {role: f"\u2042{role}\u2042" for role in ("system", "user", "assistant")}
+from .tools import adapt_messages, split_thoughts, stand_in_call, thoughts_as_text, tool_forms
+
 THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what templates call it
-
-
-def default_template(tokenizer: Tokenizer) -> str:
-    """The default template, with the beginning-of-sequence token where the tokenizer adds one to text."""
-    return "{{ bos_token }}" * adds_bos(tokenizer) + DEFAULT_CHAT_TEMPLATE
-
-
-def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer adds a beginning-of-sequence token to text; templates bring their own."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+THINKING_ON = ({"enable_thinking": True}, {"thinking": True})
 
 
 @dataclass(frozen=True)
 class AnswerFrame:
     """How a template frames an answer: what it changes in its generation prompt, and what follows."""
 
-    parts: bool  # contents are lists of parts, as templates of models for pictures expect them
-    fold: bool  # it knows no system message, so that opens the first user message
     cut: int  # characters at the end of the generation prompt that a finished answer does not have
     lead: str  # what comes between the prompt without these and the answer
     after: str  # all that follows the last answer
@@ -60,104 +52,96 @@ class AnswerFrame:
 
 def answer_frame(tokenizer: Tokenizer) -> AnswerFrame:
     """How the tokenizer's template frames an answer; raises BadInput where it cannot show a conversation."""
-    return _find_frame(tokenizer, tokenizer.get_chat_template())
+    return _find_frame(tokenizer, template_of(tokenizer))
 
 
 @lru_cache(maxsize=16)
 def _find_frame(tokenizer: Tokenizer, template: str) -> AnswerFrame:
-    system, user, assistant = ({"role": role, "content": text} for role, text in STAND_IN.items())
-    for parts in (False, True):
-        text, fault = _try(tokenizer, [user, assistant], parts)
-        if all(STAND_IN[role] in text for role in ("user", "assistant")):
-            break
-    else:
-        raise BadInput("the model's chat template cannot show a question and its answer"
-                       f"{f': {fault}' if fault else ''}; take a model with a template for text",
-                       field="model")
-    fold = STAND_IN["system"] not in _try(tokenizer, [system, user, assistant], parts)[0]
-    before, _, after = text.rpartition(STAND_IN["assistant"])
-    prompt = _render(tokenizer, [user], parts, add_generation_prompt=True)
+    before, _, after = render_messages(tokenizer, stand_ins("user", "assistant")).rpartition(
+        STAND_IN["assistant"])
+    prompt = render_messages(tokenizer, stand_ins("user"), add_generation_prompt=True)
     shared = len(os.path.commonprefix([before, prompt]))
-    return AnswerFrame(parts, fold, cut=len(prompt) - shared, lead=before[shared:], after=after,
+    return AnswerFrame(cut=len(prompt) - shared, lead=before[shared:], after=after,
                        end=_end_of_turn(tokenizer, after))
 
 
 def _end_of_turn(tokenizer: Tokenizer, after: str) -> str:
     """The end of an answer: the special tokens right after it, up to the end-of-sequence token."""
-    marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    marks = sorted((mark for mark in marks if mark.split() == [mark]), key=len, reverse=True)
-    match = re.match(rf"\s*(?:{'|'.join(map(re.escape, marks))})+", after) if marks else None
+    match = re.match(rf"\s*(?:{_marks(tokenizer, template_of(tokenizer))})+", after)
     if not match:
         return tokenizer.eos_token
     before, eos, _ = match[0].partition(tokenizer.eos_token)
     return before + eos
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict], parts: bool, **options) -> str:
-    if parts:
-        messages = [message | {"content": [{"type": "text", "text": message["content"]}]}
-                    for message in messages]
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+@lru_cache(maxsize=16)
+def _marks(tokenizer: Tokenizer, template: str) -> str:
+    """A pattern of the tokens that are marks and not words."""
+    marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    marks = sorted((mark for mark in marks if mark.split() == [mark]), key=len, reverse=True)
+    return "|".join(map(re.escape, marks)) or "(?!)"
 
 
-def _try(tokenizer: Tokenizer, messages: list[dict], parts: bool) -> tuple[str, str]:
-    """What the template shows and why it could not; a template may raise whatever its expressions raise."""
-    try:
-        return _render(tokenizer, messages, parts), ""
-    except Exception as error:
-        return "", str(error)
+@lru_cache(maxsize=16)
+def _writes_lead(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether the model itself writes what comes between prompt and answer, as the name of a channel.
 
-
-def render_chat(tokenizer: Tokenizer, messages: list[dict], **options) -> str:
-    """Messages through the model's own chat template.
-
-    A system message goes before the first user message's text where the template knows none. `options` are
-    `add_generation_prompt` (opens the assistant's turn) and the template's own, such as `enable_thinking`.
+    That comes before any answer; what belongs to thoughts opens them, or closes those that the prompt opens.
     """
-    frame = answer_frame(tokenizer)
-    if frame.fold and messages[0]["role"] == "system":
-        system, user, *rest = messages
-        messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-    try:
-        return _render(tokenizer, messages, frame.parts, **options)
-    except Exception as error:
-        raise BadInput(f"the model's chat template refuses this conversation: {error}",
-                       field="messages") from error
+    frame, (user, assistant) = answer_frame(tokenizer), stand_ins("user", "assistant")
+    prompt = render_messages(tokenizer, [user], add_generation_prompt=True)
+    text = try_rendering(tokenizer, [user, assistant | {"reasoning_content": "zqthought"}])
+    before = text.rpartition(STAND_IN["assistant"])[0]
+    closes = before[len(prompt):].lstrip().startswith("zqthought")
+    return not frame.cut and before.endswith(frame.lead) and not closes
 
 
 def training_pieces(tokenizer: Tokenizer, row: dict) -> list[list[tuple[str, bool]]]:
     """The row as texts for training, each in pieces that are trained or only read.
 
     Text is one text, trained whole. A conversation is one text with every answer and its end trained, as long
-    as the template shows earlier turns as they were when they were answered; else one text an answer.
+    as the template shows earlier turns as they were when they were answered; else one text an answer. Calls
+    of tools are trained as answers are; definitions, results and messages with `train` false are only read.
     """
     if "text" in row:
         return [[(row["text"] + tokenizer.eos_token, True)]]
+    messages, tools = adapt_messages(tokenizer, row["messages"], row.get("tools"))
     texts, text = [], None
-    for number, message in enumerate(row["messages"]):
-        if message["role"] != "assistant":
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant" or message.get("train") is False:
             continue
-        prompt, answer = _split_turn(tokenizer, row["messages"][:number + 1])
+        prompt, answer = _split_turn(tokenizer, messages[:number + 1], tools)
         if text is not None and prompt.startswith(text):
             texts[-1] += [(prompt[len(text):], False), (answer, True)]
         else:
             texts.append([(prompt, False), (answer, True)])
         text = prompt + answer
-    return [[piece for piece in pieces if piece[0]] for pieces in texts]
+    return [[piece for piece in pieces if piece[0]] for pieces in texts] or [
+        [(render_chat(tokenizer, messages, tools), False)]]
 
 
-def _split_turn(tokenizer: Tokenizer, messages: list[dict]) -> tuple[str, str]:
+def _split_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None) -> tuple[str, str]:
     """What is read before the last message, and that message, an answer, as shown and with its end."""
-    frame, content = answer_frame(tokenizer), messages[-1]["content"]
-    prompt = render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
-    text = render_chat(tokenizer, messages)
-    opened, thoughts = frame.open(prompt), _thoughts(content)
+    content, native = messages[-1]["content"], messages[-1].get("reasoning_content", "").strip()
+    thoughts, text = native or split_thoughts(content)[0], render_chat(tokenizer, messages, tools)
+    prompt = _prompt_of(tokenizer, messages[:-1], tools, text, THINKING_ON if thoughts else ())
+    if messages[-1].get("tool_calls"):
+        return _split_calls(tokenizer, messages, tools, prompt, text)
+    frame, asked = _frame_at(tokenizer, messages[:-1], tools, prompt)
+    if asked != prompt:
+        text = prompt + text[len(asked):]
+    if native:
+        shown = _between(text, prompt, frame.after)
+        if shown is None or native not in shown or content.strip() not in shown:
+            return _split_turn(tokenizer, [*messages[:-1], thoughts_as_text(messages[-1])], tools)
+        return prompt, shown + frame.end
+    opened, start = frame.open(prompt), _start(tokenizer, frame, prompt, _has_tools(messages, tools))
     shown = _between(text, opened, frame.after)
     unchanged = shown is not None and (shown.strip() == content.strip() or "</think>" in content)
     if unchanged and thoughts in shown:
         # Empty thoughts that the template puts before an answer (`frame.lead`) are read, not trained, so a
         # reasoning model is scored on its answer. TRL's own templates train them.
-        return (prompt, frame.lead + shown + frame.end) if frame.opens else (opened, shown + frame.end)
+        return start, opened[len(start):] + shown + frame.end
     if not thoughts:
         raise BadInput("the model's chat template changes this answer, or frames it unlike others, so it is "
                        f"unclear what to train: {content!r:.80}", field="messages")
@@ -170,34 +154,106 @@ def _split_turn(tokenizer: Tokenizer, messages: list[dict]) -> tuple[str, str]:
     return prompt, shown + frame.end
 
 
+def _prompt_of(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, text: str,
+               options: tuple[dict, ...]) -> str:
+    """The prompt to these messages; where `text` begins otherwise, as it is under options, if it does so."""
+    prompts = (render_chat(tokenizer, messages, tools, add_generation_prompt=True, **chosen)
+               for chosen in ({}, *options))
+    first = next(prompts)
+    return next((prompt for prompt in itertools.chain([first], prompts) if text.startswith(prompt)), first)
+
+
+def _split_calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str,
+                 text: str) -> tuple[str, str]:
+    """As `_split_turn`, for a turn with calls of tools."""
+    frame, _ = _frame_at(tokenizer, messages[:-1], tools, prompt)
+    message, start = messages[-1], _start(tokenizer, frame, prompt, True)
+    thoughts = message.get("reasoning_content") or split_thoughts(message["content"])[0]
+    if thoughts or not text.startswith(start):
+        start = prompt
+    answer = text[len(start):]
+    names = [call["function"]["name"] for call in message["tool_calls"]]
+    if not text.startswith(start) or not all(name in answer for name in names):
+        raise BadInput("the model's chat template does not show this call where it answers: "
+                       f"{', '.join(names):.80}", field="messages[].tool_calls")
+    return start, _end_calls(tokenizer, frame, answer)
+
+
+def _end_calls(tokenizer: Tokenizer, frame: AnswerFrame, answer: str) -> str:
+    """A turn with calls up to its end, which templates may mark otherwise than an answer's."""
+    if frame.after and answer.endswith(frame.after):
+        return answer.removesuffix(frame.after) + frame.end
+    last = re.search(rf"({_marks(tokenizer, template_of(tokenizer))})\s*$", answer)
+    # a mark that also stands between two calls closes the call, not the turn
+    if last and last[1] not in (tool_forms(tokenizer).between or ""):
+        return answer.rstrip()
+    return answer.rstrip() + tokenizer.eos_token
+
+
+def _has_tools(messages: list[dict], tools: list[dict] | None) -> bool:
+    return bool(tools) or any(message.get("tool_calls") or message["role"] not in STAND_IN
+                              for message in messages)
+
+
+def _frame_at(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None,
+              prompt: str) -> tuple[AnswerFrame, str]:
+    """How the template frames an answer to these messages; and the prompt as it stands before the answer.
+
+    That differs from `prompt` where the template shows earlier turns otherwise once the answer is there, as
+    gpt-oss does with the thoughts before a call.
+    """
+    frame = answer_frame(tokenizer)
+    if not _has_tools(messages, tools):
+        return frame, prompt
+    text = render_chat(tokenizer, [*messages, *stand_ins("assistant")], tools)
+    before, _, after = text.rpartition(STAND_IN["assistant"])
+    shared = len(os.path.commonprefix([before, prompt]))
+    frame = replace(frame, after=after, end=_end_of_turn(tokenizer, after))
+    if len(prompt) - shared > frame.cut:
+        return frame, before.removesuffix(frame.lead) + prompt[len(prompt) - frame.cut:]
+    return replace(frame, cut=len(prompt) - shared, lead=before[shared:]), prompt
+
+
+def _start(tokenizer: Tokenizer, frame: AnswerFrame, prompt: str, tools: bool) -> str:
+    """What is read before an answer without thoughts."""
+    # With tools the model chooses between an answer and a call, so the word for its choice is trained.
+    if frame.opens or tools and _writes_lead(tokenizer, template_of(tokenizer)):
+        return prompt
+    return frame.open(prompt)
+
+
 def _between(text: str, before: str, after: str) -> str | None:
     if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
         return text[len(before):len(text) - len(after)]
     return None
 
 
-def _thoughts(content: str) -> str:
-    """What an answer thinks before it speaks, as reasoning models write it; empty where it does not."""
-    before, closed, _ = content.partition("</think>")
-    return before.rpartition("<think>")[2].strip() if closed else ""
-
-
-def render_prompt(tokenizer: Tokenizer, messages: list[dict]) -> str:
+def render_prompt(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
     """What the model reads before it answers: exactly what came before an answer in training.
 
     Where the template opens an answer with thoughts that the data does not have, the prompt has them, empty.
     A conversation may end with the wanted answer; of that only whether it has thoughts is used.
     """
+    messages, tools = adapt_messages(tokenizer, messages, tools)
     if messages[-1]["role"] == "assistant":
-        return _split_turn(tokenizer, messages)[0]
-    frame, prompt = answer_frame(tokenizer), render_chat(tokenizer, messages, add_generation_prompt=True)
-    return prompt if frame.opens else frame.open(prompt)
+        return _split_turn(tokenizer, messages, tools)[0]
+    prompt = render_chat(tokenizer, messages, tools, add_generation_prompt=True)
+    return _start(tokenizer, _frame_at(tokenizer, messages, tools, prompt)[0], prompt,
+                  _has_tools(messages, tools))
 
 
 def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
-    """The tokens at which an answer is over: the tokenizer's end token, and the one training ends with."""
-    end = tokenizer(answer_frame(tokenizer).end, add_special_tokens=False)["input_ids"]
-    return sorted({tokenizer.eos_token_id, end[-1]})
+    """The tokens at which a turn is over: the tokenizer's end token, and those training ends turns with."""
+    ends = {answer_frame(tokenizer).end, _call_end(tokenizer, template_of(tokenizer))} - {""}
+    return sorted({tokenizer.eos_token_id, *(
+        tokenizer(end, add_special_tokens=False)["input_ids"][-1] for end in ends)})
+
+
+@lru_cache(maxsize=16)
+def _call_end(tokenizer: Tokenizer, template: str) -> str:
+    """The text that ends with a call and the end of its turn; empty where the template shows no calls."""
+    messages = stand_in_call(tool_forms(tokenizer))
+    return training_pieces(tokenizer, {"messages": messages})[-1][-1][0] if messages else ""
 
 
 def prompt_options(tokenizer: Tokenizer) -> dict | None:
@@ -210,7 +266,7 @@ def prompt_options(tokenizer: Tokenizer) -> dict | None:
 
 def describe_template(tokenizer: Tokenizer) -> str:
     """What a user must know of the template, in one line: whose it is, where answers end, what it does."""
-    frame, default = answer_frame(tokenizer), tokenizer.get_chat_template().endswith(DEFAULT_CHAT_TEMPLATE)
+    frame, default = answer_frame(tokenizer), template_of(tokenizer).endswith(DEFAULT_CHAT_TEMPLATE)
     notes = ["sftbench's default, as the model has none" if default else "the model's own",
              f"answers end with {frame.end!r}"]
     if not frame.opens:
@@ -220,6 +276,6 @@ def describe_template(tokenizer: Tokenizer) -> str:
     turns = [{"role": role, "content": text} for text in "ab" for role in ("user", "assistant")]
     if len(training_pieces(tokenizer, {"messages": turns})) > 1:
         notes.append("it shows earlier turns otherwise, so each answer of a conversation is a row of its own")
-    if frame.fold:
+    if not shows_system(tokenizer):
         notes.append("it knows no system message, so that opens the first question")
     return "; ".join(notes)

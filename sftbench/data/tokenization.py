@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
 from ..sources.readers import READ_BATCH
-from . import chat_template
-from .chat_template import adds_bos, render_prompt, training_pieces
+from . import chat_template, rendering, tools
+from .chat_template import render_prompt, training_pieces
+from .rendering import adds_bos
 from .roles import Role
 from .rows import cache_folder, cache_table
 
@@ -50,9 +51,10 @@ class EncodedRow:
         return EncodedRow(self.input_ids[part], [IGNORE_INDEX, *self.labels[part][1:]])
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: list[dict]) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, messages: list[dict],
+                  tools: list[dict] | None = None) -> list[int]:
     """The tokens after which the model answers, exactly those that come before an answer in training."""
-    return tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return tokenizer(render_prompt(tokenizer, messages, tools), add_special_tokens=False)["input_ids"]
 
 
 def encode_row(tokenizer: Tokenizer, row: dict) -> list[EncodedRow]:
@@ -168,8 +170,8 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
                  version("transformers"), version("tokenizers")):
         digest.update(str(part).encode())
-    for path in (chat_template.__file__, __file__):
-        digest.update(Path(path).read_bytes())
+    for module in (chat_template.__file__, rendering.__file__, tools.__file__, __file__):
+        digest.update(Path(module).read_bytes())
     return digest.hexdigest()[:20]
 
 

@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ..data.chat_template import answer_frame, end_of_turn_ids, prompt_options, render_prompt
+from ..data.chat_template import end_of_turn_ids, prompt_options, render_prompt
+from ..data.rendering import shows_system
 from ..errors import BadInput, RunFailed
 from ..evaluation.chat import probe_questions
 from ..evaluation.probes import generate_answers
@@ -204,7 +205,7 @@ def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> 
 
 def _render_plainly(tokenizer, messages: list[dict]) -> str:
     """The prompt as any server renders it, unless the template alone cannot render that of training."""
-    options, folds = prompt_options(tokenizer), answer_frame(tokenizer).fold
-    if options is None or (folds and messages[0]["role"] == "system"):
+    options = prompt_options(tokenizer)
+    if options is None or (messages[0]["role"] == "system" and not shows_system(tokenizer)):
         return render_prompt(tokenizer, messages)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)

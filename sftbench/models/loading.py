@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ..data.chat_template import default_template
+from ..data.rendering import default_template
 from ..errors import BadInput, file_error
 from ..pocket import FOLDERS
 from ..recipes.stages import StageSettings
