@@ -6,7 +6,6 @@ import torch
 
 from sftbench.data.chat_template import render_chat
 from sftbench.data.packing import collate_batch, mix_rows, rows_to_dataset
-from sftbench.data.rendering import DEFAULT_CHAT_TEMPLATE, default_template
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
     EncodedRow,
@@ -17,6 +16,7 @@ from sftbench.data.tokenization import (
 )
 from sftbench.evaluation.probes import mean_loss
 from sftbench.models.loading import load_model
+from sftbench.templates.rendering import DEFAULT_CHAT_TEMPLATE, default_template
 from tests.conftest import FAMILIES, small_rows
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is item 1?"},

@@ -11,8 +11,8 @@ from sftbench.data.chat_template import (
     render_chat,
 )
 from sftbench.data.packing import collate_batch, rows_to_dataset
-from sftbench.data.rendering import DEFAULT_CHAT_TEMPLATE
 from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
+from sftbench.templates.rendering import DEFAULT_CHAT_TEMPLATE
 from tests.conftest import bad_input
 from tests.templates import ENDS, SHIPPED, longest, template_maker
 

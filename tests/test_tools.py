@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from sftbench.data.chat_template import end_of_turn_ids, render_chat, render_prompt, training_pieces
-from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_row
-from sftbench.data.tools import tool_forms
+from sftbench.data.chat_template import describe_template, end_of_turn_ids, render_prompt, training_pieces
+from sftbench.data.roles import load_roles
+from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_role, encode_row
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.templates.rendering import render_chat
+from sftbench.templates.tool_forms import tool_forms
 from tests.conftest import bad_input
 from tests.templates import SHIPPED, template_maker
 
@@ -273,3 +276,41 @@ def test_a_prompt_with_tools_is_the_servers(many):
         for count in (1, 3):
             assert render_prompt(tokenizer, PLAIN[:count], [TOOL]) == render_chat(
                 tokenizer, PLAIN[:count], [TOOL], add_generation_prompt=True)
+
+
+def test_rows_of_a_file_with_tools_and_thoughts_are_trained_as_by_hand(many, tmp_path):
+    called = json.dumps({"name": "get_weather", "arguments": {"city": "Lima"}})
+    sharegpt = {"tools": json.dumps([TOOL["function"]]), "conversations": [
+        {"from": "human", "value": USER["content"]},
+        {"from": "function_call", "value": called},
+        {"from": "observation", "value": "21 degrees"}, {"from": "gpt", "value": ANSWER["content"]},
+        {"from": "human", "value": THANKS["content"]}, {"from": "gpt", "value": BYE["content"]}]}
+    thinking = {"prompt": "2+2?", "completion": [{"role": "assistant", "content": "4",
+                                                  "reasoning_content": "two and two"}]}
+    rows = [{"messages": PLAIN, "tools": [TOOL]}, sharegpt, {"messages": [USER, BYE]}, thinking]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "probe.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    role = load_roles(override(Recipe(), model="somebody/else", domain_tasks=str(tmp_path / "a.jsonl"),
+                               domain_tasks_probe=str(tmp_path / "probe.jsonl")))["domain_tasks"]
+    tokenizer = many("qwen2_5")
+    tokens = encode_role(tokenizer, role)
+    texts = [tokenizer.decode(tokens.read(number, 0, length).input_ids)
+             for number, length in enumerate(tokens.lengths)]
+    assert texts[0] == texts[1] == shown(tokenizer, {"messages": PLAIN, "tools": [TOOL]})
+    assert texts[2] == shown(tokenizer, {"messages": [USER, BYE]})
+    assert texts[3].endswith("<think>\ntwo and two\n</think>\n\n4<|im_end|>")
+    assert role.rows.uses == {"tools", "thoughts"}
+
+
+@pytest.mark.parametrize(("name", "notes", "absent"), [
+    ("qwen3", ["it shows definitions of tools, their calls, their results", "it shows thoughts"],
+     ["as text"]),
+    ("deepseekv3", ["it shows their calls, their results", "as text: definitions of tools"], ["one call"]),
+    ("lfm2", ["it shows definitions of tools, their results", "as text: their calls"], []),
+    ("gemma3", ["as text: definitions of tools, their calls, their results", "thoughts as text"], ["shows"]),
+    ("llama3_2", ["one call a turn", "says beside a call", "thoughts before a call"], []),
+])
+def test_what_is_shown_as_text_is_described_where_the_data_has_it(many, name, notes, absent):
+    text = describe_template(many(name), ["tools", "thoughts"])
+    assert all(note in text for note in notes) and not any(note in text for note in absent)
+    assert not any(note in describe_template(many(name), []) for note in ("tools", "thoughts before"))

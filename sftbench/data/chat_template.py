@@ -9,13 +9,14 @@ its own, with the prompt that the model will see when it answers. Every template
 import itertools
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
-from .rendering import (
+from ..templates.rendering import (
     DEFAULT_CHAT_TEMPLATE,
     STAND_IN,
     render_chat,
@@ -25,7 +26,14 @@ from .rendering import (
     template_of,
     try_rendering,
 )
-from .tools import adapt_messages, split_thoughts, stand_in_call, thoughts_as_text, tool_forms
+from ..templates.tool_forms import (
+    adapt_messages,
+    describe_forms,
+    split_thoughts,
+    stand_in_call,
+    thoughts_as_text,
+    tool_forms,
+)
 
 THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what templates call it
 THINKING_ON = ({"enable_thinking": True}, {"thinking": True})
@@ -264,8 +272,11 @@ def prompt_options(tokenizer: Tokenizer) -> dict | None:
                  if render_chat(tokenizer, messages, add_generation_prompt=True, **options) == wanted), None)
 
 
-def describe_template(tokenizer: Tokenizer) -> str:
-    """What a user must know of the template, in one line: whose it is, where answers end, what it does."""
+def describe_template(tokenizer: Tokenizer, uses: Collection[str] = ("tools", "thoughts")) -> str:
+    """What a user must know of the template, in one line: whose it is, where answers end, what it does.
+
+    `uses` are those of `tools` and `thoughts` that the data has.
+    """
     frame, default = answer_frame(tokenizer), template_of(tokenizer).endswith(DEFAULT_CHAT_TEMPLATE)
     notes = ["sftbench's default, as the model has none" if default else "the model's own",
              f"answers end with {frame.end!r}"]
@@ -278,4 +289,5 @@ def describe_template(tokenizer: Tokenizer) -> str:
         notes.append("it shows earlier turns otherwise, so each answer of a conversation is a row of its own")
     if not shows_system(tokenizer):
         notes.append("it knows no system message, so that opens the first question")
+    notes += describe_forms(tokenizer, uses)
     return "; ".join(notes)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from ..errors import BadInput, RunFailed
@@ -63,6 +64,18 @@ class Rows:
         """The file and line of a row."""
         origin, line = self.lines[:, index]
         return self.origins[origin].where(line)
+
+    @property
+    def uses(self) -> set[str]:
+        """Which of `tools` and `thoughts` the rows have, by the names of their fields."""
+        data = self.table.data
+        if "messages" not in data.column_names:
+            return set()
+        messages = pc.struct_field(pc.list_flatten(data.column("messages")), "more")
+        places = (("tools", messages, "tool_calls"), ("tools", data.column("more"), "tools"),
+                  ("thoughts", messages, "reasoning_content"))
+        return {use for use, column, field in places
+                if pc.any(pc.match_substring(column, f'"{field}": ')).as_py()}
 
 
 def row_hash(row: dict) -> tuple[int, int]:

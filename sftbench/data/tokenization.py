@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
 from ..sources.readers import READ_BATCH
-from . import chat_template, rendering, tools
+from ..templates import rendering, tool_forms
+from ..templates.rendering import adds_bos
+from . import chat_template
 from .chat_template import render_prompt, training_pieces
-from .rendering import adds_bos
 from .roles import Role
 from .rows import cache_folder, cache_table
 
@@ -170,7 +171,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
                  version("transformers"), version("tokenizers")):
         digest.update(str(part).encode())
-    for module in (chat_template.__file__, rendering.__file__, tools.__file__, __file__):
+    for module in (chat_template.__file__, rendering.__file__, tool_forms.__file__, __file__):
         digest.update(Path(module).read_bytes())
     return digest.hexdigest()[:20]
 

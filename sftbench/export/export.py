@@ -15,7 +15,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..data.chat_template import end_of_turn_ids, prompt_options, render_prompt
-from ..data.rendering import shows_system
 from ..errors import BadInput, RunFailed
 from ..evaluation.chat import probe_questions
 from ..evaluation.probes import generate_answers
@@ -24,6 +23,7 @@ from ..models.checkpoint import CheckpointRef, check_start_revision, load_stage,
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings, stage_settings
 from ..runs.folder import find_run, read_json, read_result, store_folder
+from ..templates.rendering import shows_system
 from .model_card import write_model_card
 
 PROMPTS = ("Who are you?", "What is this about?", "Give me one example.")  # where a run has no questions

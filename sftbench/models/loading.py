@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ..data.rendering import default_template
 from ..errors import BadInput, file_error
 from ..pocket import FOLDERS
 from ..recipes.stages import StageSettings
 from ..runs.stage_store import file_sha256
 from ..sources.names import find_model_folder
+from ..templates.rendering import default_template
 
 # What of a hub model is fetched: nothing that could carry code, no second copy in another format.
 FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")

@@ -169,7 +169,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role) -> TokenCounts:
         role.drop(reason, role.chosen[rows])
     scripts, costly = count_scripts(tokenizer, role)
     return TokenCounts(
-        train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer),
+        train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer, role.rows.uses),
         # rows that cannot be used are reported by themselves
         dropped={reason: rows for reason, rows in role.dropped.items() if reason != "cannot be used"},
         max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),

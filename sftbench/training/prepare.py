@@ -111,7 +111,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     facts = measure_facts(config, start, tokenizer, roles, tokens)
     resolved, advised = resolve_recipe(recipe, facts)
     reasons = {name: str(value) for name, value in advised.items()}
-    reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer)}
+    uses = {use for role in roles.values() for use in role.rows.uses}
+    reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer, uses)}
     for kind in {plan.kind for plan in plans}:
         check_parts(config, stage_settings(resolved, kind))
     pieces = cut_roles(resolved, plans, roles, tokens)

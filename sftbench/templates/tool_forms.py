@@ -7,7 +7,7 @@ turn, and thoughts are `<think>…</think>` before the answer.
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,6 +93,26 @@ def _answer(**more) -> dict:
 def _call(number: int) -> dict:
     return {"type": "function", "id": f"call_zq0123456789{number}", "function": {
         "name": f"zqcall{number}", "arguments": {"zqargument": f"zqvalue{number}"}}}
+
+
+def describe_forms(tokenizer: Tokenizer, uses: Collection[str]) -> list[str]:
+    """In which forms the template shows `tools` and `thoughts`, where the data uses these."""
+    forms, notes = tool_forms(tokenizer), []
+    if "tools" in uses:
+        known = {"definitions of tools": forms.definitions, "their calls": forms.arguments is not None,
+                 "their results": forms.results is not None}
+        for verb, is_shown in (("it shows", True), ("as text:", False)):
+            if names := [name for name, shown in known.items() if shown is is_shown]:
+                notes.append(f"{verb} {', '.join(names)}")
+        if forms.arguments and forms.between is None:
+            notes.append("it shows one call a turn, so several become turns of their own")
+        if forms.arguments and not forms.words:
+            notes.append("it does not show what an answer says beside a call")
+    if "thoughts" in uses:
+        notes.append("it shows thoughts" if forms.thoughts else "thoughts as text: <think>…</think>")
+        if forms.arguments and "tools" in uses and not (forms.call_thoughts or forms.words_first):
+            notes.append("it does not show thoughts before a call")
+    return notes
 
 
 def stand_in_call(forms: ToolForms) -> list[dict]:
