@@ -202,13 +202,12 @@ def look(mode, recipe, role, row, rows) -> None:
 @JSON
 def check(files, role, picture, as_json, **values) -> None:
     """Check data files: shapes, bad rows, lengths, leaks, characters."""
-    from .reports.data_report import draw_lengths, format_report, join_sources, measure_data
+    from .reports.data_report import draw_lengths, format_report, join_sources
+    from .training.data_check import measure_data
     report = measure_data(join_sources(files), role, **values)
-    print_json(report.to_dict()) if as_json else print_line(format_report(report))
     if picture:
         draw_lengths(report, picture)
-        if not as_json:
-            print_line(f"\nhistogram: {picture}")
+    print_json(report.to_dict()) if as_json else print_line(format_report(report, picture))
     if report.stops:
         raise BadInput("; ".join(report.stops), where=report.source)
 

@@ -3,15 +3,17 @@
 import io
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from sftbench.cli import main
-from sftbench.reports.data_report import check_data, format_report, measure_data
+from sftbench.reports.data_report import check_data, format_report
 from sftbench.reports.plots import histogram_borders, length_figure
-from sftbench.reports.token_view import script_runs
+from sftbench.training.data_check import measure_data
+from sftbench.training.scripts import script_runs
 from tests.conftest import bad_input, small_rows
 
 
@@ -120,6 +122,110 @@ def test_whatever_would_stop_a_run_is_reported_and_ends_with_2(tmp_path, make_mo
     assert main(["check", str(tmp_path / "a_text.jsonl"), *model]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "a run takes its length from the task rows (" in text
+
+
+def test_the_first_ten_bad_rows_are_named_and_all_counted_by_reason(tmp_path, make_model, capsys):
+    for number in range(300):
+        lines(tmp_path / f"f{number:03}.jsonl", {"question": "q", "answer": number}, {"body": f"x{number}"})
+    probe = lines(tmp_path / "probe.json", *[{"question": "q", "answer": number} for number in range(99)])
+    for words in ([], ["--probe", probe]):
+        assert main(["check", str(tmp_path), "--model", make_model(), *words]) == 2
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) < 60 and len(printed.err.splitlines()) == 1
+        text = "".join(printed.out.split())
+        assert len(re.findall(r"line\d+:", text)) <= 10 + bool(words)
+        assert "300:nofield'messages'" in text and "field'answer'mustbetextthatisnotempty" in text
+    assert main(["check", str(tmp_path), "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["first_bad"]) == 10 and report["verdict"] == "will stop"
+    assert sorted(report["bad_reasons"].values()) == [300, 399]
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_reported(tmp_path, make_model):
+    for number in range(20):
+        (tmp_path / f"a{number:02}.csv").write_text("a;b\n1;2\n")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "c.json").write_text('[{"question": "q"')
+    lines(tmp_path / "d.jsonl", *small_rows("domain_tasks", 12))
+    report = measure_data(str(tmp_path), model=make_model())
+    assert len(report.unreadable) == 22 and report.rows == 12 and report.counts.train
+    assert report.verdict == "will stop" and "22 files cannot be read" in report.stops[0]
+    text = "".join(format_report(report).split())
+    assert text.count(".csv,line1:") == 10 and "and12more" in text
+
+
+@pytest.mark.parametrize("rows", [[], [{"question": "q", "answer": "a"}]])
+def test_with_fewer_than_two_good_rows_the_bad_ones_are_still_reported(rows, tmp_path, make_model):
+    path = lines(tmp_path / "a.jsonl", *rows, {"question": "q", "answer": 3}, {"prompt": 1})
+    report = measure_data(path, model=make_model())
+    assert report.bad == 2 and len(report.first_bad) == 2 and report.verdict == "will stop"
+    assert "line2:" in "".join(format_report(report).split()) and len(report.stops) == 2
+    alone = measure_data(lines(tmp_path / "b.jsonl", *rows), model=make_model())
+    assert len(alone.stops) == 1 and alone.bad == 0
+
+
+def last_lines(path, capsys, *words):
+    code = main(["check", path, *words])
+    return code, capsys.readouterr().out.split("Verdict: ")[1].splitlines()
+
+
+def test_the_check_ends_with_a_verdict(tmp_path, make_model, capsys):
+    rows, model = small_rows("domain_tasks", 30), ["--model", make_model()]
+    good, bad = lines(tmp_path / "good.jsonl", *rows), lines(tmp_path / "bad.jsonl", *rows, "[]")
+    twice = lines(tmp_path / "twice.jsonl", *rows, rows[0] | {"score": 3})
+    assert last_lines(good, capsys, *model) == (0, ["ready"])
+    code, (verdict, *reasons) = last_lines(twice, capsys, *model)
+    assert (code, verdict) == (0, "ready with warnings") and len(reasons) == 3  # one goes on in a next line
+    assert "`score`" in reasons[0] and "repeat an earlier one" in reasons[2]
+    code, (verdict, *reasons) = last_lines(bad, capsys, *model, "--picture", str(tmp_path / "a.png"))
+    assert (code, verdict) == (2, "will stop") and "bad_rows drop" in reasons[0] and len(reasons) == 1
+
+
+def test_a_row_that_the_models_template_cannot_show_is_what_will_stop(tmp_path, make_model, tokenizer):
+    import shutil
+    folder = shutil.copytree(make_model(), tmp_path / "model")
+    template = tokenizer.chat_template.replace(
+        "{{ '<' +", "{% if 'secret' in m['content'] %}{{ raise_exception('no secrets') }}{% endif %}{{ '<' +")
+    (folder / "chat_template.jinja").write_text(template)
+    rows = [*small_rows("domain_tasks", 12), {"question": "the secret?", "answer": "x"}]
+    report = measure_data(lines(tmp_path / "a.jsonl", *rows), model=str(folder))
+    assert report.verdict == "will stop" and "no secrets" in report.stops[0] and report.rows == 13
+
+
+@pytest.mark.parametrize("field", ["score", "Rating", "helpfulnessScore", "reward_model", "stars", "quality"])
+def test_a_field_that_may_say_which_rows_are_good_is_a_warning(field, tmp_path, make_model):
+    rows = [row | {field: 3, "id": 4} for row in small_rows("domain_tasks", 12)]
+    report = measure_data(lines(tmp_path / "a.jsonl", *rows), model=make_model())
+    assert report.unused == {field: 12, "id": 12} and report.verdict == "ready with warnings"
+    assert f"`{field}`" in report.warnings[0] and len(report.warnings) == 1
+    assert f"not used          `{field}` 12 rows, `id` 12 rows" in format_report(report)
+
+
+def test_fields_that_nothing_reads_are_in_check_look_and_recipe(tmp_path, make_model, capsys):
+    from sftbench.recipes.recipe import Recipe, override
+    from sftbench.reports.text import look_at_data
+    from sftbench.training.outcome import describe_run
+    from sftbench.training.prepare import prepare_recipe
+    rows = [row | {"id": number, "rating": 5 if number < 9 else None}
+            for number, row in enumerate(small_rows("domain_tasks", 40))]
+    rows[0]["messages"][0] |= {"time": "12:00"}
+    path = lines(tmp_path / "a.jsonl", *rows)
+    unused = {"id": 40, "rating": 9, "messages[].time": 1}
+    assert measure_data(path, model=make_model()).to_dict()["unused"] == unused
+    ready = prepare_recipe(override(Recipe(), mode="1", model=make_model(), domain_tasks=path))
+    assert describe_run(tmp_path / "run", ready)["data"]["domain_tasks"]["unused"] == unused
+    shown = look_at_data(ready)
+    assert "not used: `id` 40 rows, `rating` 9 rows, `messages[].time` 1 row\n" in shown
+    assert [warning for warning in ready.warnings if "`rating`" in warning] and "! domain_tasks:" in shown
+
+
+def test_a_question_that_the_given_probe_has_too_with_another_answer_is_a_warning(tmp_path, make_model):
+    rows = [{"question": f"where is {number}?", "answer": "here"} for number in range(20)]
+    train = lines(tmp_path / "a.jsonl", *rows)
+    probe = lines(tmp_path / "b.jsonl", {"question": "Where is  7?", "answer": "there"}, rows[3])
+    report = measure_data(train, model=make_model(), probe=probe)
+    assert report.shared_groups == 1 and "1 training rows share a question" in report.warnings[0]
+    assert report.counts.dropped["also in the probe"]["rows"] == 1
 
 
 def test_no_token_to_train_stands_out(file, make_model):

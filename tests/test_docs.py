@@ -137,7 +137,8 @@ def test_the_page_for_programs_names_every_field(tmp_path, monkeypatch, capsys):
         assert set(entry) <= fields
     for entry in result["stages"]:
         assert all(set(figures) <= fields for kind in ("data", "probes") for figures in entry[kind].values())
-    assert set(json.loads(Path("runs/one/recipe.json").read_text())) <= names("A run's folder")
+    recipe = json.loads(Path("runs/one/recipe.json").read_text())
+    assert set(recipe).union(*recipe["data"].values()) <= names("A run's folder")
     assert {path.name for path in Path("runs/one").iterdir()} <= names("A run's folder")
     events = [json.loads(line) for line in Path("runs/one/events.jsonl").read_text().splitlines()]
     seen = {name for event in events for name in event if not name.startswith("eval_")}

@@ -27,6 +27,10 @@ YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "pref
        "thumbs_up", "upvote")
 NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined",
       "thumbs_down", "downvote", "deleted")
+RATINGS = frozenset((  # words in the names of fields that may say which rows are good ones, and are not read
+    "score", "scores", "rating", "ratings", "rate", "reward", "rewards", "quality", "grade", "stars", "rank",
+    "votes", "upvotes", "upvoted", "likes", "helpful", "helpfulness", "preference", "feedback", "confidence",
+    "passed", "valid", "success", "hallucination", "toxicity", "flagged"))
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
 TRAIN_FLAGS = ("train", "loss", "weight", "loss_weight", "loss_mask", "trainable", "training", "train_on",
                "train_on_turn", "compute_loss", "calculate_loss")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from ..recipes.modes import find_start_model
 from ..recipes.recipe import ROLES, Recipe, suggest_name
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
+from .fields import RATINGS
 from .rows import Rows, read_rows, read_source
 
 DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
@@ -141,6 +143,18 @@ def split_rows(names: np.ndarray, groups: np.ndarray, share: float,
     unique = np.zeros(len(names), dtype=bool)
     unique[first] = True
     return np.flatnonzero(~probed), np.flatnonzero(probed & unique)
+
+
+def role_warnings(name: str, role: Role) -> list[str]:
+    """What of a role's data may be meant otherwise than it is used, each with what to do."""
+    ratings = [f"`{field}`" for field in role.rows.about["unused"] if RATINGS & set(
+        re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).lower()))]
+    more, what = role.shared_groups, "document" if name.endswith("_text") else "question"
+    cases = {f"{name}: {', '.join(ratings)} may say which rows are good, and all of them are trained; keep "
+             "the good rows only, or remove the field": ratings,
+             f"{name}: {more:,} training rows share a {what} with a row of the probe, whose scores they "
+             "raise; take them out of one of the two": more}
+    return [text for text, applies in cases.items() if applies]
 
 
 def load_system_prompts(given: str | None, role: str) -> dict:

@@ -1,179 +1,21 @@
-"""A check of data files before anything is trained: shapes, bad rows, lengths, leaks, characters."""
+"""The check of data files as text and picture: what they hold, what nothing reads, the verdict."""
 
-import contextlib
-import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..data.chat_template import describe_template
-from ..data.conversations import parse_row
-from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, split_role
-from ..data.rows import Rows, read_rows
-from ..data.tokenization import cut_rows, encode_role
+from ..data.rows import NAMED_BAD_ROWS
 from ..errors import BadInput
-from ..models.loading import load_model_config, load_tokenizer, silence_libraries
-from ..recipes.hyperparameters import resolve_recipe
-from ..recipes.recipe import ROLES, Recipe, override, suggest_name
-from ..sources.origins import open_sources
-from ..training.prepare import measure_facts
+from ..recipes.recipe import Recipe
+from ..training.data_check import DataReport, TokenCounts, measure_data
+from ..training.scripts import SAMPLED_ROWS
 from .html import make_visible
 from .plots import figure_png, histogram_borders, length_figure
-from .text_table import format_pairs, format_table, plural, wrap_text
-from .token_view import SAMPLED_ROWS, Script, count_scripts
+from .text_table import format_counts, format_pairs, format_table, plural, wrap_text
 
 NAME_WIDTH = 16  # columns of the report's names
 LISTED = 12  # types and scripts that are named
-QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
-ALL_ROWS = 10**9  # rows of a probe: all of them, so that no row in both is missed
-BAD = 1.0  # tokens per character from which on a script counts as badly split
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """What the tokenizer yields for the usable rows."""
-
-    train: int  # rows
-    probe: int  # rows
-    template: str
-    dropped: dict[str, dict]  # by reason: the number of `rows`, and `examples` of their file and line
-    max_length: int
-    lengths: np.ndarray  # tokens of each training row
-    tokens: int
-    trained: int  # of the tokens
-    scripts: dict[str, Script]
-    costly: dict[str, int]  # characters of several tokens, with their number
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What was counted in a role's data; `counts` is None without a usable row."""
-
-    role: str
-    source: str
-    model: str
-    files: int
-    rows: int
-    shapes: dict[str, int]
-    types: dict[str, int]  # values of the rows' field `type`
-    systems: int  # rows with a system message
-    bad: int
-    first_bad: list[str]
-    other_shape: int  # rows that would do as text for tasks, or the other way round
-    duplicates: int
-    first_duplicates: list[tuple[str, str]]  # file and line of a row and of the earlier equal one
-    probe_rows: int | None  # None: no probe is given, so one is split off
-    probe_bad: int
-    probe_first_bad: list[str]
-    max_length_given: bool
-    counts: TokenCounts | None
-
-    @property
-    def untrainable(self) -> str:
-        """Why nothing is left to train; empty where something is, or where no row can be used at all."""
-        counts = self.counts
-        if counts is None or counts.trained:
-            return ""
-        if not counts.train:
-            return "every row is also in the probe"
-        why = ", ".join(f"{reason}: {plural(rows['rows'], 'row')}" for reason, rows in counts.dropped.items())
-        return f"no token within max_length {counts.max_length}" + f" ({why})" * bool(why)
-
-    @property
-    def stops(self) -> list[str]:
-        """What would stop a run on these data, and what to do about it."""
-        bad = self.bad + self.probe_bad
-        cases = {f"{plural(bad, 'row')} would stop a run; correct them, or run with -p bad_rows drop": bad,
-                 f"{self.role}: no usable row, so a run stops here": not self.rows,
-                 f"{self.role}_probe: no usable row, so a run stops here": self.probe_rows == 0,
-                 f"{self.role}: nothing to train: {self.untrainable}, so a run stops here; take a larger "
-                 "max_length or another probe": self.untrainable}
-        return [text for text, applies in cases.items() if applies]
-
-    def to_dict(self) -> dict:
-        """The report ready for JSON: instead of each row's length their quantiles."""
-        values = dataclasses.asdict(self) | {"stops": self.stops}
-        if self.counts:
-            values["counts"]["lengths"] = self.quantiles()
-        return values
-
-    def quantiles(self) -> dict[str, int]:
-        """Lengths of training rows in tokens, from the shortest to the longest."""
-        lengths = self.counts.lengths
-        return {name: int(np.quantile(lengths, share)) for name, share in QUANTILES.items() if len(lengths)}
-
-
-def measure_data(source: str, role: str | None = None, probe: str | None = None, **fields) -> DataReport:
-    """Read and count a role's data; `source` and its `probe` are files, folders or hub names, as in a recipe.
-
-    `role` is recognised from the file's name or its first row if it is not given; `fields` are other fields
-    of a recipe (`model`, `max_length`, `system_prompts`). Raises BadInput for files that cannot be read;
-    rows that cannot be used are counted and named.
-    """
-    silence_libraries()
-    role = _role_of(source) if role is None else role
-    if role not in ROLES:
-        raise BadInput(f"no role {role!r}{suggest_name(role, ROLES)}; roles are {', '.join(ROLES)}",
-                       field="role")
-    recipe = override(Recipe(), bad_rows="drop", probe_rows=ALL_ROWS,
-                      **fields, **{role: source, f"{role}_probe": probe})
-    kind, systems = role.split("_")[1], load_system_prompts(recipe.system_prompts, role)
-    rows = read_rows(open_sources(source, role), kind, systems)
-    probe_rows = read_rows(open_sources(probe, f"{role}_probe"), kind, systems) if probe else None
-    duplicates, first_duplicates = _duplicates(rows)
-    about, probe_about = rows.about, probe_rows.about if probe_rows else {"bad": 0, "first_bad": []}
-    other_kind = "text" if kind == "tasks" else "tasks"
-    return DataReport(
-        role=role, source=source, model=recipe.model, files=len(rows.origins), rows=len(rows.table),
-        **{name: about[name] for name in ("shapes", "types", "systems", "bad", "first_bad")},
-        other_shape=len(read_rows(open_sources(source, role), other_kind).table) if about["bad"] else 0,
-        duplicates=duplicates, first_duplicates=first_duplicates,
-        probe_rows=len(probe_rows.table) if probe_rows else None, probe_bad=probe_about["bad"],
-        probe_first_bad=probe_about["first_bad"], max_length_given=recipe.max_length is not None,
-        counts=_count_tokens(recipe, role, split_role(source, rows, probe_rows, recipe, systems))
-        if len(rows.table) else None)
-
-
-def _role_of(source: str) -> str:
-    """The role in the file's name, or the domain's role that fits its first usable row."""
-    if (named := Path(source).stem.removesuffix("_probe")) in ROLES:
-        return named
-    for origin in open_sources(source, "data"):
-        for _, record in origin.records():
-            with contextlib.suppress(BadInput):
-                if not isinstance(record, BadInput):
-                    shape = parse_row(record, None, origin.shape).shape
-                    return "domain_text" if shape == "text" else "domain_tasks"
-    return "domain_tasks"
-
-
-def _duplicates(rows: Rows) -> tuple[int, list[tuple[str, str]]]:
-    """The number of rows that repeat an earlier one, and where the first of them are."""
-    _, first, back = np.unique(rows.names[0], return_index=True, return_inverse=True)
-    repeated = np.flatnonzero(first[back] != np.arange(len(back)))
-    return len(repeated), [(rows.where(index), rows.where(first[back[index]]))
-                           for index in repeated[:DROPPED_EXAMPLES]]
-
-
-def _count_tokens(recipe: Recipe, name: str, role: Role) -> TokenCounts:
-    """Tokens of the training rows, cut and dropped as a run would."""
-    tokenizer = load_tokenizer(recipe.model)
-    tokens = encode_role(tokenizer, role)
-    config = load_model_config(recipe.model)
-    facts = measure_facts(config, recipe.model, tokenizer, {name: role}, {name: tokens})
-    max_length = resolve_recipe(recipe, facts)[0].max_length
-    pieces, reasons = cut_rows(tokens, max_length, name.endswith("_text"))
-    for reason, rows in reasons.items():
-        role.drop(reason, role.chosen[rows])
-    scripts, costly = count_scripts(tokenizer, role)
-    return TokenCounts(
-        train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer, role.rows.uses),
-        # rows that cannot be used are reported by themselves
-        dropped={reason: rows for reason, rows in role.dropped.items() if reason != "cannot be used"},
-        max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),
-        trained=int(pieces.trained.sum()), scripts=scripts, costly=costly)
 
 
 def check_data(source: str, role: str | None = None, probe: str | None = None,
@@ -182,7 +24,7 @@ def check_data(source: str, role: str | None = None, probe: str | None = None,
     report = measure_data(source, role, probe, **fields)
     if picture:
         draw_lengths(report, picture)
-    return format_report(report)
+    return format_report(report, picture)
 
 
 def draw_lengths(report: DataReport, picture: str | Path) -> None:
@@ -195,8 +37,8 @@ def draw_lengths(report: DataReport, picture: str | Path) -> None:
         Path(picture).write_bytes(figure_png(figure))
 
 
-def format_report(report: DataReport) -> str:
-    """The report as text of at most 100 columns."""
+def format_report(report: DataReport, picture: str | Path | None = None) -> str:
+    """The report as text of at most 100 columns, with the verdict at its end; `picture` was drawn."""
     parts = [f"{make_visible(report.source)} as {report.role}",
              format_pairs(_row_pairs(report), indent=2, width=NAME_WIDTH)]
     if counts := report.counts:
@@ -204,25 +46,30 @@ def format_report(report: DataReport) -> str:
         parts += [f"\nTokens by {report.model}{yours}",
                   format_pairs(_token_pairs(report, counts), indent=2, width=NAME_WIDTH)]
         parts += [f"\n{_script_text(counts)}"] if counts.scripts else []
-    return "\n".join(parts)
+    parts += [f"\nhistogram: {picture}"] * bool(picture and report.counts)
+    return "\n".join([*parts, "", format_verdict(report)])
+
+
+def format_verdict(report: DataReport) -> str:
+    """Whether a run may start, and below it a line for each reason against that, or warning."""
+    reasons = [make_visible(reason) for reason in report.stops or report.warnings]
+    return "\n".join([f"Verdict: {report.verdict}", *(wrap_text(f"  - {reason}") for reason in reasons)])
 
 
 def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
-    """Rows and their shapes, bad rows, duplicates, system messages; what trains, what is dropped."""
-    shapes = ", ".join(f"{name} {count:,}" for name, count in report.shapes.items()) or "none"
-    pairs = [("rows", f"{report.rows:,} in {plural(report.files, 'file')}, by shape: {shapes}"),
-             ("cannot be used", _bad_rows(report.bad, report.first_bad))]
-    if 0 < report.other_shape <= report.bad:
-        would, not_as = ("text", "tasks") if report.role.endswith("_tasks") else ("tasks", "text")
-        pairs.append(("", f"{plural(report.other_shape, 'row')} of the file would do as {would}, not as "
-                          f"{not_as}: check text and tasks separately, or name the role with --role"))
-    if report.probe_bad:
-        pairs.append(("bad in the probe", _bad_rows(report.probe_bad, report.probe_first_bad)))
+    """Rows and their shapes, what cannot be used and why, what nothing reads, duplicates, the split."""
+    shapes = format_counts(report.shapes, "{name} {count:,}", LISTED) or "none"
+    pairs = [("rows", f"{report.rows:,} in {plural(report.files, 'file')}, by shape: {shapes}")]
+    if report.unreadable:
+        pairs.append(("cannot be read", _list_faults(plural(len(report.unreadable), "file"),
+                                                     report.unreadable)))
+    pairs += _bad_pairs(report)
+    if report.unused:
+        pairs.append(("not used", format_counts(report.unused)))
     first = "; {} repeats {}".format(*report.first_duplicates[0]) if report.duplicates else ""
     pairs.append(("duplicates", plural(report.duplicates, "row") + make_visible(first)))
     if report.types or report.systems:
-        kinds = ", ".join(f"{make_visible(kind, 40)} {count:,}"
-                          for kind, count in list(report.types.items())[:LISTED])
+        kinds = format_counts(report.types, "{name} {count:,}", LISTED)
         pairs.append(("system messages", f"{plural(report.systems, 'row')} with one"
                       + f"; types: {kinds}" * bool(kinds)))
     if counts := report.counts:
@@ -235,10 +82,33 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
     return pairs
 
 
-def _bad_rows(count: int, first: list[str]) -> str:
-    """How many rows cannot be used, and on lines of their own the first, each with what is wrong."""
-    stops = "; they stop a run unless bad_rows is drop" * bool(count)
-    return "\n".join([plural(count, "row") + stops, *(make_visible(one, 300) for one in first)])
+def _bad_pairs(report: DataReport) -> list[tuple[str, str]]:
+    """Rows that cannot be used: how many, the first of them, how many for which reason, what may help."""
+    bad, room = report.bad, NAMED_BAD_ROWS - len(report.first_bad)
+    stops = "; they stop a run unless bad_rows is drop" * bool(bad)
+    pairs = [("cannot be used", _list_faults(plural(bad, "row") + stops, report.first_bad))]
+    if bad > len(report.first_bad):
+        reasons = [f"{count:,}: {make_visible(reason, 200)}" for reason, count in report.bad_reasons.items()]
+        pairs.append(("by reason", _list_first(reasons)))
+    if 0 < report.other_shape <= bad:
+        would, not_as = ("text", "tasks") if report.role.endswith("_tasks") else ("tasks", "text")
+        pairs.append(("", f"{plural(report.other_shape, 'row')} of the file would do as {would}, not as "
+                          f"{not_as}: check text and tasks separately, or name the role with --role"))
+    if report.probe_bad:
+        pairs.append(("bad in the probe", _list_faults(plural(report.probe_bad, "row"),
+                                                       report.probe_first_bad[:max(room, 1)])))
+    return pairs
+
+
+def _list_faults(what: str, faults: list[str]) -> str:
+    """What is at fault, and on lines of their own the first faults."""
+    return "\n".join([what, _list_first([make_visible(one, 300) for one in faults])]).strip()
+
+
+def _list_first(lines: list[str]) -> str:
+    """The first of the lines, and how many more there are."""
+    more = len(lines) - NAMED_BAD_ROWS
+    return "\n".join([*lines[:NAMED_BAD_ROWS], *[f"and {more:,} more"] * (more > 0)])
 
 
 def _token_pairs(report: DataReport, counts: TokenCounts) -> list[tuple[str, str]]:
@@ -271,8 +141,7 @@ def _script_text(counts: TokenCounts) -> str:
     total, rows = sum(script.characters for script in counts.scripts.values()), []
     for name, script in list(counts.scripts.items())[:LISTED]:
         rate = script.tokens / script.characters
-        badly = name not in ("digits", "signs", "control") and rate >= BAD
-        notes = ["badly split: more tokens than characters"] * badly
+        notes = ["badly split: more tokens than characters"] * script.badly_split
         notes += [f"{script.unknown:,} unknown"] * bool(script.unknown)
         rows.append([name, f"{script.characters / total:.1%}", f"{rate:.2f}", ", ".join(notes)])
     sampled = plural(min(counts.train, SAMPLED_ROWS), "row")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..data.roles import Role
+from ..data.roles import Role, role_warnings
 from ..errors import BadInput
 from ..evaluation.probes import generate_answers
 from ..evaluation.scorers import score_answer, wanted_answer
@@ -14,7 +14,7 @@ from ..recipes.rules import Advice, Suggestion
 from ..recipes.serialize import format_command
 from ..training.prepare import PreparedRun
 from .html import HtmlText, escape_html, make_visible
-from .text_table import format_pairs, format_table, plural, wrap_text
+from .text_table import format_counts, format_pairs, format_table, plural, wrap_text
 from .token_view import format_view, summarise_view, view_row
 
 LISTED_TYPES = 8
@@ -80,9 +80,12 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
              f"{drawn['share']:.0%} of the stage, {drawn['trained_tokens']:,} of them trained"]
     lines += [f"    {reason}: {plural(dropped['rows'], 'row')}, first {dropped['examples'][0]}"
               for reason, dropped in role.dropped.items()]
-    systems, types = role.rows.about["systems"], list(role.rows.about["types"].items())[:LISTED_TYPES]
+    about = role.rows.about
+    lines += [f"    not used: {format_counts(about['unused'])}"] * bool(about["unused"])
+    lines += [f"    ! {warning}" for warning in role_warnings(name, role)]
+    systems, types = about["systems"], about["types"]
     if systems or types:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in types)
+        kinds = format_counts(types, "{name} {count:,}", LISTED_TYPES)
         lines.append(f"    with a system message: {systems:,} of {plural(len(role.rows.table), 'row')}"
                      + f"; types: {kinds}" * bool(kinds))
     return [_line(line) for line in lines]

@@ -14,6 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .html import make_visible
+
 WIDTH = 100  # columns of every text the bench prints: fits half a wide screen, and a cell in JupyterLab
 
 
@@ -81,6 +83,13 @@ def shorten_start(text: str, limit: int) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 row`, `2 rows`, `1,000 rows`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def format_counts(counts: dict[str, int], form: str = "`{name}` {count:,} {rows}", limit: int = 12) -> str:
+    """Names with their numbers of rows, the first of them: "`id` 500 rows, `source` 1 row and 3 more"."""
+    shown = [form.format(name=make_visible(name, 40), count=count, rows="row" if count == 1 else "rows")
+             for name, count in list(counts.items())[:limit]]
+    return ", ".join(shown) + f" and {len(counts) - limit:,} more" * (len(counts) > limit)
 
 
 def _plain_text(renderable) -> str:

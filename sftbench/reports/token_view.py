@@ -1,17 +1,13 @@
-"""What the model really sees: a row token by token with its mask; how the tokenizer splits scripts."""
+"""What the model really sees: a row token by token with its mask."""
 
 import itertools
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 from rich.cells import cell_len, chop_cells
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
-from ..data.roles import Role
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_row
 from .html import HtmlText, escape_html, make_visible
 from .text_table import WIDTH, plural
@@ -19,8 +15,6 @@ from .text_table import WIDTH, plural
 MAX_TOKENS_SHOWN = 400  # tokens of a row that are shown
 READ, TRAINED = "#f2f2f2", "#cfe6f5"  # backgrounds: grey, and a pale blue
 INK, SPECIAL = "#222222", "#7a3b00"  # ordinary tokens, and brown for special ones
-SAMPLED_ROWS = 2000  # rows, evenly spread, whose characters are counted; and different characters
-COSTLY_CHARACTERS = 10
 
 
 @dataclass(frozen=True)
@@ -138,52 +132,3 @@ def _token_html(token: TokenView) -> str:
     word = escape_html(token.text).replace("↵", "↵<br>")
     return (f'<span style="background:{ground};color:{ink};border-right:1px solid #fff;white-space:pre-wrap" '
             f'title="{token.id}">{word}</span>')
-
-
-@dataclass(frozen=True)
-class Script:
-    """How the tokenizer splits a script (or digits, signs, control characters) in a sample of rows."""
-
-    characters: int
-    tokens: int
-    unknown: int
-
-
-def count_scripts(tokenizer: PreTrainedTokenizerBase,
-                  role: Role) -> tuple[dict[str, Script], dict[str, int]]:
-    """The scripts of a sample of rows by falling number of characters; characters of several tokens."""
-    runs, letters = defaultdict(list), Counter()
-    for index in np.linspace(0, len(role.train) - 1, min(SAMPLED_ROWS, len(role.train))).astype(int):
-        row = role.train[int(index)]
-        text = row["text"] if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
-        letters.update(letter for letter in text if not letter.isspace())
-        for script, run in script_runs(text):
-            runs[script].append(run)
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    scripts = {}
-    for script, texts in runs.items():
-        ids = list(itertools.chain.from_iterable(encode(texts)))
-        scripts[script] = Script(sum(map(len, texts)), len(ids), ids.count(tokenizer.unk_token_id))
-    common = [letter for letter, _ in letters.most_common(SAMPLED_ROWS)]
-    sizes = sorted(zip(common, map(len, encode(common)), strict=True), key=lambda pair: -pair[1])
-    return (dict(sorted(scripts.items(), key=lambda entry: -entry[1].characters)),
-            {letter: size for letter, size in sizes[:COSTLY_CHARACTERS] if size > 1})
-
-
-def script_runs(text: str) -> Iterator[tuple[str, str]]:
-    """The text in runs of one script; white space goes with the run before it."""
-    _, *scripts = itertools.accumulate(
-        text, lambda before, letter: before if letter.isspace() else _script_of(letter), initial="")
-    for script, run in itertools.groupby(zip(scripts, text, strict=True), lambda pair: pair[0]):
-        if script:
-            yield script, "".join(letter for _, letter in run)
-
-
-def _script_of(letter: str) -> str:
-    """The script of a letter by its Unicode name, or what else a character is."""
-    if letter.isalpha():
-        return unicodedata.name(letter, "unnamed letters").split()[0].replace("CJK", "Chinese").capitalize()
-    return "digits" if letter.isdigit() else "signs" if letter.isprintable() else "control"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.roles import Role
 from ..distributed import process_count
 from ..errors import BadInput, RunFailed, Stopped
 from ..models.loading import release_memory
@@ -27,9 +28,7 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
     described = {
         "schema": SCHEMA, "recipe": recipe_to_dict(ready.recipe), "mode": asdict(ready.mode),
         "reasons": ready.reasons, "revision": ready.revision,
-        "data": {name: {"source": role.source, "shapes": role.rows.about["shapes"], "rows": len(role.train),
-                        "digest": role.digest, "probe_rows": len(role.probe), "dropped": role.dropped}
-                 for name, role in ready.roles.items()},
+        "data": {name: _describe_role(role) for name, role in ready.roles.items()},
         "versions": library_versions()}
     if not (folder / "recipe.json").exists():
         return described
@@ -44,6 +43,13 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
                        "take another output_dir, or remove that folder", field="output_dir",
                        where=str(folder))
     return described | {"reasons": before.get("reasons", {}) | ready.reasons}
+
+
+def _describe_role(role: Role) -> dict:
+    """What `recipe.json` has of a role's data."""
+    about = {name: role.rows.about[name] for name in ("shapes", "unused", "bad_reasons")}
+    return {"source": role.source, **about, "rows": len(role.train), "digest": role.digest,
+            "probe_rows": len(role.probe), "shared_groups": role.shared_groups, "dropped": role.dropped}
 
 
 def check_disk_space(folder: Path, ready: PreparedRun) -> None:

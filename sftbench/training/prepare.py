@@ -17,7 +17,7 @@ from .. import __version__
 from ..data import tokenization
 from ..data.chat_template import describe_template
 from ..data.packing import build_stage_dataset
-from ..data.roles import Role, load_roles
+from ..data.roles import Role, load_roles, role_warnings
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
@@ -121,7 +121,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
         resolved = override(resolved, model_revision=revision)
     ready = PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
                         tokenizer, start, revision, facts, tokens, pieces,
-                        tuple(recipe_warnings(recipe, facts)))
+                        (*recipe_warnings(recipe, facts), *(warning for name, role in roles.items()
+                                                            for warning in role_warnings(name, role))))
     ready.probes.check()
     return ready
 

@@ -1,0 +1,238 @@
+"""Data checked before anything is trained, as a run would read them, and whether a run may start."""
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..data.chat_template import describe_template
+from ..data.conversations import parse_row
+from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warnings, split_role
+from ..data.rows import Rows, read_rows
+from ..data.tokenization import cut_rows, encode_probe, encode_role
+from ..errors import BadInput
+from ..models.loading import load_model_config, load_tokenizer, silence_libraries
+from ..recipes.hyperparameters import resolve_recipe
+from ..recipes.recipe import ROLES, Recipe, override, suggest_name
+from ..sources.origins import Origin, open_sources
+from .prepare import measure_facts
+from .scripts import Script, count_scripts
+
+QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
+ALL_ROWS = 10**9  # rows of a probe: all of them, so that no row in both is missed
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What the tokenizer yields for the usable rows."""
+
+    train: int  # rows
+    probe: int  # rows
+    template: str
+    dropped: dict[str, dict]  # by reason: the number of `rows`, and `examples` of their file and line
+    max_length: int
+    lengths: np.ndarray  # tokens of each training row
+    tokens: int
+    trained: int  # of the tokens
+    scripts: dict[str, Script]
+    costly: dict[str, int]  # characters of several tokens, with their number
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was counted in a role's data; `counts` is None where nothing could be counted in tokens."""
+
+    role: str
+    source: str
+    model: str
+    files: int
+    unreadable: list[str]  # files that cannot be read, each with the reason
+    rows: int
+    shapes: dict[str, int]
+    types: dict[str, int]  # values of the rows' field `type`
+    systems: int  # rows with a system message
+    unused: dict[str, int]  # rows by field that nothing reads
+    bad: int
+    first_bad: list[str]
+    bad_reasons: dict[str, int]
+    other_shape: int  # rows that would do as text for tasks, or the other way round
+    duplicates: int
+    first_duplicates: list[tuple[str, str]]  # file and line of a row and of the earlier equal one
+    probe_rows: int | None  # None: no probe is given, so one is split off
+    probe_bad: int
+    probe_first_bad: list[str]
+    shared_groups: int  # training rows whose question a given probe has too, with another answer
+    fault: str  # what would stop a run beside bad rows
+    findings: list[str]  # warnings that need no tokens
+    max_length_given: bool
+    counts: TokenCounts | None
+
+    @property
+    def untrainable(self) -> str:
+        """Why nothing is left to train; empty where something is, or where no row can be used at all."""
+        counts = self.counts
+        if counts is None or counts.trained:
+            return ""
+        if not counts.train:
+            return "every row is also in the probe"
+        why = ", ".join(f"{reason}: {dropped['rows']:,} rows" for reason, dropped in counts.dropped.items())
+        return f"no token within max_length {counts.max_length}" + f" ({why})" * bool(why)
+
+    @property
+    def stops(self) -> list[str]:
+        """What would stop a run on these data, and what to do about it."""
+        bad, nothing = self.bad + self.probe_bad, "no usable row, so a run stops here"
+        drop = ", or run with -p bad_rows drop" * bool(self.rows)
+        cases = {f"{len(self.unreadable):,} files cannot be read; correct or remove them": self.unreadable,
+                 f"{bad:,} rows would stop a run; correct them{drop}": bad,
+                 f"{self.role}: {nothing}; give rows of a shape that docs/data.md names": not self.rows,
+                 f"{self.role}_probe: {nothing}; give another probe, or none": self.probe_rows == 0,
+                 f"{self.role}: nothing to train: {self.untrainable}, so a run stops here; take a larger "
+                 "max_length or another probe": self.untrainable, self.fault: self.fault}
+        return [text for text, applies in cases.items() if applies]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What would not stop a run, but is worth a look before it, each with what to do."""
+        cases = {f"{self.duplicates:,} rows repeat an earlier one, and train that often; remove them unless "
+                 "that is meant": self.duplicates}
+        if counts := self.counts:
+            longer = counts.dropped.get("task longer than max_length", {"rows": 0})["rows"]
+            badly = [name for name, script in counts.scripts.items() if script.badly_split]
+            unknown = sum(script.unknown for script in counts.scripts.values())
+            cases |= {
+                f"{longer:,} rows are longer than max_length {counts.max_length:,} and are dropped; "
+                "take a larger one (-p max_length)": longer and counts.trained,
+                f"{', '.join(badly)}: more tokens than characters, so rows are long and dear to learn; take "
+                "a model that was trained on it": badly,
+                f"{unknown:,} characters are unknown to this tokenizer, so the model cannot read them; take "
+                "another model": unknown}
+        return self.findings + [text for text, applies in cases.items() if applies]
+
+    @property
+    def verdict(self) -> str:
+        """Whether a run may start: "ready", "ready with warnings" or "will stop"."""
+        return "will stop" if self.stops else "ready with warnings" if self.warnings else "ready"
+
+    def to_dict(self) -> dict:
+        """The report ready for JSON: instead of each row's length their quantiles."""
+        values = dataclasses.asdict(self) | {
+            name: getattr(self, name) for name in ("verdict", "warnings", "stops")}
+        del values["findings"]
+        if self.counts:
+            values["counts"]["lengths"] = self.quantiles()
+        return values
+
+    def quantiles(self) -> dict[str, int]:
+        """Lengths of training rows in tokens, from the shortest to the longest."""
+        lengths = self.counts.lengths
+        return {name: int(np.quantile(lengths, share)) for name, share in QUANTILES.items() if len(lengths)}
+
+
+def measure_data(source: str, role: str | None = None, probe: str | None = None, **fields) -> DataReport:
+    """Read and count a role's data; `source` and its `probe` are files, folders or hub names, as in a recipe.
+
+    `role` is recognised from the file's name or its first row if it is not given; `fields` are other fields
+    of a recipe (`model`, `max_length`, `system_prompts`). Raises BadInput for names that lead nowhere; files
+    and rows that cannot be used are counted and named.
+    """
+    silence_libraries()
+    role = _role_of(source) if role is None else role
+    if role not in ROLES:
+        raise BadInput(f"no role {role!r}{suggest_name(role, ROLES)}; roles are {', '.join(ROLES)}",
+                       field="role")
+    recipe = override(Recipe(), bad_rows="drop", probe_rows=ALL_ROWS,
+                      **fields, **{role: source, f"{role}_probe": probe})
+    systems = load_system_prompts(recipe.system_prompts, role)
+    rows, unreadable = _read_readable(source, role, systems)
+    probe_rows, more = _read_readable(probe, f"{role}_probe", systems) if probe else (None, [])
+    split, fault, counts = None, "", None
+    if len(rows.table):
+        tokenizer, config = load_tokenizer(recipe.model), load_model_config(recipe.model)
+        try:
+            split = split_role(source, rows, probe_rows, recipe, systems)
+            counts = _count_tokens(recipe, role, split, tokenizer, config)
+        except BadInput as error:
+            fault = str(error)
+    duplicates, first_duplicates = _duplicates(rows)
+    about, probe_about = rows.about, probe_rows.about if probe_rows else {"bad": 0, "first_bad": []}
+    return DataReport(
+        role=role, source=source, model=recipe.model, files=len(rows.origins), unreadable=unreadable + more,
+        rows=len(rows.table), **{name: about[name] for name in (
+            "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
+        other_shape=_count_other_shape(rows, role) if about["bad"] else 0,
+        duplicates=duplicates, first_duplicates=first_duplicates,
+        probe_rows=len(probe_rows.table) if probe_rows else None, probe_bad=probe_about["bad"],
+        probe_first_bad=probe_about["first_bad"], shared_groups=split.shared_groups if split else 0,
+        fault=fault, findings=role_warnings(role, split) if split else [],
+        max_length_given=recipe.max_length is not None, counts=counts)
+
+
+def _read_readable(source: str, role: str, systems: dict) -> tuple[Rows, list[str]]:
+    """The rows of the files that can be read, and what is wrong with the others."""
+    origins, kind = open_sources(source, role), role.split("_")[1]
+    try:
+        return read_rows(origins, kind, systems), []
+    except BadInput:
+        faults = {origin.name: fault for origin in origins if (fault := _find_fault(origin))}
+        sound = [origin for origin in origins if origin.name not in faults]
+        return read_rows(sound, kind, systems), list(faults.values())
+
+
+def _find_fault(origin: Origin) -> str:
+    """Why a file as a whole cannot be read; empty where it can."""
+    try:
+        for _ in origin.records():
+            pass
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def _count_other_shape(rows: Rows, role: str) -> int:
+    """The number of rows that could be used in a role of the other kind."""
+    return len(read_rows(rows.origins, "text" if role.endswith("_tasks") else "tasks").table)
+
+
+def _role_of(source: str) -> str:
+    """The role in the file's name, or the domain's role that fits its first usable row."""
+    if (named := Path(source).stem.removesuffix("_probe")) in ROLES:
+        return named
+    for origin in open_sources(source, "data"):
+        with contextlib.suppress(BadInput):
+            for _, record in origin.records():
+                with contextlib.suppress(BadInput):
+                    if not isinstance(record, BadInput):
+                        shape = parse_row(record, None, origin.shape).shape
+                        return "domain_text" if shape == "text" else "domain_tasks"
+    return "domain_tasks"
+
+
+def _duplicates(rows: Rows) -> tuple[int, list[tuple[str, str]]]:
+    """The number of rows that repeat an earlier one, and where the first of them are."""
+    _, first, back = np.unique(rows.names[0], return_index=True, return_inverse=True)
+    repeated = np.flatnonzero(first[back] != np.arange(len(back)))
+    return len(repeated), [(rows.where(index), rows.where(first[back[index]]))
+                           for index in repeated[:DROPPED_EXAMPLES]]
+
+
+def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTokenizerBase,
+                  config) -> TokenCounts:
+    """Tokens of the training rows, cut and dropped as a run would."""
+    tokens = encode_role(tokenizer, role)
+    facts = measure_facts(config, recipe.model, tokenizer, {name: role}, {name: tokens})
+    max_length = resolve_recipe(recipe, facts)[0].max_length
+    pieces, reasons = cut_rows(tokens, max_length, name.endswith("_text"))
+    for reason, rows in reasons.items():
+        role.drop(reason, role.chosen[rows])
+    encode_probe(tokenizer, role.probe, max_length)  # raises where a row of it cannot be shown
+    scripts, costly = count_scripts(tokenizer, role)
+    return TokenCounts(
+        train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer, role.rows.uses),
+        # rows that cannot be used are reported by themselves
+        dropped={reason: rows for reason, rows in role.dropped.items() if reason != "cannot be used"},
+        max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),
+        trained=int(pieces.trained.sum()), scripts=scripts, costly=costly)
