@@ -218,3 +218,25 @@ def test_the_advice_does_not_warn_of_itself(method):
 def test_an_unknown_mode_is_refused():
     with bad_input("mode", match="'base_cpt_sft'"):
         explain(Recipe(mode="base_cpt_sfd"), facts({}))
+
+
+@pytest.mark.parametrize(("values", "names"), [
+    ({"lora_r": 8}, ["lora_r"]), ({"method": "lora", "lora_r": 8}, []),
+    ({"method": "full", "cpt_method": "lora", "lora_r": 8, "trainable_parts": "head"}, ["trainable_parts"]),
+    ({"method": "freeze", "bnb_4bit_quant_type": "fp4", "use_dora": True},
+     ["use_dora", "bnb_4bit_quant_type"]),
+    ({"mode": "1", "cpt_learning_rate": 3e-4, "cpt_method": "lora"}, ["cpt_method", "cpt_learning_rate"]),
+    ({"mode": "1", "domain_text": "a.txt"}, ["domain_text"]), ({"mode": "2", "domain_text": "a.txt"}, []),
+    ({"task_share": 0.2, "general_share": 0.2}, ["general_share", "task_share"]),
+    ({"mode": "4", "general_share": 0.2}, []), ({"chat_model": "pocket-chat"}, ["chat_model"]),
+    ({"mode": "6", "chat_model": "pocket-chat"}, []), ({"pocket_seed": 3}, []),
+    ({"mode": "6", "chat_model": "a/b", "model": "c/d", "pocket_seed": 3}, ["model", "pocket_seed"]),
+    ({"method": "ptuning_v2", "prefix_init": "random", "prefix_init_text": "x"}, ["prefix_init_text"]),
+])
+def test_values_that_nothing_reads_are_named(values, names):
+    recipe = override(Recipe(), **values)
+    known = facts({"pocket": not values.get("chat_model", "").startswith("a/")})
+    warned = [text.split()[0] for text in recipe_warnings(recipe, known) if "is set and not used" in text]
+    assert sorted(warned) == sorted(names)
+    resolved = recipe_warnings(resolve_recipe(recipe, known)[0], known)
+    assert [text.split()[0] for text in resolved if "is set and not used" in text] == warned

@@ -76,6 +76,9 @@ def test_a_mode_of_ones_own(tmp_path):
     ('name = "sft"', 'name = "../x"', "name", ": stage 2", None),
     ('sentence = "Text inside SFT."', "", "sentence", "", None),
     ("[[stages]]", "[[stages", "mode", "", "TOML"),
+    ('start = "base"', 'start = "base"\nmethod = "lora"', "method", "", "in the recipe"),
+    ('kind = "sft"', 'kind = "sft"\nlearning_rate = 1e-3', "learning_rate", ": stage 2", "in the recipe"),
+    ('kind = "sft"', 'kind = "sft"\nshare = 1.0', "share", ": stage 2", "'shares'"),
 ])
 def test_a_bad_mode_file_is_named_with_its_stage(tmp_path, old, new, field, stage, remedy):
     path = tmp_path / "bad.toml"

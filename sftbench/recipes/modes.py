@@ -16,6 +16,7 @@ from ..errors import BadInput, file_error
 from .recipe import ROLES, Recipe, suggest_name
 
 EXAMPLE = "notebooks/own_mode.toml is an example"
+MODE_KEYS, STAGE_KEYS = ("name", "sentence", "start", "stages"), ("name", "kind", "shares")
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,17 @@ def _require(holds: object, where: str, field: str, problem: str) -> None:
         raise file_error(where, problem, field)
 
 
+def _refuse_unknown(values: dict, known: tuple[str, ...], where: str) -> None:
+    """Refuse a key that nothing reads: a rate of a stage, say, is the recipe's."""
+    for key in values:
+        _require(key in known, where, key, f"unknown key {key!r}{suggest_name(key, known)}; here belong "
+                                           f"{', '.join(known)}, and all else in the recipe")
+
+
 def _parse_mode(values: dict, where: str) -> Mode:
     """The mode of a TOML table; raises BadInput, naming the file, the stage and the key."""
-    for key in ("name", "sentence", "start", "stages"):
+    _refuse_unknown(values, MODE_KEYS, where)
+    for key in MODE_KEYS:
         _require(values.get(key), where, key, f"the mode lacks {key!r}; {EXAMPLE}")
     start, tables, stages = values["start"], values["stages"], {}
     _require(start in ("base", "chat"), where, "start", f"start must be 'base' or 'chat', not {start!r}")
@@ -63,6 +72,7 @@ def _parse_mode(values: dict, where: str) -> Mode:
 
 def _parse_stage(values: dict, where: str, earlier: dict[str, StagePlan]) -> StagePlan:
     """A stage of a mode; raises BadInput for a name that is taken, an unknown kind or role, no share."""
+    _refuse_unknown(values, STAGE_KEYS, where)
     name, kind, shares = values.get("name", ""), values.get("kind"), values.get("shares")
     _require(isinstance(name, str) and name.isidentifier() and name not in earlier, where, "name",
              f"name must be a plain word of its own (letters, digits, _), not {name!r}")

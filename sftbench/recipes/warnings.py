@@ -3,14 +3,16 @@
 from .facts import Facts
 from .hyperparameters import ADVISED, MAX_WARMUP_RATIO, format_count, resolve_recipe
 from .modes import Mode, load_mode, recipe_stages
-from .recipe import Recipe
+from .recipe import FIELDS, METHOD_OPTIONS, OPTIONS, Recipe
+from .stages import TWINS
 
 WARNING_FACTOR = 5  # a rate so many times above or below the advised one is warned of
 
 
 def recipe_warnings(recipe: Recipe, facts: Facts) -> list[str]:
     """The recipe's warnings, one line each; raises BadInput for an unknown mode."""
-    return [*_mode_warnings(recipe, facts), *hyperparameter_warnings(recipe, facts)]
+    return [*_mode_warnings(recipe, facts), *hyperparameter_warnings(recipe, facts),
+            *_unused_warnings(recipe, facts)]
 
 
 def hyperparameter_warnings(recipe: Recipe, facts: Facts) -> list[str]:
@@ -74,3 +76,34 @@ def _fit_warnings(full: Recipe, facts: Facts) -> list[str]:
         (full.bf16 and not bf16.value, f"bf16 is on, but {bf16.reason}"),
     )
     return [text for holds, text in cases if holds]
+
+
+def _unused_warnings(recipe: Recipe, facts: Facts) -> list[str]:
+    """The values that were set and that nothing in this recipe's chain reads, with the reason."""
+    mode, full = load_mode(recipe.mode), resolve_recipe(recipe, facts)[0]
+    kinds = {stage.kind for stage in mode.stages}
+    methods = {getattr(full, {"cpt": "cpt_method", "sft": "method"}[kind]) for kind in kinds}
+    own = {name for method in methods for name in METHOD_OPTIONS[method]}
+    tasks = [[role for role in stage.shares if role.endswith("_tasks")] for stage in mode.stages]
+    mixes = any(stage.kind == "cpt" and 0 < len(names) < len(stage.shares)
+                for stage, names in zip(mode.stages, tasks, strict=True))
+    cases = (
+        (OPTIONS - own, True, f"it is no option of {' or '.join(sorted(methods))}"),
+        ([f"cpt_{name}" for name in TWINS], "cpt" not in kinds, f"mode {recipe.mode} has no CPT stage"),
+        (TWINS[1:], "sft" not in kinds, f"mode {recipe.mode} has no SFT stage"),
+        (["task_share"], not mixes, f"no CPT stage of mode {recipe.mode} mixes tasks in"),
+        (["general_share"], max(map(len, tasks)) < 2, f"mode {recipe.mode} mixes no kinds of tasks"),
+        (["chat_model"], mode.start == "base", f"mode {recipe.mode} starts from the base model"),
+        (["model"], mode.start == "chat" and recipe.chat_model, f"mode {recipe.mode} starts from chat_model"),
+        (["prefix_init_text"], recipe.prefix_init == "random", "prefix_init is random"),
+        (["pocket_seed", "pocket_related"], facts.pocket is False, "the start model is no pocket's"),
+        (["domain_text", "domain_tasks"], True, f"mode {recipe.mode} trains on none, so it is a probe only"),
+    )
+    return [f"{name} is set and not used: {why}" for names, holds, why in cases for name in FIELDS
+            if holds and name in names and name not in mode.roles and _is_set(name, full, facts)]
+
+
+def _is_set(name: str, full: Recipe, facts: Facts) -> bool:
+    """Whether a field of a resolved recipe has another value than it has, or is given, by itself."""
+    value, advise = getattr(full, name), ADVISED.get(name)
+    return value != (advise(full, facts).value if advise else FIELDS[name].default)
