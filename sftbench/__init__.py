@@ -6,8 +6,20 @@ The names below are all a notebook needs; torch is imported when the first of th
 import importlib
 import logging
 import os
+import sys
 
 from .errors import BadInput, RunFailed
+
+try:
+    import fcntl  # noqa: F401
+    import resource  # noqa: F401
+except ImportError as missing:
+    text = (f"sftbench needs Linux or macOS (this Python has no module {missing.name}); on Windows take WSL 2: "
+            "type `wsl --install` in PowerShell, restart, open Ubuntu, and install and run sftbench there")
+    if os.path.basename(sys.argv[0]).split(".")[0] in ("sftbench", "-m"):  # a command's errors are one line
+        sys.stderr.write(f"sftbench: {text}\n")
+        sys.exit(2)
+    raise ImportError(text) from None
 
 # Threads that wait for each other must not spin: on shared cores that made steps up to 20 times slower
 # (torch 2.13). The variable is read when torch is first imported.

@@ -73,6 +73,18 @@ def test_nothing_that_the_house_bans(path):
     assert "trust_remote_code=True" not in text and "pickle" not in text
 
 
+@each_module
+def test_text_files_are_utf_8_whatever_the_locale(path):
+    for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
+        name, words = ast.unparse(call.func), ast.unparse([*call.args, *call.keywords])
+        mode = re.search(r"'(?:[rwax]\+?[bt]?|[rwax][bt]?\+?)'", words)
+        is_text = mode is None or "b" not in mode[0]
+        opens = name.endswith((".read_text", ".write_text")) or is_text and name in (
+            "open", "os.fdopen", "path.open", "io.TextIOWrapper") or (
+            mode and is_text and name.endswith(("TemporaryFile", "gzip.open", "bz2.open", "lzma.open")))
+        assert not opens or re.search(r"encoding|'utf-8'", words), ast.unparse(call)
+
+
 def test_every_public_name_resolves():
     import sftbench
     for name in sftbench.__all__:

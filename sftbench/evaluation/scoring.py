@@ -66,7 +66,7 @@ class ProbeSet:
         """The state's scores by role, from the store or computed now; loss in nats per token."""
         path = self.scores_path(state)
         if path.exists():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         model = state.load()
         with limit_threads(model.num_parameters() * ANSWERS_PER_BATCH):
             scores = {role: score_probe(model, self.tokenizer, rows, self.max_length, self.max_new_tokens)

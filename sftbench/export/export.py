@@ -133,9 +133,9 @@ def _write_files(folder: Path, plan: ExportPlan) -> None:
     if plan.own_base:
         weights = shutil.copytree(plan.base, folder / BASE)
     if plan.form == "adapter":
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         config |= {"base_model_name_or_path": BASE if plan.own_base else plan.base, "revision": plan.revision}
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     _generation_config(weights, plan, tokenizer).save_pretrained(folder)
 
 

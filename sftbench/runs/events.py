@@ -31,7 +31,7 @@ def _event_line(event: dict) -> str:
 def append_event(folder: Path, event: dict) -> dict:
     """Append one event as a whole line and return it as written; see `_stamp_event`."""
     event = _stamp_event(event)
-    with open(Path(folder) / "events.jsonl", "a", encoding="utf-8") as file:
+    with open(Path(folder) / "events.jsonl", "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(_event_line(event))
     return event
 

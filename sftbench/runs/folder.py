@@ -64,7 +64,8 @@ def mask_message(text: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file in one move: a reader sees the old one or the new one complete, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    # half a character, as a path may hold, becomes the escape that JSON has for it
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(mask_token(text))
         file.flush()
         os.fsync(file.fileno())

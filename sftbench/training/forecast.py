@@ -102,7 +102,7 @@ def _available_memory() -> tuple[int, int]:
     in_use = psutil.Process().memory_info().rss
     room = psutil.virtual_memory().available + in_use
     with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
-        room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))
     return room, in_use
 
 
