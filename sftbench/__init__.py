@@ -14,8 +14,8 @@ try:
     import fcntl  # noqa: F401
     import resource  # noqa: F401
 except ImportError as missing:
-    text = (f"sftbench needs Linux or macOS (this Python has no module {missing.name}); on Windows take WSL 2: "
-            "type `wsl --install` in PowerShell, restart, open Ubuntu, and install and run sftbench there")
+    text = (f"sftbench needs Linux or macOS (this Python lacks the module {missing.name}); on Windows take "
+            "WSL 2: type `wsl --install` in PowerShell, restart, open Ubuntu, and install and run it there")
     if os.path.basename(sys.argv[0]).split(".")[0] in ("sftbench", "-m"):  # a command's errors are one line
         sys.stderr.write(f"sftbench: {text}\n")
         sys.exit(2)

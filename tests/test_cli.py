@@ -148,7 +148,7 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
 
 @pytest.mark.parametrize(("words", "text"), [
     (["run", "2", "-p", "metod", "lora"], "did you mean 'method'"),
-    (["run", "2", "-p", "lora_r", "8.5"], "lora_r must be int"),
+    (["run", "2", "-p", "lora_r", "8.5"], "lora_r must be a whole number, not '8.5'"),
     (["run", "2", "-p", "learning_rate", "nan"], "finite"),
     (["run", "0"], "1 to 7"),
     (["run", "2", "-p", "domain_text", "nowhere.jsonl", "-p", "domain_tasks", "x.jsonl"], "no such file"),

@@ -86,7 +86,7 @@ def test_buttons_and_controls_make_the_recipe(form, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "text", "words"), [
-    ("learning_rate", "fast", "must be float"), ("lora_r", "8.5", "must be int"),
+    ("learning_rate", "fast", "must be a number"), ("lora_r", "8.5", "must be a whole number"),
     ("seed", "-1", "at least 0"), ("learning_rate", "nan", "finite"),
     ("mode", "9", "unknown mode"), ("domain_text", "-x", "may not be"),
     ("domain_text", "nowhere.jsonl", "no such file"), ("general_tasks_probe", "qa=no.csv:2", "no such file"),

@@ -1,4 +1,4 @@
-"""Output never fails: whatever its encoding, closed, full, unread; and what a system without fcntl is told."""
+"""Output never fails: whatever its encoding, closed, full, unread; and what a system without fcntl hears."""
 
 import json
 import os
@@ -65,8 +65,8 @@ def test_half_a_character_is_written_and_read_back(tmp_path, capfd):
 
 @pytest.mark.slow
 @each_place
-def test_a_run_and_every_report_of_it_work_where_output_is_not_utf_8(place, make_model, small_files, tmp_path):
-    for role, path in small_files.items():
+def test_a_run_and_every_report_of_it_work_in_any_encoding(place, make_model, small_files, tmp_path):
+    for path in small_files.values():
         text = Path(path).read_text(encoding="utf-8").replace("Oslo", "Óslo 茶 😀")
         Path(path).write_text(text, encoding="utf-8")
     recipe = [word for name, value in {"model": make_model(), "max_steps": 2, "probe_rows": 4,

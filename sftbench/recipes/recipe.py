@@ -33,6 +33,7 @@ METHOD_OPTIONS = {
 OPTIONS = {name for names in METHOD_OPTIONS.values() for name in names}  # fields that only some methods use
 SCORERS = ("exact", "f1", "contains", "choice", "number", "json", "regex")  # of answers; see docs/data.md
 ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
+TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 BOUNDS = {"min": (operator.ge, "at least"), "max": (operator.le, "at most"),
           "above": (operator.gt, "above"), "below": (operator.lt, "below")}
 
@@ -202,9 +203,12 @@ def _check_value(name: str, value: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        remedy = "; write it as a number with a point, 1.0e-4" if kind is float and type(value) is str else ""
-        raise BadInput(f"{name} must be {kind.__name__}, not {type(value).__name__} {value!r}{remedy}",
-                       field=name)
+        given = f"the text {value!r}" if type(value) is str else repr(value)
+        # YAML, as papermill reads its parameters, takes 1e-4 for text
+        types = kind, type(value)
+        remedy = ("; write it without quotes and with a point: 1.0e-4" if types == (float, str) else
+                  f"; write {value:.0f}" if types == (int, float) and value.is_integer() else "")
+        raise BadInput(f"{name} must be {TYPE_NAMES[kind]}, not {given}{remedy}", field=name)
     _check_limits(name, value)
     return value
 
@@ -237,12 +241,12 @@ def parse_value(name: str, text: str) -> Any:
         return None
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise BadInput(f"{name} must be true or false, not {text!r}", field=name)
+            raise BadInput(f"{name} must be {TYPE_NAMES[bool]}, not {text!r}", field=name)
         return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
-        raise BadInput(f"{name} must be {kind.__name__}, not {text!r}", field=name) from None
+        raise BadInput(f"{name} must be {TYPE_NAMES[kind]}, not {text!r}", field=name) from None
 
 
 def from_parameters(namespace: dict) -> Recipe:
