@@ -127,7 +127,7 @@ def test_calls_and_answers_are_trained_and_results_and_definitions_are_not(many,
     assert "21 degrees" in whole and "The weather." in whole
     # every turn is answered after the prompt that a server gives, and ends at a token that stops it
     for count in (1, 3, 5):
-        prompt = encode_prompt(tokenizer, PLAIN[:count], [TOOL])
+        prompt = encode_prompt(tokenizer, {"messages": PLAIN[:count], "tools": [TOOL]})
         assert any(row.input_ids[:len(prompt)] == prompt for row in rows)
     stops, ended = end_of_turn_ids(tokenizer), 0
     for row in rows:
@@ -314,3 +314,19 @@ def test_what_is_shown_as_text_is_described_where_the_data_has_it(many, name, no
     text = describe_template(many(name), ["tools", "thoughts"])
     assert all(note in text for note in notes) and not any(note in text for note in absent)
     assert not any(note in describe_template(many(name), []) for note in ("tools", "thoughts before"))
+
+
+def test_a_probe_with_tools_is_asked_with_them(make_model, many, monkeypatch):
+    from sftbench.evaluation import probes
+    from sftbench.models.loading import load_model
+    tokenizer, seen = many("qwen2_5"), []
+    model = load_model(make_model(vocab_size=len(tokenizer)))
+    row = {"messages": PLAIN[:4], "tools": [TOOL]}
+
+    def watch(model, batch, config):
+        seen.append(tokenizer.decode(batch["input_ids"][0]))
+        return batch["input_ids"][:, :0]
+
+    monkeypatch.setattr(probes, "generate_tokens", watch)
+    assert probes.score_probe(model, tokenizer, [row], 4096, 4)["loss"] > 0
+    assert seen == [render_prompt(tokenizer, PLAIN[:3], [TOOL])]

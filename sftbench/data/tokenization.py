@@ -52,10 +52,14 @@ class EncodedRow:
         return EncodedRow(self.input_ids[part], [IGNORE_INDEX, *self.labels[part][1:]])
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: list[dict],
-                  tools: list[dict] | None = None) -> list[int]:
-    """The tokens after which the model answers, exactly those that come before an answer in training."""
-    return tokenizer(render_prompt(tokenizer, messages, tools), add_special_tokens=False)["input_ids"]
+def encode_prompt(tokenizer: Tokenizer, question: list[dict] | dict) -> list[int]:
+    """The tokens after which the model answers, exactly those that come before an answer in training.
+
+    `question` is a conversation, or a row with it and its tools, as `render_prompt` takes it.
+    """
+    row = {"messages": question} if isinstance(question, list) else question
+    prompt = render_prompt(tokenizer, row["messages"], row.get("tools"))
+    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
 def encode_row(tokenizer: Tokenizer, row: dict) -> list[EncodedRow]:

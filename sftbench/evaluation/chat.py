@@ -35,7 +35,8 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
     if not max_new_tokens:
         max_new_tokens = read_result(run)["recipe"]["max_new_tokens"] if run else DEFAULT_NEW_TOKENS
     silence_libraries()
-    conversations = [question.pop("messages") for question in questions]
+    conversations = [{"messages": question.pop("messages"), "tools": question.pop("tools", None)}
+                     for question in questions]
     answers = {name: _answer_all(checkpoint, conversations, max_new_tokens)
                for name, checkpoint in located.items()}
     return [{"checkpoint": name, **question, "answer": answers[name][number]}
@@ -52,7 +53,7 @@ def _answer_all(checkpoint: CheckpointRef, conversations: list, max_new_tokens: 
 
 
 def probe_questions(run: str | None) -> list[dict]:
-    """The first questions of a run's task probes as `{prompt, wanted, messages}`; `wanted` is the answer."""
+    """The first questions of a run's task probes as `{prompt, wanted, messages, tools}`."""
     if run is None:
         raise BadInput("no prompt; give one, or a run, whose probe questions are then put", field="prompts")
     roles = load_roles(recipe_from_dict(read_json(run, "recipe.json")["recipe"]))
@@ -61,4 +62,5 @@ def probe_questions(run: str | None) -> list[dict]:
     if not rows:
         raise BadInput(f"{run}: it has no probe with questions; give a prompt", where=str(run))
     return [{"prompt": " / ".join(message["content"] for message in row["messages"][:-1]),
-             "wanted": row["messages"][-1]["content"], "messages": row["messages"][:-1]} for row in rows]
+             "wanted": row["messages"][-1]["content"], "messages": row["messages"][:-1],
+             "tools": row.get("tools")} for row in rows]

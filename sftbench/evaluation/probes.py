@@ -91,9 +91,12 @@ def generate_tokens(model, batch: dict, config: GenerationConfig) -> torch.Tenso
     return tokens[:, batch["input_ids"].shape[1]:]
 
 
-def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
+def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict] | dict],
                      max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
-    """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer."""
+    """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer.
+
+    A question is a list of messages, or a row with `messages` and perhaps `tools`.
+    """
     return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens,
                                                        batch_size)]
 
@@ -105,7 +108,7 @@ class Answer(NamedTuple):
     cut: bool
 
 
-def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict]],
+def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict] | dict],
                      max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[Answer]:
     """As `generate_answers`, with whether each was cut.
 
@@ -115,7 +118,7 @@ def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     config = bare_generation_config(list(ends), tokenizer.pad_token_id, max_new_tokens)
     model.eval()
-    prompts = [encode_prompt(tokenizer, messages) for messages in questions]
+    prompts = [encode_prompt(tokenizer, question) for question in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [Answer("", False)] * len(prompts)
     for start in range(0, len(by_length), batch_size):
@@ -139,7 +142,7 @@ def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max
     encoded, _ = encode_probe(tokenizer, rows, max_length)
     scores = {"loss": mean_loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:
-        answers = generate_answers(model, tokenizer, [row["messages"] for row in rows], max_new_tokens)
+        answers = generate_answers(model, tokenizer, rows, max_new_tokens)
         wanted = [wanted_answer(tokenizer, row) for row in rows]
         scorers = [row.get("scorer", "exact") for row in rows]
         for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):

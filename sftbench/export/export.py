@@ -162,8 +162,7 @@ def _answer_by_run(plan: ExportPlan) -> list[dict]:
     except BadInput:
         questions = [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     model, tokenizer = load_stage(plan.run, plan.number)
-    answers = generate_answers(model, tokenizer, [question["messages"] for question in questions],
-                               plan.max_new_tokens, batch_size=1)
+    answers = generate_answers(model, tokenizer, questions, plan.max_new_tokens, batch_size=1)
     del model
     loading.release_memory()
     return [question | {"answer": answer} for question, answer in zip(questions, answers, strict=True)]
@@ -192,7 +191,7 @@ def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> 
     model.eval()
     settings, answers = GenerationConfig.from_pretrained(str(folder)), []
     for question in questions:
-        batch = tokenizer(_render_plainly(tokenizer, question["messages"]), add_special_tokens=False,
+        batch = tokenizer(_render_plainly(tokenizer, question), add_special_tokens=False,
                           return_tensors="pt").to(model.device)
         tokens = model.generate(**batch, generation_config=settings, do_sample=False,
                                 max_new_tokens=plan.max_new_tokens)
@@ -203,9 +202,11 @@ def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> 
     return answers
 
 
-def _render_plainly(tokenizer, messages: list[dict]) -> str:
+def _render_plainly(tokenizer, question: dict) -> str:
     """The prompt as any server renders it, unless the template alone cannot render that of training."""
-    options = prompt_options(tokenizer)
-    if options is None or (messages[0]["role"] == "system" and not shows_system(tokenizer)):
-        return render_prompt(tokenizer, messages)
+    messages, options = question["messages"], prompt_options(tokenizer)
+    folded = messages[0]["role"] == "system" and not shows_system(tokenizer)
+    plain = not question.get("tools") and all(message.keys() == {"role", "content"} for message in messages)
+    if options is None or folded or not plain:
+        return render_prompt(tokenizer, messages, question.get("tools"))
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)

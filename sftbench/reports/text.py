@@ -110,7 +110,7 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
     parts = []
     for role in ("domain_tasks", "general_tasks"):
         probe = ready.roles[role].probe[:rows] if role in ready.roles else []
-        prompts = [row["messages"][:-1] for row in probe]
+        prompts = [row | {"messages": row["messages"][:-1]} for row in probe]
         answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens)
         for row, answer in zip(probe, answers, strict=True):
             prompt = [message["content"] for message in row["messages"][:-1]]
