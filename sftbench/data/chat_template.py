@@ -7,25 +7,14 @@ its own, with the prompt that the model will see when it answers. Every template
 """
 
 import itertools
-import os
-import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
-from ..templates.rendering import (
-    DEFAULT_CHAT_TEMPLATE,
-    STAND_IN,
-    render_chat,
-    render_messages,
-    shows_system,
-    stand_ins,
-    template_of,
-    try_rendering,
-)
+from ..templates.frames import answer_frame, end_calls, frame_at, has_tools, read_until
+from ..templates.rendering import DEFAULT_CHAT_TEMPLATE, render_chat, shows_system, template_of
 from ..templates.tool_forms import (
     adapt_messages,
     describe_forms,
@@ -37,71 +26,6 @@ from ..templates.tool_forms import (
 
 THINKING_OFF = ({}, {"enable_thinking": False}, {"thinking": False})  # what templates call it
 THINKING_ON = ({"enable_thinking": True}, {"thinking": True})
-
-
-@dataclass(frozen=True)
-class AnswerFrame:
-    """How a template frames an answer: what it changes in its generation prompt, and what follows."""
-
-    cut: int  # characters at the end of the generation prompt that a finished answer does not have
-    lead: str  # what comes between the prompt without these and the answer
-    after: str  # all that follows the last answer
-    end: str  # what of it ends the answer; the end-of-sequence token where the template has no end of its own
-
-    @property
-    def opens(self) -> bool:
-        """Whether the answer begins right where the generation prompt ends, white space apart."""
-        return not self.cut and not self.lead.strip()
-
-    def open(self, prompt: str) -> str:
-        """The generation prompt, changed to what comes before an answer."""
-        return prompt[:len(prompt) - self.cut] + self.lead
-
-
-def answer_frame(tokenizer: Tokenizer) -> AnswerFrame:
-    """How the tokenizer's template frames an answer; raises BadInput where it cannot show a conversation."""
-    return _find_frame(tokenizer, template_of(tokenizer))
-
-
-@lru_cache(maxsize=16)
-def _find_frame(tokenizer: Tokenizer, template: str) -> AnswerFrame:
-    before, _, after = render_messages(tokenizer, stand_ins("user", "assistant")).rpartition(
-        STAND_IN["assistant"])
-    prompt = render_messages(tokenizer, stand_ins("user"), add_generation_prompt=True)
-    shared = len(os.path.commonprefix([before, prompt]))
-    return AnswerFrame(cut=len(prompt) - shared, lead=before[shared:], after=after,
-                       end=_end_of_turn(tokenizer, after))
-
-
-def _end_of_turn(tokenizer: Tokenizer, after: str) -> str:
-    """The end of an answer: the special tokens right after it, up to the end-of-sequence token."""
-    match = re.match(rf"\s*(?:{_marks(tokenizer, template_of(tokenizer))})+", after)
-    if not match:
-        return tokenizer.eos_token
-    before, eos, _ = match[0].partition(tokenizer.eos_token)
-    return before + eos
-
-
-@lru_cache(maxsize=16)
-def _marks(tokenizer: Tokenizer, template: str) -> str:
-    """A pattern of the tokens that are marks and not words."""
-    marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    marks = sorted((mark for mark in marks if mark.split() == [mark]), key=len, reverse=True)
-    return "|".join(map(re.escape, marks)) or "(?!)"
-
-
-@lru_cache(maxsize=16)
-def _writes_lead(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether the model itself writes what comes between prompt and answer, as the name of a channel.
-
-    That comes before any answer; what belongs to thoughts opens them, or closes those that the prompt opens.
-    """
-    frame, (user, assistant) = answer_frame(tokenizer), stand_ins("user", "assistant")
-    prompt = render_messages(tokenizer, [user], add_generation_prompt=True)
-    text = try_rendering(tokenizer, [user, assistant | {"reasoning_content": "zqthought"}])
-    before = text.rpartition(STAND_IN["assistant"])[0]
-    closes = before[len(prompt):].lstrip().startswith("zqthought")
-    return not frame.cut and before.endswith(frame.lead) and not closes
 
 
 def training_pieces(tokenizer: Tokenizer, row: dict) -> list[list[tuple[str, bool]]]:
@@ -135,7 +59,7 @@ def _split_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | 
     prompt = _prompt_of(tokenizer, messages[:-1], tools, text, THINKING_ON if thoughts else ())
     if messages[-1].get("tool_calls"):
         return _split_calls(tokenizer, messages, tools, prompt, text)
-    frame, asked = _frame_at(tokenizer, messages[:-1], tools, prompt)
+    frame, asked = frame_at(tokenizer, messages[:-1], tools, prompt)
     if asked != prompt:
         text = prompt + text[len(asked):]
     if native:
@@ -143,7 +67,7 @@ def _split_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | 
         if shown is None or native not in shown or content.strip() not in shown:
             return _split_turn(tokenizer, [*messages[:-1], thoughts_as_text(messages[-1])], tools)
         return prompt, shown + frame.end
-    opened, start = frame.open(prompt), _start(tokenizer, frame, prompt, _has_tools(messages, tools))
+    opened, start = frame.open(prompt), read_until(tokenizer, frame, prompt, has_tools(messages, tools))
     shown = _between(text, opened, frame.after)
     unchanged = shown is not None and (shown.strip() == content.strip() or "</think>" in content)
     if unchanged and thoughts in shown:
@@ -174,8 +98,8 @@ def _prompt_of(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | N
 def _split_calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str,
                  text: str) -> tuple[str, str]:
     """As `_split_turn`, for a turn with calls of tools."""
-    frame, _ = _frame_at(tokenizer, messages[:-1], tools, prompt)
-    message, start = messages[-1], _start(tokenizer, frame, prompt, True)
+    frame, _ = frame_at(tokenizer, messages[:-1], tools, prompt)
+    message, start = messages[-1], read_until(tokenizer, frame, prompt, True)
     thoughts = message.get("reasoning_content") or split_thoughts(message["content"])[0]
     if thoughts or not text.startswith(start):
         start = prompt
@@ -184,50 +108,7 @@ def _split_calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] |
     if not text.startswith(start) or not all(name in answer for name in names):
         raise BadInput("the model's chat template does not show this call where it answers: "
                        f"{', '.join(names):.80}", field="messages[].tool_calls")
-    return start, _end_calls(tokenizer, frame, answer)
-
-
-def _end_calls(tokenizer: Tokenizer, frame: AnswerFrame, answer: str) -> str:
-    """A turn with calls up to its end, which templates may mark otherwise than an answer's."""
-    if frame.after and answer.endswith(frame.after):
-        return answer.removesuffix(frame.after) + frame.end
-    last = re.search(rf"({_marks(tokenizer, template_of(tokenizer))})\s*$", answer)
-    # a mark that also stands between two calls closes the call, not the turn
-    if last and last[1] not in (tool_forms(tokenizer).between or ""):
-        return answer.rstrip()
-    return answer.rstrip() + tokenizer.eos_token
-
-
-def _has_tools(messages: list[dict], tools: list[dict] | None) -> bool:
-    return bool(tools) or any(message.get("tool_calls") or message["role"] not in STAND_IN
-                              for message in messages)
-
-
-def _frame_at(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None,
-              prompt: str) -> tuple[AnswerFrame, str]:
-    """How the template frames an answer to these messages; and the prompt as it stands before the answer.
-
-    That differs from `prompt` where the template shows earlier turns otherwise once the answer is there, as
-    gpt-oss does with the thoughts before a call.
-    """
-    frame = answer_frame(tokenizer)
-    if not _has_tools(messages, tools):
-        return frame, prompt
-    text = render_chat(tokenizer, [*messages, *stand_ins("assistant")], tools)
-    before, _, after = text.rpartition(STAND_IN["assistant"])
-    shared = len(os.path.commonprefix([before, prompt]))
-    frame = replace(frame, after=after, end=_end_of_turn(tokenizer, after))
-    if len(prompt) - shared > frame.cut:
-        return frame, before.removesuffix(frame.lead) + prompt[len(prompt) - frame.cut:]
-    return replace(frame, cut=len(prompt) - shared, lead=before[shared:]), prompt
-
-
-def _start(tokenizer: Tokenizer, frame: AnswerFrame, prompt: str, tools: bool) -> str:
-    """What is read before an answer without thoughts."""
-    # With tools the model chooses between an answer and a call, so the word for its choice is trained.
-    if frame.opens or tools and _writes_lead(tokenizer, template_of(tokenizer)):
-        return prompt
-    return frame.open(prompt)
+    return start, end_calls(tokenizer, frame, answer)
 
 
 def _between(text: str, before: str, after: str) -> str | None:
@@ -246,8 +127,8 @@ def render_prompt(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] 
     if messages[-1]["role"] == "assistant":
         return _split_turn(tokenizer, messages, tools)[0]
     prompt = render_chat(tokenizer, messages, tools, add_generation_prompt=True)
-    return _start(tokenizer, _frame_at(tokenizer, messages, tools, prompt)[0], prompt,
-                  _has_tools(messages, tools))
+    return read_until(tokenizer, frame_at(tokenizer, messages, tools, prompt)[0], prompt,
+                  has_tools(messages, tools))
 
 
 def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
 from ..sources.readers import READ_BATCH
-from ..templates import rendering, tool_forms
+from ..templates import frames, rendering, tool_forms
 from ..templates.rendering import adds_bos
 from . import chat_template
 from .chat_template import render_prompt, training_pieces
@@ -175,8 +175,9 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
                  version("transformers"), version("tokenizers")):
         digest.update(str(part).encode())
-    for module in (chat_template.__file__, rendering.__file__, tool_forms.__file__, __file__):
-        digest.update(Path(module).read_bytes())
+    for module in (chat_template, frames, rendering, tool_forms):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:20]
 
 
