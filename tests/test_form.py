@@ -14,7 +14,7 @@ from sftbench.recipes.modes import MODES, recipe_stages
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
 from sftbench.recipes.serialize import parse_cell
 from sftbench.runs.events import append_event
-from sftbench.runs.folder import write_json
+from sftbench.runs.folder import read_result, write_json
 from sftbench.workbench import form as form_module
 from sftbench.workbench.fields import GROUPS, advised_values, fields_in_use, parse_entry
 from sftbench.workbench.form import Form
@@ -286,6 +286,29 @@ def test_a_form_opened_after_a_stop_shows_the_run_and_that_resume_is_next(tmp_pa
     assert not step.resume_button.disabled and "sftb-main" in step.resume_button._dom_classes
     assert "sftb-main" not in step.start_button._dom_classes
     form.close()
+
+
+def test_on_a_jupyterhub_the_recipe_is_offered_as_a_cell_that_trains_in_the_kernel(monkeypatch, make_model,
+                                                                                   small_files, tmp_path):
+    recipe = override(Recipe(), mode="1", model=make_model(), max_steps=2, probe_rows=4, max_new_tokens=2,
+                      output_dir=str(tmp_path / "run"), **small_files)
+
+    def cell(form):
+        return next(control for control in everything(form.widget) if control.description == "cell")
+
+    def note(form):
+        return next(box for box in form.parts["train"].widget.children if cell(form) in everything(box))
+    assert note(Form(recipe)).layout.display == "none"
+    monkeypatch.setenv("JUPYTERHUB_API_URL", "http://127.0.0.1:8081/hub/api")
+    form = Form(recipe)
+    assert note(form).layout.display != "none"
+    form.set(seed=5)
+    namespace = {}
+    exec(cell(form).value, namespace)
+    assert namespace["recipe"] == override(recipe, seed=5)
+    assert read_result(tmp_path / "run")["recipe"]["seed"] == 5
+    enter(form, "seed", "-5")
+    assert cell(form).value.startswith("# first correct seed")
 
 
 def test_every_control_has_a_name_and_can_be_reached(form):

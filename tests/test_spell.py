@@ -12,7 +12,7 @@ from sftbench.cli import parse_command
 from sftbench.errors import BadInput
 from sftbench.recipes.modes import MODES
 from sftbench.recipes.recipe import FIELDS, Recipe, field_help, field_type, override, recipe_to_dict
-from sftbench.recipes.serialize import format_cell, format_command, parse_cell, read_recipe
+from sftbench.recipes.serialize import format_cell, format_command, format_run_cell, parse_cell, read_recipe
 from tests.conftest import bad_input
 
 
@@ -49,6 +49,9 @@ def from_command(text: str) -> Recipe:
 def test_command_and_cell_give_the_recipe_back(recipe):
     assert from_command(format_command(recipe)) == recipe
     assert parse_cell(format_cell(recipe)) == recipe
+    in_kernel = {}
+    exec(format_run_cell(recipe).split("run =")[0], in_kernel)
+    assert in_kernel["recipe"] == recipe
     namespace = {}
     exec(format_cell(recipe), namespace)
     assert {name: namespace[name] for name in FIELDS if name in namespace} == {

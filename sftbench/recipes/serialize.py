@@ -30,12 +30,23 @@ def format_command(recipe: Recipe) -> str:
 
 def format_cell(recipe: Recipe) -> str:
     """The source of a notebook's parameters cell that gives exactly this recipe."""
-    lines = []
-    for name, value in _changed_values(recipe).items():
-        # text in double quotes, as in the notebooks
-        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-        lines.append(f"{name}: {field_type(name).__name__} = {literal}  # {field_help(name)}")
-    return "\n".join(lines)
+    return "\n".join(f"{name}: {field_type(name).__name__} = {_format_literal(value)}  # {field_help(name)}"
+                     for name, value in _changed_values(recipe).items())
+
+
+def format_run_cell(recipe: Recipe) -> str:
+    """The source of a cell that runs exactly this recipe in the notebook's own kernel, with its curve."""
+    values = ",\n    ".join(f"{name}={_format_literal(value)}"
+                            for name, value in _changed_values(recipe).items())
+    return ("import sftbench\n\n"
+            f"recipe = sftbench.override(\n    sftbench.Recipe(),\n    {values})\n"
+            "run = sftbench.run(recipe, callbacks=[sftbench.LivePlot()])\n"
+            "print(sftbench.ledger(run))")
+
+
+def _format_literal(value) -> str:
+    """A value as Python source, text in double quotes as in the notebooks."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def parse_cell(source: str, where: str = "the cell") -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from ..errors import BadInput
+from ..recipes.serialize import format_run_cell
 from ..reports.comparison import list_runs
 from ..reports.ledger import format_ledger, format_partial_ledger
 from ..runs.events import (
@@ -21,7 +22,7 @@ from ..runs.events import (
     stage_progress,
 )
 from ..workers.client import resume_run, run_state, running_folders, start_run, stop_run
-from .widgets import button, column, grid, log_checkbox, row, set_class, show, text_label
+from .widgets import Fold, button, column, grid, log_checkbox, row, set_class, show, text_label
 
 TICK = 0.3  # seconds between two looks at the folder
 DRAWING_SHARE = 0.25  # of the following thread's time, at most
@@ -34,6 +35,10 @@ NEXT = {"done": "is done. Next: compare it with another run, or talk to it.",
         "stopped": "has stopped, and its state is saved. Resume continues from there."}
 NO_CURVE = ("The curve appears with the first steps, a few seconds after Start. The run continues if this "
             "page is closed; open the form again to follow it.")
+
+HUB = ("This JupyterHub may stop a server on which nothing happens, and its runs with it. A run that is "
+       "followed here, or trains in a cell, counts as activity as long as its notebook's kernel lives, even "
+       "with the page closed; a run whose kernel has ended does not.")
 
 
 class TrainStep:
@@ -59,10 +64,27 @@ class TrainStep:
         self.no_curve = text_label(NO_CURVE, "sftb-quiet")
         self.widget = column(
             row(self.start_button, self.stop_button, self.resume_button, self.run_list), self.warnings,
-            self.headline, self.bars, row(self.values, self.log), self.picture, self.no_curve, self.ledger)
+            self._hub_note(), self.headline, self.bars, row(self.values, self.log), self.picture,
+            self.no_curve, self.ledger)
         self._draw()
         self._show_state()
         self.refresh()
+
+    def _hub_note(self) -> widgets.Widget:
+        """On a JupyterHub: what its culler does, and the recipe as a cell that trains in a kernel."""
+        cell = widgets.Textarea(description="cell", layout={"width": "auto"},
+                                style={"description_width": "30px"})
+
+        def refresh() -> None:
+            wrong = "\n".join(f"# first correct {line}" for line in self.form.to_correct())
+            cell.value = wrong or format_run_cell(self.form.recipe)
+            cell.rows = len(cell.value.splitlines()) + 1
+
+        self.form.watch(refresh, "recipe", "errors")
+        fold = Fold("The recipe as a cell that trains in its own kernel, to copy", cell)
+        note = column(text_label(HUB, "sftb-quiet"), fold.widget)
+        show(note, "JUPYTERHUB_API_URL" in os.environ)
+        return note
 
     # buttons
 
