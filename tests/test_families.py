@@ -9,8 +9,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from sftbench.export.export import export_stage
+from sftbench.models.architecture import expert_names, measure_architecture
 from sftbench.models.checkpoint import load_stage
-from sftbench.models.loading import count_parameters, expert_names, load_model, supports_bf16
+from sftbench.models.loading import load_model, supports_bf16
 from sftbench.models.methods import lora, trainable_parameters
 from sftbench.recipes.recipe import METHODS, Recipe, override
 from sftbench.runs.folder import read_json, read_result
@@ -75,7 +76,7 @@ def test_families_train_by_the_methods_and_load_plainly(train, tmp_path, family,
 def test_lora_reaches_fused_experts_and_says_so(make_model, tokenizer, settings):
     model = load_model(make_model("qwen3_moe"))
     experts = expert_names(model)
-    assert len(experts) == 2 * 3 and count_parameters(model.config)["experts"] == sum(
+    assert len(experts) == 2 * 3 and measure_architecture(model.config)["experts"] == sum(
         model.get_parameter(name).numel() for name in experts)
     sizes = trainable_parameters(lora(model, tokenizer, settings("lora"), ""))
     assert sum(".experts." in name for name in sizes) == 4 * 3

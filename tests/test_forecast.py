@@ -12,7 +12,8 @@ from sftbench.cli import main
 from sftbench.data.packing import collate_batch, rows_to_dataset
 from sftbench.data.tokenization import EncodedRow
 from sftbench.evaluation.probes import scoring_bytes
-from sftbench.models.loading import count_parameters, load_model, release_memory
+from sftbench.models.architecture import measure_architecture
+from sftbench.models.loading import load_model, release_memory
 from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.recipes.recipe import METHODS, Recipe, override
 from sftbench.reports.ledger import format_forecast, format_ledger
@@ -66,7 +67,7 @@ def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, setting
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_counted(make_model, tokenizer, settings, family):
     config = AutoConfig.from_pretrained(make_model(family))
-    whole = count_parameters(config)["parameters"]
+    whole = measure_architecture(config)["parameters"]
     for method in ("full", "ptuning_v2", "freeze"):
         parts = predict_memory(config, settings(method), tokenizer, 64)
         assert parts["weights"] >= 4 * whole and parts["activations"] > 0

@@ -1,4 +1,4 @@
-"""Models and tokenizers: find them, load them safely, and name their parts. Nothing is trained here."""
+"""Models and tokenizers: find them and load them safely. Nothing is trained here."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,6 @@ import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..errors import BadInput, file_error
@@ -23,6 +22,7 @@ from ..recipes.stages import StageSettings
 from ..runs.stage_store import file_sha256
 from ..sources.names import find_model_folder
 from ..templates.rendering import default_template
+from .architecture import with_attention
 
 # What of a hub model is fetched: nothing that could carry code, no second copy in another format.
 FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt")
@@ -164,10 +164,10 @@ def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = t
     check_weights(folder)
     extra = {"quantization_config": quantization, "device_map": {"": select_device()}} if quantization else {}
     try:
-        # sdpa builds the block-diagonal mask from position ids for every batch size; packing relies on that
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
-            output_loading_info=True, **extra)
+        # the attention that plain transformers takes too, so training, scores, chat and export compute alike
+        model, report = with_attention(lambda kind: AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=kind,
+            output_loading_info=True, **extra))
     except torch.OutOfMemoryError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -218,22 +218,6 @@ def make_bnb_config(settings: StageSettings) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=getattr(torch, settings.bnb_4bit_compute_dtype))
 
 
-def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The parent module of the decoder layers, their attribute name in it, and the list of layers itself.
-
-    Raises BadInput where the model has no single list of `num_hidden_layers` layers.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [(module, name, child) for module in model.modules() for name, child in module.named_children()
-             if isinstance(child, nn.ModuleList) and len(child) == count
-             and name in ("layers", "h", "blocks")]
-    if len(lists) != 1:
-        raise BadInput(f"{type(model).__name__}: its decoder layers cannot be found ({len(lists)} candidates "
-                       f"for {count} layers); method freeze needs them, the other methods do not",
-                       field="model")
-    return lists[0]
-
-
 def silence_libraries() -> None:
     """Keep the libraries' progress bars and notices out of the terminal; their errors still show."""
     import datasets
@@ -246,20 +230,6 @@ def silence_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def count_parameters(config) -> dict[str, int]:
-    """The `parameters` of a model of this configuration and, of these, the fused `experts`; no memory."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    fused = set(expert_names(model))
-    return {"parameters": model.num_parameters(),
-            "experts": sum(weight.numel() for name, weight in model.named_parameters() if name in fused)}
-
-
-def expert_names(model: nn.Module) -> list[str]:
-    """Names of the weights in which a mixture's experts are fused: three dimensions, not a layer each."""
-    return [name for name, weight in model.named_parameters() if weight.ndim == 3 and ".experts." in name]
 
 
 def release_memory() -> None:

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
 from ..recipes.stages import StageSettings
-from .loading import expert_names, find_decoder_layers
+from .architecture import build_empty, expert_names, find_decoder_layers
 
 # The layers that write into the residual stream; zero weights there make a new block the identity.
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
@@ -77,8 +77,33 @@ def ptuning_v2(model, tokenizer, settings: StageSettings, text: str):
         while len(tokenizer(text)["input_ids"]) < settings.num_virtual_tokens:
             text = text + "\n" + text
         model.eval()
-        initialize_kv_prefix_from_text(model, tokenizer, text=text, use_chat_template=False)
+        # more of the text would not be used, and might not fit the model's positions or its windows' cache
+        initialize_kv_prefix_from_text(model, tokenizer, text=text, use_chat_template=False,
+                                       max_length=settings.num_virtual_tokens)
     return model
+
+
+@torch.no_grad()
+def ask_prefix(model) -> str:
+    """Why a loaded model takes no prefix; empty where it does. It trains, answers and is changed by one."""
+    name, ids = type(model).__name__, torch.arange(2, 34, device=model.device).view(2, 16)
+    batch = {"input_ids": ids % model.get_input_embeddings().weight.shape[0],
+             "attention_mask": torch.ones_like(ids)}
+    try:
+        before = model.eval()(**batch, use_cache=False).logits
+        prefixed = get_peft_model(model, PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=False)).eval()
+        after = prefixed(**batch, use_cache=False).logits
+        answer = prefixed.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        again = prefixed(input_ids=answer[:, :-1], attention_mask=torch.ones_like(answer[:, :-1]),
+                         use_cache=False).logits[:, -1].argmax(-1)
+    except Exception as error:  # whatever a family's cache makes of keys and values that it did not write
+        return f"{name} takes no prefix of keys and values ({type(error).__name__}: {error})"
+    if after.shape != before.shape or not after.isfinite().all() or torch.equal(after, before):
+        return f"{name} does not read a prefix of keys and values"
+    if not torch.equal(again, answer[:, -1]):
+        return f"{name} answers otherwise than it trains under a prefix"
+    return ""
 
 
 def freeze(model, tokenizer, settings: StageSettings, text: str):
@@ -98,15 +123,10 @@ def freeze(model, tokenizer, settings: StageSettings, text: str):
 
 def check_parts(config, settings: StageSettings) -> None:
     """Raise BadInput where a stage's settings name parts that a model of this configuration lacks."""
-    targets = settings.lora_target_modules or "all-linear"
-    if settings.method != "freeze" and targets == "all-linear":
-        return
-    with torch.device("meta"):  # a copy, since added blocks are written into the configuration
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        if settings.method == "freeze":
-            freeze(model, None, settings, "")
-        else:
-            _target_modules(model, targets)
+    if settings.method in ("freeze", "lora", "qlora"):
+        model = build_empty(config)
+        with torch.device("meta"):
+            METHOD_FUNCTIONS[settings.method](model, None, settings, "")
 
 
 METHOD_FUNCTIONS = {"full": full, "lora": lora, "qlora": lora, "ptuning_v2": ptuning_v2, "freeze": freeze}

@@ -19,13 +19,17 @@ class Facts:
     row_tokens: int | None = None  # tokens that 99 % of the task rows do not exceed
     answer_tokens: int | None = None  # tokens of a probe's longest answer
     task_types: int | None = None  # different values of the rows' field `type`
+    prompt_tokens: int | None = None  # of a probe's longest question, for a model with `positions`
     system_prompts: bool | None = None  # whether some task has a system message
     # start model
     pocket: bool | None = None
     parameters: int | None = None
     experts: int | None = None  # of these, weights of a mixture's fused experts
-    context: int | None = None  # positions
-    vocabulary: int | None = None
+    context: int | None = None  # positions that its configuration states
+    positions: int | None = None  # of its table of positions, which none can exceed; None: it has no table
+    attention: str | None = None  # how transformers computes it: sdpa or eager
+    packing_fault: str | None = None  # why rows may not share a block; empty: they may; None: not asked
+    vocabulary: int | None = None  # rows of the input embedding
     pretraining_learning_rate: float | None = None
     base_loss: dict[str, float] = field(default_factory=dict)  # nats per token, by role
     base_accuracy: dict[str, float] = field(default_factory=dict)  # 0 to 1, by role

@@ -155,9 +155,10 @@ def _advise_max_length(recipe: Recipe, facts: Facts) -> Advised:
         power = 1 << (math.ceil(longest) - 1).bit_length()
         length = min(max(power, LENGTH_RANGE[0]), LENGTH_RANGE[1])
         why = f"99 % of the task rows have at most {longest:,} tokens"
-    room = facts.context or length
+    positions = min((number for number in (facts.context, facts.positions) if number), default=None)
+    room = positions or length
     if "ptuning_v2" in (recipe.method, recipe.cpt_method):
-        room -= recipe.num_virtual_tokens * bool(facts.context)  # the prefix takes positions as well
+        room -= recipe.num_virtual_tokens * bool(positions)  # the prefix takes positions as well
     if room < length:
         length, why = max(room, 8), f"{why}, and the model has room for {room:,}"
     return Advised(length, why)
@@ -166,6 +167,8 @@ def _advise_max_length(recipe: Recipe, facts: Facts) -> Advised:
 def _advise_packing(recipe: Recipe, facts: Facts) -> Advised:
     if "ptuning_v2" in (recipe.method, recipe.cpt_method):
         return Advised(False, "a prefix shares the cache with the rows, and their borders would be lost")
+    if facts.packing_fault:
+        return Advised(False, facts.packing_fault)
     return Advised(True, "short rows then share a block, each seeing itself alone, and no step is spent on "
                          "padding")
 
@@ -205,8 +208,15 @@ def _advise_new_tokens(recipe: Recipe, facts: Facts) -> Advised:
     answer = facts.answer_tokens
     if not answer:
         return Advised(ANSWER_UNKNOWN, "the length of your answers is not known")
-    return Advised(min(answer + ANSWER_MARGIN, MAX_ANSWER),
-                   f"the longest answer of a probe has {answer} tokens")
+    length = min(answer + ANSWER_MARGIN, MAX_ANSWER)
+    why = f"the longest answer of a probe has {answer} tokens"
+    if facts.positions and facts.prompt_tokens:
+        room = facts.positions - facts.prompt_tokens
+        if "ptuning_v2" in (recipe.method, recipe.cpt_method):
+            room -= recipe.num_virtual_tokens
+        if room < length:
+            length, why = max(room, 1), f"{why}, and the model's positions leave {room} beside the question"
+    return Advised(length, why)
 
 
 def _advise_yardstick(recipe: Recipe, facts: Facts) -> Advised:
@@ -256,7 +266,8 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, Advi
 
 def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
     """What follows from method, model and device without being a recipe's field: by name, `… because …`."""
-    derived = {"attn_implementation": "sdpa because with it positions alone keep packed rows apart"}
+    derived = {"attn_implementation": "eager because transformers has no sdpa for this family"
+               if facts.attention == "eager" else "sdpa because transformers has it for this family"}
     methods = {full.method, full.cpt_method}
     if methods == {"qlora"}:
         derived["weights"] = f"4 bit, computed with in {full.bnb_4bit_compute_dtype}, because that is QLoRA"

@@ -7,7 +7,6 @@ sizes, and a process that trains for long on a CPU in bfloat16 took up to a thir
 """
 
 import contextlib
-import copy
 import json
 import resource
 import sys
@@ -21,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
 
+from ..models.architecture import build_empty
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
 from ..recipes.stages import StageSettings
 
@@ -83,9 +82,7 @@ def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> di
 def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
                     dtype: torch.dtype) -> dict[str, int]:
     with torch.device("meta"):
-        # a copy, since added blocks are written into the configuration
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa",
-                                                 dtype=dtype)
+        model = build_empty(config, dtype=dtype)
         linears = [module.weight.numel() for module in model.modules()
                    if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
         stored = model.num_parameters()

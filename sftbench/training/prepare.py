@@ -25,8 +25,10 @@ from ..evaluation.benchmarks import INSTALL_EXTRAS
 from ..evaluation.probes import probe_losses
 from ..evaluation.scoring import ProbeSet
 from ..models import loading
+from ..models.architecture import measure_architecture
 from ..models.checkpoint import ModelState
 from ..models.methods import check_parts
+from ..models.start_model import ask_start_model, check_positions, check_vocabulary, longest_prompt
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
@@ -109,14 +111,20 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     tokenizer = loading.load_tokenizer(start, recipe.model_revision)
     tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
     facts = measure_facts(config, start, tokenizer, roles, tokens)
+    check_vocabulary(tokenizer, roles, tokens, facts.vocabulary)
+    revision = loading.resolve_revision(start, recipe.model_revision)
+    kinds = {plan.kind for plan in plans}
+    for kind in kinds:
+        settings = stage_settings(resolve_recipe(recipe, facts)[0], kind)
+        check_parts(config, settings)
+        facts = ask_start_model(recipe, settings, facts, start, revision)
     resolved, advised = resolve_recipe(recipe, facts)
+    if facts.positions:
+        check_positions([stage_settings(resolved, kind) for kind in kinds], resolved, facts)
     reasons = {name: str(value) for name, value in advised.items()}
     uses = {use for role in roles.values() for use in role.rows.uses}
     reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer, uses)}
-    for kind in {plan.kind for plan in plans}:
-        check_parts(config, stage_settings(resolved, kind))
     pieces = cut_roles(resolved, plans, roles, tokens)
-    revision = loading.resolve_revision(start, recipe.model_revision)
     if not Path(loading.locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
         resolved = override(resolved, model_revision=revision)
     ready = PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
@@ -215,7 +223,7 @@ def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int) -> di
 def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
                   tokens: dict[str, RoleTokens]) -> Facts:
     """What advice can know before training: sizes of model and data, and what the device can do."""
-    text_config, tasks = config.get_text_config(), [name for name in roles if name.endswith("_tasks")]
+    tasks = [name for name in roles if name.endswith("_tasks")]
     lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
     answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
                if "messages" in row]
@@ -227,9 +235,9 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
         answer_tokens=max((len(tokenizer(text)["input_ids"]) for text in answers), default=None),
         task_types=len({kind for name in tasks for kind in roles[name].rows.about["types"]}),
         system_prompts=any(roles[name].rows.about["systems"] for name in tasks),
-        pocket=start in FOLDERS, vocabulary=text_config.vocab_size,
-        context=getattr(text_config, "max_position_embeddings", 2048),
-        device=loading.select_device().type, bf16=loading.supports_bf16(), **loading.count_parameters(config))
+        pocket=start in FOLDERS, device=loading.select_device().type, bf16=loading.supports_bf16(),
+        **(architecture := measure_architecture(config)),
+        prompt_tokens=longest_prompt(tokenizer, roles) if architecture["positions"] else None)
     return facts.add("card", pretraining_learning_rate=card_rate(getattr(config, "sftbench", None)))
 
 
@@ -251,6 +259,8 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
         probes = encode_live_probes(tokenizer, roles, ADVICE_LENGTH)
         losses = probe_losses(loading.load_model(start, recipe.model_revision), tokenizer, probes)
         facts = facts.add("measured", base_loss={name: round(loss, 3) for name, loss in losses.items()})
+        facts = ask_start_model(recipe, stage_settings(resolve_recipe(recipe, facts)[0], "sft"), facts, start,
+                                loading.resolve_revision(start, recipe.model_revision))
     if settle_mode:
         recipe = override(recipe, mode=suggest_mode(facts)[0])
     return advise(recipe, facts)

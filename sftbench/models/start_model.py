@@ -1,0 +1,112 @@
+"""Whether the start model fits recipe and data: its embedding, its positions, and what only it can answer.
+
+A family's name says little of what it can do, so the loaded model is asked, once for each of its revisions.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from ..data.chat_template import end_of_turn_ids
+from ..data.roles import Role
+from ..data.rows import cache_folder
+from ..data.tokenization import RoleTokens, encode_probe, encode_prompt
+from ..errors import BadInput
+from ..recipes.facts import Facts
+from ..recipes.hyperparameters import LARGE_MODEL, YARDSTICK_LENGTH
+from ..recipes.recipe import Recipe
+from ..recipes.stages import StageSettings
+from ..runs.folder import write_json
+from ..runs.stage_store import hash_key
+from . import architecture, loading
+from .methods import ask_prefix
+
+MIN_LENGTH = 8  # tokens of the shortest block that a recipe may state
+ALL_TOKENS = 10**9
+
+
+def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start: str,
+                    revision: str) -> Facts:
+    """The facts with what the start model answers: whether its rows may share a block, and take a prefix.
+
+    Asked once for its pinned `revision` and the libraries' versions, in float32; a large model is asked as
+    the stage loads it, since more might not fit. Raises BadInput for a model that is no causal one, and for
+    what `recipe` sets or a stage of these settings needs that it cannot take.
+    """
+    path = _answers_path(revision)
+    answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    questions = {"packing": architecture.ask_packing}
+    if settings.method == "ptuning_v2":
+        questions["prefix"] = ask_prefix
+    if not questions.keys() <= answers.keys():
+        model = (loading.load_for_training(start, recipe.model_revision, settings)
+                 if facts.parameters >= LARGE_MODEL else loading.load_model(start, recipe.model_revision))
+        answers |= {name: ask(model) for name, ask in questions.items() if name not in answers}
+        del model
+        loading.release_memory()
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_json(path, answers)
+    if settings.method == "ptuning_v2" and answers["prefix"]:
+        raise BadInput(f"ptuning_v2: {answers['prefix']}; take another method, such as lora", field="method")
+    if settings.packing and recipe.packing and answers["packing"]:
+        raise BadInput(f"packing: {answers['packing']}; leave it out, or set it to false", field="packing")
+    return facts.add("measured", packing_fault=answers["packing"])
+
+
+def _answers_path(pinned: str) -> Path:
+    """Where the answers of a revision are stored, by these libraries to these questions."""
+    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (architecture, loading))
+    key = hash_key(revision=pinned, code=code, versions=[
+        version(name) for name in ("torch", "transformers", "peft")])
+    return cache_folder() / f"model-{key}.json"
+
+
+def check_vocabulary(tokenizer, roles: dict[str, Role], tokens: dict[str, RoleTokens], rows: int) -> None:
+    """Refuse tokens in use (of the data, the probes, padding and ends) beyond the embedding's `rows`."""
+    if max(tokenizer.get_vocab().values()) < rows:
+        return
+    used = {"its pad token": tokenizer.pad_token_id,
+            "an end of its answers": max(end_of_turn_ids(tokenizer), default=0)}
+    for name, role in roles.items():
+        columns = tokens[name].rows.data.column("input_ids") if tokens[name].rows else []
+        used[name] = max((pc.max(chunk.flatten()).as_py() or 0 for chunk in getattr(columns, "chunks", [])),
+                         default=0)
+        used[f"the probe of {name}"] = max((max(row.input_ids) for row in encode_probe(
+            tokenizer, role.probe, ALL_TOKENS)[0]), default=0)
+    where, largest = max(used.items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise BadInput(
+            f"token {largest}, {tokenizer.convert_ids_to_tokens(largest)!r} ({where}), is beyond the {rows} "
+            f"rows of the model's embedding; enlarge it (model.resize_token_embeddings({len(tokenizer)}), "
+            "then save_pretrained), or, if it is the pad token alone, name a pad_token that the model has in "
+            "tokenizer_config.json", field="model")
+
+
+def check_positions(stages: list[StageSettings], recipe: Recipe, facts: Facts) -> None:
+    """Refuse what is longer than the model's table of positions: blocks, questions with answers, a prefix."""
+    prefix = max((stage.num_virtual_tokens for stage in stages if stage.method == "ptuning_v2"), default=0)
+    room, question = facts.positions - prefix, facts.prompt_tokens or 0
+    also = f", of which the prefix takes {prefix}" * bool(prefix)
+    has = f"the model has a table of {facts.positions} positions{also}, and none beyond"
+    if room < MIN_LENGTH:
+        raise BadInput(f"num_virtual_tokens: {has}; take at most {facts.positions - MIN_LENGTH}",
+                       field="num_virtual_tokens")
+    if recipe.max_length > room:
+        raise BadInput(f"max_length {recipe.max_length}: {has}; take at most {room}", field="max_length")
+    if question >= room:
+        raise BadInput(f"the longest question of a probe has {question} tokens; {has}. Take out such rows, "
+                       "or give a probe of shorter ones", field="probe_rows")
+    if question + recipe.max_new_tokens > room:
+        raise BadInput(f"max_new_tokens {recipe.max_new_tokens}: the longest question of a probe has "
+                       f"{question} tokens, {has}; take at most {room - question}", field="max_new_tokens")
+    if recipe.yardstick and room < YARDSTICK_LENGTH:
+        raise BadInput(f"yardstick: its texts need {YARDSTICK_LENGTH} positions; {has}; set it to false",
+                       field="yardstick")
+
+
+def longest_prompt(tokenizer, roles: dict[str, Role]) -> int | None:
+    """The tokens of the longest question of all task probes; None without any."""
+    return max((len(encode_prompt(tokenizer, row["messages"], row.get("tools"))) for role in roles.values()
+                for row in role.probe if "messages" in row), default=None)
