@@ -79,6 +79,12 @@ def test_a_system_prompt_is_read_first(run, make_model):
     assert answer["answer"] != plainly(make_model(), "Where is item 3?")
 
 
+def test_an_answer_that_reaches_max_new_tokens_is_marked():
+    whole, cut = (talk(["pocket-chat"], ["Say white cheese black again."], max_new_tokens=tokens)[0]
+                  for tokens in (64, 2))
+    assert cut["cut"] and not whole["cut"] and whole["answer"].startswith(cut["answer"])
+
+
 @pytest.mark.parametrize(("name", "field", "named"), [
     ("{run}:sft", "stage", "start, cpt, domain_sft"), ("{run}x:start", "", None), ("nowhere", "", None),
 ])
@@ -93,7 +99,10 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_any_loads(run, name, f
 
 
 def test_the_table_shows_text_as_text():
-    lines = format_answers([{"checkpoint": "a", "prompt": "one\x1b[2J", "answer": "two\nthree " + "x" * 200},
-                   {"checkpoint": "b" * 80, "prompt": "one\x1b[2J", "answer": ""}]).splitlines()
+    prompt = {"prompt": "one\x1b[2J"}
+    text = format_answers([{"checkpoint": "a", **prompt, "answer": "two\nthree " + "x" * 200, "cut": True},
+                           {"checkpoint": "b" * 80, **prompt, "answer": "", "cut": False}])
+    lines = text.splitlines()
+    assert text.count("[cut]") == 2 and "[cut]" in text.split("…bbb")[0]
     assert lines[0] == "one⟨U+001B⟩[2J" and "two" in lines[1] and "three" in lines[2]
-    assert "(nothing)" in lines[-1] and "…bbb" in lines[-1] and max(map(len, lines)) <= 100
+    assert "(nothing)" in lines[-3] and "…bbb" in lines[-3] and max(map(len, lines)) <= 100

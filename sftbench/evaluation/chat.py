@@ -10,7 +10,7 @@ from ..models.checkpoint import CheckpointRef
 from ..models.loading import release_memory, silence_libraries
 from ..recipes.recipe import ROLES, recipe_from_dict
 from ..runs.folder import read_json, read_result
-from .probes import generate_answers
+from .probes import Answer, complete_answers
 
 QUESTIONS_PER_ROLE = 3  # of each task probe, where no prompt is given
 DEFAULT_NEW_TOKENS = 64  # where no run states how long its answers are
@@ -18,10 +18,11 @@ DEFAULT_NEW_TOKENS = 64  # where no run states how long its answers are
 
 def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str | None = None,
          max_new_tokens: int | None = None) -> list[dict]:
-    """Greedy answers of each checkpoint to each prompt, as `{checkpoint, prompt, answer}`, prompt by prompt.
+    """Greedy answers of each checkpoint to each prompt, as `{checkpoint, prompt, answer, cut}`.
 
-    Without prompts the first questions of the first run's probes are used, `wanted` holds their answers.
-    One checkpoint is in memory at a time. Raises BadInput for a checkpoint that does not exist, before any is
+    They come prompt by prompt; `cut` says that an answer reached `max_new_tokens` before its end. Without
+    prompts the first questions of the first run's probes are used, `wanted` holds their answers. One
+    checkpoint is in memory at a time. Raises BadInput for a checkpoint that does not exist, before any is
     loaded.
     """
     located = {str(name): CheckpointRef.parse(str(name)) for name in checkpoints}
@@ -39,14 +40,14 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
                      for question in questions]
     answers = {name: _answer_all(checkpoint, conversations, max_new_tokens)
                for name, checkpoint in located.items()}
-    return [{"checkpoint": name, **question, "answer": answers[name][number]}
+    return [{"checkpoint": name, **question, **answers[name][number]._asdict()}
             for number, question in enumerate(questions) for name in answers]
 
 
-def _answer_all(checkpoint: CheckpointRef, conversations: list, max_new_tokens: int) -> list[str]:
+def _answer_all(checkpoint: CheckpointRef, rows: list[dict], max_new_tokens: int) -> list[Answer]:
     model, tokenizer = checkpoint.load()
     try:
-        return generate_answers(model, tokenizer, conversations, max_new_tokens)
+        return complete_answers(model, tokenizer, rows, max_new_tokens)
     finally:
         del model
         release_memory()

@@ -97,14 +97,13 @@ def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
 
     A question is a list of messages, or a row with `messages` and perhaps `tools`.
     """
-    return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens,
-                                                       batch_size)]
+    return [text for text, _ in complete_answers(model, tokenizer, questions, max_new_tokens, batch_size)]
 
 
 class Answer(NamedTuple):
-    """What a model answered, and whether it was cut at max_new_tokens before it ended by itself."""
+    """What a model answers, and whether it was cut at max_new_tokens before it ended by itself."""
 
-    text: str
+    answer: str
     cut: bool
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..data.roles import Role, role_warnings
 from ..errors import BadInput
-from ..evaluation.probes import generate_answers
+from ..evaluation.probes import complete_answers
 from ..evaluation.scorers import score_answer, wanted_answer
 from ..models.checkpoint import load_stage
 from ..models.loading import load_model
@@ -14,7 +14,7 @@ from ..recipes.rules import Advice, Suggestion
 from ..recipes.serialize import format_command
 from ..training.prepare import PreparedRun
 from .html import HtmlText, escape_html, make_visible
-from .text_table import format_counts, format_pairs, format_table, plural, wrap_text
+from .text_table import format_counts, format_pairs, format_table, mark_cut, plural, wrap_text
 from .token_view import format_view, summarise_view, view_row
 
 LISTED_TYPES = 8
@@ -110,13 +110,13 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
     parts = []
     for role in ("domain_tasks", "general_tasks"):
         probe = ready.roles[role].probe[:rows] if role in ready.roles else []
-        prompts = [row | {"messages": row["messages"][:-1]} for row in probe]
-        answers = generate_answers(model, tokenizer, prompts, ready.recipe.max_new_tokens)
-        for row, answer in zip(probe, answers, strict=True):
+        answers = complete_answers(model, tokenizer, probe, ready.recipe.max_new_tokens)
+        for row, (answer, cut) in zip(probe, answers, strict=True):
             prompt = [message["content"] for message in row["messages"][:-1]]
             wanted = wanted_answer(tokenizer, row)
             right = score_answer(answer, wanted, row.get("scorer", ready.recipe.scorer))
             verdict = "right" if right == 1 else "wrong" if right == 0 else f"{right:.0%} right"
+            verdict += ", cut" * cut
             parts += [format_pairs([(f"{role}:", _visible(" / ".join(prompt)))], gap=1),
                       format_pairs([("wanted:", _visible(wanted)),
                                     ("answer:", f"{_visible(answer)}   [{verdict}]")], indent=4, gap=1)]
@@ -130,8 +130,10 @@ def format_answers(answers: list[dict]) -> str:
     for number in range(0, len(answers), len(names)):
         entries = answers[number:number + len(names)]
         rows = [("wanted", _visible(entries[0]["wanted"]))] if "wanted" in entries[0] else []
-        rows += [(entry["checkpoint"], _visible(entry["answer"])) for entry in entries]
+        rows += [(entry["checkpoint"], _visible(mark_cut(entry))) for entry in entries]
         parts.append(f"{format_pairs([(_visible(entries[0]['prompt']),)])}\n{format_pairs(rows, 2, width)}")
+    if any(entry["cut"] for entry in answers):
+        parts.append("[cut]: the answer reached max_new_tokens before its end.")
     return "\n\n".join(parts)
 
 

@@ -99,3 +99,8 @@ def _plain_text(renderable) -> str:
                       legacy_windows=False)
     return "\n".join("".join(segment.text for segment in line).rstrip()
                      for line in console.render_lines(renderable, pad=False))
+
+
+def mark_cut(entry: dict) -> str:
+    """An answer of `talk`, with a mark below it where it was cut at max_new_tokens."""
+    return (entry["answer"] or "(nothing)") + "\n[cut]" * entry["cut"]

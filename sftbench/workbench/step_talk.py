@@ -4,6 +4,7 @@ import ipywidgets as widgets
 
 from ..errors import BadInput
 from ..reports.comparison import list_runs, summarise_run
+from ..reports.text_table import mark_cut
 from .widgets import button, column, grid, row, text_label
 
 
@@ -63,7 +64,7 @@ class TalkStep:
             same = [answer for answer in answers if answer["prompt"] == prompt]
             wanted = f"   (wanted: {same[0]['wanted']})" if "wanted" in same[0] else ""
             columns = [column(text_label(labels.get(name := answer["checkpoint"], name), "sftb-quiet"),
-                              text_label(answer["answer"] or "(nothing)", "sftb-pre", "sftb-wrap"))
+                              text_label(mark_cut(answer), "sftb-pre", "sftb-wrap"))
                        for answer in same]
             parts += [text_label(f"{prompt}{wanted}", "sftb-head", "sftb-lines"),
                       grid("sftb-answers", *columns)]
