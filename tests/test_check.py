@@ -143,7 +143,7 @@ def test_the_first_ten_bad_rows_are_named_and_all_counted_by_reason(tmp_path, ma
 
 def test_files_that_cannot_be_read_are_named_and_the_others_reported(tmp_path, make_model):
     for number in range(20):
-        (tmp_path / f"a{number:02}.csv").write_text("a;b\n1;2\n")
+        (tmp_path / f"a{number:02}.csv").write_text("a,a\n1,2\n")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no more")
     (tmp_path / "c.json").write_text('[{"question": "q"')
     lines(tmp_path / "d.jsonl", *small_rows("domain_tasks", 12))

@@ -13,9 +13,8 @@ from sftbench.data.rows import read_source
 from sftbench.errors import BadInput
 from sftbench.models.loading import load_model, load_tokenizer, resolve_revision
 from sftbench.recipes.recipe import Recipe, override
-from sftbench.sources.names import SUFFIXES, check_source, find_model_folder
+from sftbench.sources.names import check_source, find_model_folder
 from sftbench.sources.origins import open_sources
-from sftbench.sources.readers import READERS
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import small_rows
 
@@ -193,7 +192,7 @@ def test_a_bad_task_row_is_named_with_its_field_and_line_and_counted(tmp_path, l
     ("a.csv", b"text\none\n\"two\nlines\"\na,b\n", "line 5", "1 more field"),
     ("a.csv", b"text\n\"open\n", "line 2", "not CSV"),
     ("a.csv", b"text,other,text\none,two,three\n", "line 1", "'text' appears more than once"),
-    ("a.csv", b"note;text\nhi;there\n", "line 1", "semicolons"),
+    ("a.csv", b"note;text\nhi;there;more\n", "line 2", "1 more field"),
     ("a.csv", "text\nhi\n".encode("utf-16"), "line 1", "byte 0 is not UTF-8"),
     ("a.txt", b"fine\n\xfe", "line 2", "byte 5 is not UTF-8"),
     ("a.parquet", b"PAR1 not", "", "Parquet"),
@@ -288,10 +287,6 @@ def test_the_home_folder_is_expanded_in_names_of_data_and_models(tmp_path, monke
     with pytest.raises(BadInput) as caught:
         find_model_folder("~nobody-of-this-name/model")
     assert caught.value.field == "model"
-
-
-def test_the_endings_that_are_named_are_those_that_are_read():
-    assert set(SUFFIXES) == set(READERS)
 
 
 def test_a_hub_name_that_is_not_cached_is_refused_with_the_command_that_fetches_it():

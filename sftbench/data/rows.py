@@ -27,7 +27,7 @@ from . import conversations, fields
 from .conversations import parse_row
 from .fields import without_nulls
 
-CACHE_FORMAT = 5  # of the cached tables: with another number they are written again
+CACHE_FORMAT = 6  # of the cached tables: with another number they are written again
 NAMED_BAD_ROWS = 10  # bad rows that are named one by one
 MAX_NAMES = 1000  # different values of `type`, and sets of unused fields, that are counted
 NO_ROW = -1  # in place of a file's number

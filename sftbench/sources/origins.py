@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,67 +13,138 @@ import datasets
 
 from ..errors import file_error
 from ..runs.stage_store import file_sha256
-from .names import expand_path, locate_source, parse_source
+from .columns import propose_columns, rename_columns
+from .contents import Content
+from .documents import check_document, describe_document, name_section, read_document
+from .folders import Selection, find_probe, select_contents
+from .names import (
+    DOCUMENT_SUFFIXES,
+    SourcePart,
+    expand_path,
+    locate_source,
+    parse_source,
+    write_source,
+)
+from .plain_text import PIECE_CHARACTERS
 from .readers import READERS
 
 HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
+SAMPLE = 50  # rows by which columns are proposed
+UNITS = {".parquet": "row", ".pdf": "page", **dict.fromkeys(DOCUMENT_SUFFIXES[1:], "section")}
 
 
 @dataclass
 class Origin:
-    """One file or data set: its name, what it counts, a hash of its content, and how it is read."""
+    """One file or data set: its name, what it counts, a hash of its content, and how it is read.
+
+    `name_place` names one of its parts where its number is not enough; `describe` says how it is cut into
+    rows and what of it is not read.
+    """
 
     name: str
-    unit: str  # line or row
+    unit: str  # line, row, page or section
     content: str
     records: Callable[[], Iterator[tuple]]  # of number and record, or of number and BadInput
     shape: str | None = None
     weight: float = 1.0
+    name_place: Callable[[int], str] | None = None
+    describe: Callable[[], str] | None = None
 
     def where(self, number: int) -> str:
-        """The name of one of its lines or rows."""
-        return f"{self.name}, {self.unit} {number}"
+        """The name of one of its lines, rows, pages or sections."""
+        return f"{self.name}, {self.name_place(number) if self.name_place else f'{self.unit} {number}'}"
+
+    @property
+    def note(self) -> str:
+        """How it is cut into rows and what of it is not read, in a line; this reads the file. Or empty."""
+        return self.describe() if self.describe else ""
 
 
 def open_sources(source: str, role: str) -> list[Origin]:
-    """The files and data sets that a source names (see `sources.parse_source`); raises BadInput."""
-    return [replace(origin, shape=shape, weight=weight) for shape, name, weight in parse_source(source, role)
-            for origin in _expand(name, role)]
+    """The files and data sets that a source names (see `names.parse_source`); raises BadInput."""
+    found = [(part, _select(part, role)) for part in parse_source(source, role)]
+    alone = len(found) == 1 and len(found[0][1].contents) == 1
+    digests: dict[Path, str] = {}
+    return [_apply_part(origin, part) for part, selection in found for origin in (
+        [_file(one, alone, digests) for one in selection.contents] or [_open_dataset(part.path, role)])]
 
 
-def _expand(name: str, role: str) -> list[Origin]:
-    path = locate_source(name, role)
+def passed_over(source: str, role: str) -> dict[str, str]:
+    """The files of a source's folders and archives that are not read, and other splits, with the reason."""
+    return {name: why for part in parse_source(source, role)
+            for name, why in _select(part, role).passed_over.items()}
+
+
+def offered_probe(source: str) -> str | None:
+    """The source that may serve this one as a probe: its validation or test split; None without any."""
+    probes = []
+    for part in parse_source(source, "data"):
+        if split := _select(part, "data").probe:
+            path, _ = split_path(part.path)
+            probes.append(write_source(part._replace(path=f"{path}#{split}", weight=1.0)))
+    return ", ".join(probes) or None
+
+
+def propose_source(origin: Origin, kind: str) -> str | None:
+    """The origin's name with its columns read as fields (see `propose_columns`); None where none fit."""
+    sample = [record for _, record in itertools.islice(origin.records(), SAMPLE) if isinstance(record, dict)]
+    columns = propose_columns(list(dict.fromkeys(itertools.chain(*sample))), sample, kind)
+    return columns and f"{write_source(SourcePart(None, origin.name))}{columns}"
+
+
+def _apply_part(origin: Origin, part: SourcePart) -> Origin:
+    """The origin with the shape, weight and columns that its source states."""
+    origin = replace(origin, shape=part.shape, weight=part.weight)
+    if not part.columns:
+        return origin
+    return replace(origin, content=f"{origin.content} {json.dumps(part.columns, sort_keys=True)}",
+                   records=partial(rename_columns, origin.records, part.columns, origin.name))
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """A local path and the split that is named behind it."""
+    bare, _, split = path.rpartition("#")
+    return (path, "") if expand_path(path).exists() else (bare, split)
+
+
+def _select(part: SourcePart, role: str) -> Selection:
+    """What is read of a part and what is not; without contents for a data set."""
+    path = locate_source(part.path, role)
     if path is None:
-        return [_dataset(name, load_hub_dataset(name))]
-    if any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
-        split = "" if expand_path(name).exists() else name.partition("#")[2]
-        return [_dataset(name, load_saved_dataset(path, split))]
-    return [_file(file) for file in (_files(path) if path.is_dir() else [path])]
+        return Selection([])
+    if not _is_saved(path):
+        return select_contents(path, split_path(part.path)[1])
+    splits = list(load_saved_splits(path))
+    wanted = split_path(part.path)[1] or "train"
+    others = {f"{path}#{split}": f"split {split}; this name reads it" for split in splits if split != wanted}
+    return Selection([], others, find_probe(wanted, splits))
 
 
-def _files(folder: Path) -> list[Path]:
-    """The data files of a folder and of those below it, by name, without hidden ones."""
-    if folder.resolve() == Path(folder.resolve().anchor):
-        raise file_error(folder, "no such file; this is the root of the file system, name a folder of data")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READERS and path.is_file()
-                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if not files:
-        raise file_error(folder, f"no file ending in {', '.join(READERS)} in this folder")
-    return files
+def _is_saved(path: Path) -> bool:
+    return any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
 
 
-def _file(path: Path) -> Origin:
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise file_error(path, f"files ending in {', '.join(READERS)} are read, not {path.suffix!r}")
+def _file(content: Content, alone: bool, digests: dict[Path, str]) -> Origin:
+    suffix = content.suffix
     try:
-        return Origin(str(path), "row" if suffix == ".parquet" else "line", file_sha256(path),
-                      partial(READERS[suffix], path))
+        digest = digests[content.path] = digests.get(content.path) or file_sha256(content.path)
     except OSError as error:
-        raise file_error(path, f"cannot be read: {error.strerror}") from None
+        raise file_error(content.path, f"cannot be read: {error.strerror}") from None
+    if content.member:
+        digest += f" {content.member.filename}"
+    origin = Origin(content.name, UNITS.get(suffix, "line"), digest, None)
+    if suffix in READERS:
+        return replace(origin, records=partial(READERS[suffix], content))
+    check_document(content)
+    return replace(origin, content=f"{digest} {PIECE_CHARACTERS} {alone}",
+                   records=partial(read_document, content, alone),
+                   describe=partial(describe_document, content, alone),
+                   name_place=partial(name_section, content) if origin.unit == "section" else None)
 
 
-def _dataset(name: str, table: datasets.Dataset) -> Origin:
+def _open_dataset(name: str, role: str) -> Origin:
+    path = locate_source(name, role)
+    table = load_hub_dataset(name) if path is None else load_saved_dataset(path, split_path(name)[1])
     return Origin(name, "row", table._fingerprint, lambda: enumerate(table, 1))
 
 
@@ -80,6 +152,14 @@ def origin_in_memory(name: str, rows: list[dict]) -> Origin:
     """Rows at hand as an origin."""
     content = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return Origin(name, "row", content, lambda: enumerate(rows, 1))
+
+
+def load_saved_splits(folder: Path) -> list[str]:
+    """The names of the splits that `save_to_disk` wrote; none for a single data set."""
+    try:
+        return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, KeyError, TypeError):  # a single one; what is damaged is refused when loaded
+        return []
 
 
 def load_saved_dataset(folder: Path, split: str = "") -> datasets.Dataset:

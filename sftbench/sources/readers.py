@@ -11,22 +11,24 @@ to say or what a row has, and take more memory: of 300,000 rows, streamed (these
 """
 
 import csv
+import io
 import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from ..errors import BadInput, file_error
-from .names import SHAPES, TEXT_SUFFIXES
+from .contents import Content
+from .names import SHAPES
 
-PIECE_CHARACTERS = 2000  # characters: plain text is cut at blank lines into rows of about this length
+DELIMITERS = ",;\t|"  # between columns; the first wins where a header has as many columns by another
 READ_BATCH = 1000  # rows of a table in memory at a time
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # as Excel writes and reads it
 JSON_LINES = re.compile(r"\s*\{.*\}[^\S\n]*\n\s*\S")  # an object on the first line, and something below it
 
 
@@ -45,7 +47,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def _refuse_doubled(names: list[str], where: Path | str = "") -> None:
+def _refuse_doubled(names: list[str], where: str = "") -> None:
     """Refuse names of which one is doubled; the libraries would take its last value without a word."""
     if len(set(names)) < len(names):
         name, _ = Counter(names).most_common(1)[0]
@@ -53,10 +55,10 @@ def _refuse_doubled(names: list[str], where: Path | str = "") -> None:
         raise file_error(where, why, name) if where else BadInput(why, field=name)
 
 
-def _read_lines(path: Path) -> Iterator[tuple]:
+def read_lines(content: Content) -> Iterator[tuple]:
     """Numbered lines without their ends, or BadInput at a byte that is no text."""
     number, offset = 0, 0
-    with open(path, "rb") as file:
+    with content.open() as file:
         for raw in file:
             skip = 3 if not offset and raw.startswith(b"\xef\xbb\xbf") else 0
             number += 1
@@ -75,16 +77,16 @@ def _read_lines(path: Path) -> Iterator[tuple]:
             offset += len(raw)
 
 
-def _sound_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_sound_lines(content: Content) -> Iterator[tuple[int, str]]:
     """The same for formats in which one bad byte spoils the whole file."""
-    for number, line in _read_lines(path):
+    for number, line in read_lines(content):
         if isinstance(line, BadInput):
-            raise file_error(f"{path}, line {number}", str(line))
+            raise file_error(f"{content.name}, line {number}", str(line))
         yield number, line
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple]:
-    for number, line in _read_lines(path):
+def _read_jsonl(content: Content) -> Iterator[tuple]:
+    for number, line in read_lines(content):
         if isinstance(line, BadInput):
             yield number, line
         elif line.strip():
@@ -96,25 +98,25 @@ def _read_jsonl(path: Path) -> Iterator[tuple]:
                 yield number, error
 
 
-def _read_json(path: Path) -> Iterator[tuple]:
+def _read_json(content: Content) -> Iterator[tuple]:
     """A list of rows, an object that has one, or JSON Lines.
 
     The first two are in memory as a whole, so that a fault is reported with line and column before a row is
     used; large data are JSON Lines.
     """
-    text = "\n".join(line for _, line in _sound_lines(path))
+    text = "\n".join(line for _, line in read_sound_lines(content))
     if JSON_LINES.match(text):
-        yield from _read_jsonl(path)
+        yield from _read_jsonl(content)
     elif first := text.lstrip()[:1]:
         try:
             yield from (_list_rows if first == "[" else _object_rows)(text)
         except json.JSONDecodeError as error:
-            raise file_error(f"{path}, line {error.lineno}",
+            raise file_error(f"{content.name}, line {error.lineno}",
                              f"column {error.colno}: not JSON: {error.msg}") from None
         except RecursionError:
-            raise file_error(path, "nested too deeply") from None
+            raise file_error(content.name, "nested too deeply") from None
         except BadInput as error:
-            raise file_error(path, str(error), error.field) from None
+            raise file_error(content.name, str(error), error.field) from None
 
 
 def _list_rows(text: str) -> Iterator[tuple]:
@@ -140,63 +142,46 @@ def _object_rows(text: str) -> Iterator[tuple]:
     return enumerate([data] if is_row else lists[0], 1)
 
 
-def _read_csv(path: Path) -> Iterator[tuple]:
+def _read_csv(content: Content) -> Iterator[tuple]:
     csv.field_size_limit(sys.maxsize)
-    lines = (line + "\n" for _, line in _sound_lines(path))
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    start = 1
+    lines = ((number, line + "\n") for number, line in read_sound_lines(content))
+    filled = (line for line in lines if line[1].strip())
+    start, header = next(filled, (1, ""))
+    if stated := SEPARATOR_LINE.fullmatch(header):
+        start, header = next(filled, (2, ""))
+    above = start - 1
+    reader = csv.DictReader(itertools.chain([header], (line for _, line in lines)), strict=True,
+                            delimiter=stated[1] if stated else _find_delimiter(header, content.suffix))
     try:
-        names = [name for name in reader.fieldnames or () if name]
-        _refuse_doubled(names, f"{path}, line 1")
-        if len(names) == 1 and ";" in names[0]:
-            raise file_error(f"{path}, line 1", "columns with semicolons between them; save with commas")
-        start = reader.line_num + 1
+        _refuse_doubled([name for name in reader.fieldnames or () if name], f"{content.name}, line {start}")
+        start = above + reader.line_num + 1
         for record in reader:
             spare = record.pop(None, None)
             yield start, BadInput(f"{len(spare)} more field(s) than the header has") if spare else record
-            start = reader.line_num + 1
+            start = above + reader.line_num + 1
     except csv.Error as error:
-        raise file_error(f"{path}, line {start}", f"this row is not CSV: {error}") from None
+        raise file_error(f"{content.name}, line {start}", f"this row is not CSV: {error}") from None
 
 
-def _read_parquet(path: Path) -> Iterator[tuple]:
+def _find_delimiter(header: str, suffix: str) -> str:
+    """What a header has between its columns; `csv.Sniffer` guesses from letters and takes any of them."""
+    order = "\t,;|" if suffix == ".tsv" else DELIMITERS
+    columns = {delimiter: len(next(csv.reader([header], delimiter=delimiter), ())) for delimiter in order}
+    return max(order, key=columns.get)
+
+
+def _read_parquet(content: Content) -> Iterator[tuple]:
     try:
-        with ParquetFile(path) as file:
-            _refuse_doubled(file.schema_arrow.names, path)
-            yield from enumerate(
-                (row for batch in file.iter_batches(READ_BATCH) for row in batch.to_pylist()), 1)
+        with content.open() as stream, ParquetFile(
+                stream if stream.seekable() else io.BytesIO(stream.read())) as file:
+            _refuse_doubled(file.schema_arrow.names, content.name)
+            rows = (row for batch in file.iter_batches(READ_BATCH) for row in batch.to_pylist())
+            yield from enumerate(rows, 1)
     except (pa.ArrowException, OSError) as error:
-        raise file_error(path, f"not readable as Parquet: {error}") from None
+        raise file_error(content.name, f"not readable as Parquet: {error}") from None
 
 
-def _read_text(path: Path) -> Iterator[tuple]:
-    """Text cut at blank lines into pieces of about PIECE_CHARACTERS."""
-    piece, start, size = [], 0, 0
-    for number, paragraph in _paragraphs(path):
-        if piece and size + len(paragraph) > PIECE_CHARACTERS:
-            yield start, {"text": "\n\n".join(piece)}
-            piece, size = [], 0
-        start = start if piece else number
-        size += len(paragraph) + 2 * bool(piece)
-        piece.append(paragraph)
-    if piece:
-        yield start, {"text": "\n\n".join(piece)}
-
-
-def _paragraphs(path: Path) -> Iterator[tuple[int, str]]:
-    """Paragraphs, each with the line at which it begins; blank lines are between them."""
-    for filled, group in itertools.groupby(_sound_lines(path), key=lambda line: line[1] != ""):
-        numbers, lines = zip(*group, strict=True)
-        if filled and (paragraph := "\n".join(lines)).strip():
-            yield numbers[0], paragraph
-
-
-READERS = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
+READERS: dict[str, Callable[[Content], Iterator[tuple]]] = {
+    ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv,
     ".parquet": _read_parquet,
-    **dict.fromkeys(TEXT_SUFFIXES, _read_text),
 }

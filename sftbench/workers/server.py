@@ -134,7 +134,7 @@ ANSWERS = {"look": Worker.look, "forecast": Worker.forecast, "talk": Worker.talk
 def _file_stamps(source: str) -> list | None:
     """Size and age of every file that a source names; None where these are unknown, as of a hub name."""
     try:
-        paths = [locate_source(path, "") for _, path, _ in parse_source(source, "")]
+        paths = [locate_source(part.path, "") for part in parse_source(source, "")]
         if None in paths:
             return None
         files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]

@@ -1,0 +1,184 @@
+"""What of a folder or a zip archive is read, by the names of its files, and why the others are not.
+
+Splits are those of `datasets` (5.2, `data_files`): `data/SPLIT-00000-of-00002.…`, else the words train,
+validation and test with their other forms as a part of a folder's or file's name. As there, the files
+without such a word are not read where others have one. Unlike there, large and small letters are the same,
+files that cannot be read make no split, a file is in one split only, and where no file is named for
+training, those without a word are for it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from datasets.data_files import FILES_TO_IGNORE, NON_WORDS_CHARS, SPLIT_KEYWORDS
+
+from ..errors import file_error
+from .contents import Content, is_archive, list_members, split_suffixes
+from .names import ARCHIVE, COMPRESSED, DOCUMENT_SUFFIXES, SUFFIXES, TEXT_SUFFIXES
+
+PROBES = ("validation", "valid", "val", "dev", "test", "eval")  # the first that is there
+ALL = "all"  # in place of a split's name: every file
+WORDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+SHARD = re.compile(rf"(?:.*{re.escape(ARCHIVE)}/)?data/([^/]+)-\d{{5}}-of-\d{{5}}[^/]*\.[^/]*", re.IGNORECASE)
+SPLIT_WORD = re.compile(rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(WORDS)})(?=[{NON_WORDS_CHARS}]|$)",
+                        re.IGNORECASE)
+CARD = re.compile(r"(readme|licen[cs]e|copying|notices?|changelog|citation|contributing|authors|"
+                  r"code[-_]of[-_]conduct|(data|dataset|model)[-_ ]?card)([-_. ].*)?", re.IGNORECASE)
+INDEX = re.compile(r"(index|manifest|.*\.index|croissant|dataset-metadata)\.json|"
+                   r"(md5|sha\d*|check)sums?(\.txt)?|(requirements|robots)\.txt", re.IGNORECASE)
+UNPACK, SAVE_CSV, SAVE_DOCX = "unpack it, and name the folder", "save it as CSV", "save it as .docx or .html"
+REMEDIES = {
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".lzma", ".lz4"), UNPACK),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".gsheet"), SAVE_CSV),
+    **dict.fromkeys((".doc", ".odt", ".rtf", ".epub", ".pages", ".pptx", ".ppt"), SAVE_DOCX),
+    ".arrow": "name the folder that `save_to_disk` wrote, or save it as Parquet",
+}
+
+
+@dataclass
+class Selection:
+    """What is read of a folder or archive, what is passed over and why, and the split to probe with."""
+
+    contents: list[Content]
+    passed_over: dict[str, str] = field(default_factory=dict)
+    probe: str | None = None
+
+
+def select_contents(path: Path, split: str = "") -> Selection:
+    """The readable files of a file, folder or archive that belong to a split (`train` if none is named).
+
+    Raises BadInput where there is none, and where what is named cannot be read.
+    """
+    if not path.is_dir() and not is_archive(path.name):
+        if why := refuse_name(path.name):
+            raise file_error(path, why)
+        return Selection([Content(str(path), path.name, path)])
+    if path.resolve() == Path(path.resolve().anchor):
+        raise file_error(path, "no such file; this is the root of the file system, name a folder of data")
+    readable, passed_over = {}, {}
+    listed = list(_list_folder(path) if path.is_dir() else _list_archive(path, ""))
+    for content, why in sorted(listed, key=lambda entry: entry[0].relative.split("/")):
+        if why is None:
+            readable[content.relative] = content
+        else:
+            passed_over[content.name] = why
+    if not readable:
+        example = next((f"; {name}: {why}" for name, why in passed_over.items()), "")
+        raise file_error(path, f"no file here ends in {', '.join(SUFFIXES)}{example}")
+    chosen, unread, probe = _choose_split(list(readable), split, path)
+    return Selection([readable[name] for name in chosen],
+                     passed_over | {readable[name].name: why for name, why in unread.items()}, probe)
+
+
+def refuse_name(name: str) -> str | None:
+    """Why a file of this name cannot be read, with the remedy; None where it can."""
+    suffix, compressions = split_suffixes(name)
+    if suffix in SUFFIXES or suffix == ARCHIVE and not compressions:
+        return None
+    if suffix in REMEDIES:
+        return f"files ending in {suffix} are not read; {REMEDIES[suffix]}"
+    if compressions and not suffix:
+        return "its name must say what is inside, as rows.jsonl.gz does; rename it"
+    return f"files ending in {', '.join((*SUFFIXES, ARCHIVE, *COMPRESSED))} are read, not {suffix!r}"
+
+
+def _list_folder(folder: Path) -> Iterator[tuple[Content, str | None]]:
+    """Every file below a folder, with why it is not read; of a folder that is not, only its name."""
+    def fail(error: OSError):
+        raise file_error(error.filename, f"cannot be read: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        for name in list(folders):
+            path = Path(place, name)
+            if why := "a link to a folder; name it by itself" if path.is_symlink() else _refuse_folder(name):
+                folders.remove(name)
+                yield Content(f"{path}{os.sep}", path.relative_to(folder).as_posix(), path), why
+        for name in files:
+            path = Path(place, name)
+            content = Content(str(path), path.relative_to(folder).as_posix(), path)
+            why = _refuse_file(name) if path.is_file() else "no regular file, or a link to nothing"
+            if why is None and is_archive(name):
+                yield from _list_archive(path, content.relative + "/")
+            else:
+                yield content, why
+
+
+def _list_archive(path: Path, above: str) -> Iterator[tuple[Content, str | None]]:
+    """Every file of a zip archive, named below `above` without a folder that all of them share."""
+    members, seen = [(member, _parts(member.filename)) for member in list_members(path)], set()
+    shared = len({parts[0] for _, parts in members}) == 1 and all(len(parts) > 1 for _, parts in members)
+    for member, parts in members:
+        relative = above + "/".join(parts[shared:])
+        why = next(filter(None, map(_refuse_folder, parts[:-1])), None) or _refuse_file(parts[-1])
+        if why is None and is_archive(member.filename):
+            why = f"an archive in an archive; {UNPACK}"
+        if why is None and relative in seen:
+            why = "the archive has another file of this name, which is read; unpack it and look"
+        seen.add(relative)
+        yield Content(f"{path}/{member.filename}", relative, path, member), why
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and file in a member's name, without what would lead out of the archive."""
+    return [part for part in PurePosixPath(name).parts if part not in ("/", "//", "..")] or ["."]
+
+
+def _refuse_folder(name: str) -> str | None:
+    """Why no file of a folder of this name is read; `datasets` passes over the same."""
+    if name.startswith(("__", ".")):
+        return "hidden" if name.startswith(".") else "a folder whose name begins with two underscores"
+    return None
+
+
+def _refuse_file(name: str) -> str | None:
+    """Why a file of this name is not data of the folder that it lies in."""
+    if name.startswith("."):
+        return "hidden"
+    suffix, _ = split_suffixes(name)
+    if CARD.fullmatch(name) and (suffix in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES) or suffix not in SUFFIXES):
+        return "a card, licence or notice; name the file itself to read it"
+    if name in (*FILES_TO_IGNORE, "state.json") or INDEX.fullmatch(name):
+        return "describes data and has none; name the file itself to read it"
+    return refuse_name(name)
+
+
+def find_splits(names: list[str]) -> dict[str, str | None]:
+    """The split of each file by its path below the folder: that of shards if there are any, else by words."""
+    shards = {name: match[1] for name in names if (match := SHARD.fullmatch(name))}
+    return {name: shards.get(name) if shards else _split_word(name) for name in names}
+
+
+def _split_word(name: str) -> str | None:
+    """The split by the innermost folder that names one, else by the first such word of the file's name."""
+    *folders, file = name.split("/")
+    words = filter(None, map(SPLIT_WORD.search, (*folders[::-1], file)))
+    return next((WORDS[match[1].lower()] for match in words), None)
+
+
+def _choose_split(names: list[str], split: str, path: Path) -> tuple[list[str], dict[str, str], str | None]:
+    """The names that are read, why each other one is not, and the split to probe with."""
+    splits = find_splits(names)
+    known = [split for split in dict.fromkeys(splits.values()) if split]
+    wanted = split if split in known else WORDS.get(split.lower(), split) or "train"
+    if wanted == ALL or not known and wanted == "train":
+        return names, {}, None
+    chosen = [name for name in names if splits[name] == wanted]
+    if not chosen and not split and not any("train" in one for one in known):
+        chosen = [name for name in names if splits[name] is None]
+    if not chosen:
+        raise file_error(path, f"it has the splits {', '.join(known) or 'of no name'}; name one as "
+                         f"{path}#{(known or [ALL])[0]}, or {path}#{ALL} for every file")
+    unread = {name: (f"split {splits[name]}; {path}#{splits[name]} names it" if splits[name] else
+                     "no split in its name, while others have one; name the file itself to read it")
+              for name in names if name not in set(chosen)}
+    return chosen, unread, find_probe(wanted, known)
+
+
+def find_probe(wanted: str, splits: list[str]) -> str | None:
+    """The split to probe a training split with: the validation of the same name, else the test; or None."""
+    if "train" not in wanted:
+        return None
+    return next((split for word in PROBES if (split := wanted.replace("train", word)) in splits), None)
