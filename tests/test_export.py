@@ -16,7 +16,7 @@ from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
 from sftbench.evaluation.chat import talk
 from sftbench.export import export
-from sftbench.export.export import export_stage
+from sftbench.export.export import ExportCheck, export_stage
 from sftbench.export.model_card import write_model_card
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.folder import read_result, store_folder
@@ -39,8 +39,8 @@ def run(make_model, tmp_path_factory):
     def train(method: str) -> str:
         if method not in finished:
             finished[method] = str(run_chain(override(
-                Recipe(), mode="2", method=method, model=str(start), max_steps=8, probe_rows=4,
-                yardstick=False, learning_rate=1e-3, pretraining_learning_rate=1e-3, max_new_tokens=6,
+                Recipe(), mode="2", method=method, model=str(start), max_steps=40, probe_rows=4,
+                yardstick=False, learning_rate=3e-3, pretraining_learning_rate=3e-3, max_new_tokens=6,
                 output_dir=str(folder / method), **paths)))
         return finished[method]
     return train
@@ -131,7 +131,7 @@ def test_a_card_names_a_base_on_the_hub_with_its_revision(run, tmp_path):
     export_stage(run("lora"), folder, "cpt", "adapter")
     plan = replace(export._make_plan(Path(run("lora")), "cpt", "adapter"), start="owner/base",
                    hub="owner/base", base="owner/base", revision="abc123")
-    write_model_card(folder, plan, prompts=3, equal=3, examples=[])
+    write_model_card(folder, plan, ExportCheck(3, 3, {}, []), [])
     card = ModelCard.load(folder / "README.md")
     assert (card.data.base_model, card.data.library_name) == ("owner/base", "peft")
     assert 'from_pretrained("owner/base", revision="abc123")' in card.text and "BASE" not in card.text
@@ -153,7 +153,7 @@ def test_a_card_keeps_hostile_text_within_code(run, tmp_path):
         (stranger / f"{name}.json").write_text(json.dumps(data))
     plan = replace(export._make_plan(Path(run("lora")), None, None), run=stranger, start=HOSTILE, hub=HOSTILE)
     examples = [dict.fromkeys(("prompt", "wanted", "answer"), f"````\n---\n{HOSTILE}\r\n~~~\n```")]
-    write_model_card(folder, plan, prompts=3, equal=3, examples=examples)
+    write_model_card(folder, plan, ExportCheck(3, 3, {}, []), examples)
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == HOSTILE
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
@@ -180,7 +180,8 @@ def test_a_card_cuts_every_path_of_a_list_to_its_name_and_leaves_long_text(run, 
     result["recipe"]["prefix_init_text"] = "Answer, in a word: yes or no. " * 20
     for name, data in (("recipe", stored), ("result", result)):
         (copy / f"{name}.json").write_text(json.dumps(data))
-    write_model_card(folder, replace(export._make_plan(copy, None, None), start="/home/me/start"), 3, 3, [])
+    write_model_card(folder, replace(export._make_plan(copy, None, None), start="/home/me/start"),
+                     ExportCheck(3, 3, {}, []), [])
     card = (folder / "README.md").read_text()
     assert "/home" not in card and str(tmp_path) not in card and "Mode `one, two`: " in card
     assert '`qa=a.jsonl:2,"b, c.jsonl",owner/set#train`' in card

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from ..data.chat_template import end_of_turn_ids, prompt_options, render_prompt
 from ..errors import BadInput, RunFailed
 from ..evaluation.chat import probe_questions
-from ..evaluation.probes import generate_answers
+from ..evaluation.probes import bare_generation_config, generate_answers, generate_tokens
 from ..models import loading
 from ..models.checkpoint import CheckpointRef, check_start_revision, load_stage, state_of
 from ..recipes.recipe import recipe_from_dict
@@ -25,8 +25,11 @@ from ..recipes.stages import StageSettings, stage_settings
 from ..runs.folder import find_run, read_json, read_result, store_folder
 from ..templates.rendering import shows_system
 from .model_card import write_model_card
+from .older_readers import add_older_spellings
 
 PROMPTS = ("Who are you?", "What is this about?", "Give me one example.")  # where a run has no questions
+# Settings on which it depends whether others count.
+DECODING_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 BASE = "base"  # folder of the weights that an adapter of a later stage is loaded on
 
 
@@ -53,6 +56,16 @@ class ExportPlan:
         return self.form == "adapter" and self.entry["method"] == "qlora"
 
 
+@dataclass(frozen=True)
+class ExportCheck:
+    """What the card says of the written folder beside the run's own figures."""
+
+    prompts: int  # that the run's model and the exported one were given
+    equal: int  # of these, answered equally by both
+    unused_flags: dict  # generation settings of the start model that count for nothing, and were left out
+    new_names_only: list[str]  # fields of config.json that older readers know by these names, and do not get
+
+
 def export_stage(run: str | Path, folder: str | Path, stage: str | None = None, form: str | None = None,
                  rows: int = 0) -> dict:
     """Write a stage to a new folder and return what was checked.
@@ -76,10 +89,10 @@ def export_stage(run: str | Path, folder: str | Path, stage: str | None = None, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "export"
-        _write_files(new, plan)
+        remarks = _write_files(new, plan)
         equal = _count_equal(new, plan, questions)
         examples = [question for question in questions if "wanted" in question][:rows]
-        write_model_card(new, plan, len(questions), equal, examples)
+        write_model_card(new, plan, ExportCheck(len(questions), equal, *remarks), examples)
         for path in (new, *new.rglob("*")):  # safetensors (0.8) writes files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         new.rename(folder)
@@ -122,34 +135,62 @@ def _choose_form(method: str, form: str | None) -> str:
     return form or ("adapter" if method == "ptuning_v2" else "merged")
 
 
-def _write_files(folder: Path, plan: ExportPlan) -> None:
-    """Write weights, tokenizer and generation settings; for an adapter of a later stage also its base."""
+def _write_files(folder: Path, plan: ExportPlan) -> tuple[dict, list[str]]:
+    """Write weights, tokenizer and generation settings; for an adapter of a later stage also its base.
+
+    Returns the last two fields of an ExportCheck.
+    """
     shutil.copytree(plan.source, folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     saved = "adapter" if plan.entry["method"] == "ptuning_v2" else "model"
     tokenizer = loading.load_tokenizer(str(plan.source.parent / saved))
     tokenizer.save_pretrained(folder)
-    weights = Path(plan.base or folder)
+    weights, new_names_only = Path(plan.base or folder), []
     if plan.own_base:
         weights = shutil.copytree(plan.base, folder / BASE)
+        new_names_only = add_older_spellings(weights, loading.load_tokenizer(str(weights)))
     if plan.form == "adapter":
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         config |= {"base_model_name_or_path": BASE if plan.own_base else plan.base, "revision": plan.revision}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    _generation_config(weights, plan, tokenizer).save_pretrained(folder)
+    new_names_only = add_older_spellings(folder, tokenizer) or new_names_only
+    settings = _generation_config(weights, plan, tokenizer)
+    unused = _drop_unused_flags(settings)
+    for target in (folder, *([weights] if plan.own_base else [])):
+        settings.save_pretrained(target)
+    return unused, new_names_only
 
 
 def _generation_config(weights: Path, plan: ExportPlan, tokenizer) -> GenerationConfig:
     """The model's own generation settings, changed to stop where training ended its answers."""
     try:
         settings = GenerationConfig.from_pretrained(str(weights), revision=plan.revision)
-    except OSError:
-        settings = GenerationConfig()
+    except OSError:  # models of before 2023 have them in config.json
+        settings = GenerationConfig.from_pretrained(str(weights), "config.json", revision=plan.revision,
+                                                    _from_model_config=True)
+    vars(settings).pop("_from_model_config", None)  # transformers 4 would derive them anew
     ends = settings.eos_token_id
     ends = [ends] if isinstance(ends, int) else ends or []
     settings.eos_token_id = sorted({*ends, *end_of_turn_ids(tokenizer)})
     settings.pad_token_id = tokenizer.pad_token_id
     return settings
+
+
+def _drop_unused_flags(settings: GenerationConfig) -> dict:
+    """Unset the settings that count for nothing, as `temperature` without sampling, and return them.
+
+    transformers (5.23) loads models that are published with such flags, but refuses to save them.
+    """
+    given = settings.to_diff_dict()
+    modes = {name: given[name] for name in DECODING_MODES if name in given}
+    unused = {}
+    for name, value in given.items():
+        try:
+            GenerationConfig(**modes | {name: value}).validate(strict=True)
+        except ValueError:
+            unused[name] = value
+            setattr(settings, name, None)
+    return unused
 
 
 def _answer_by_run(plan: ExportPlan) -> list[dict]:
@@ -189,13 +230,12 @@ def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> 
     if plan.form == "adapter":
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
-    settings, answers = GenerationConfig.from_pretrained(str(folder)), []
+    stored, answers = GenerationConfig.from_pretrained(str(folder)), []
+    settings = bare_generation_config(stored.eos_token_id, stored.pad_token_id, plan.max_new_tokens)
     for question in questions:
         batch = tokenizer(_render_plainly(tokenizer, question), add_special_tokens=False,
                           return_tensors="pt").to(model.device)
-        tokens = model.generate(**batch, generation_config=settings, do_sample=False,
-                                max_new_tokens=plan.max_new_tokens)
-        new = tokens[0, batch["input_ids"].shape[1]:]
+        new = generate_tokens(model, batch, settings)[0]
         answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     del model
     loading.release_memory()

@@ -20,18 +20,16 @@ from ..runs.events import read_events
 from ..runs.folder import read_json, read_result
 
 if TYPE_CHECKING:
-    from .export import ExportPlan
+    from .export import ExportCheck, ExportPlan
 
 
-def write_model_card(folder: Path, plan: "ExportPlan", prompts: int, equal: int,
-                     examples: list[dict]) -> None:
+def write_model_card(folder: Path, plan: "ExportPlan", check: "ExportCheck", examples: list[dict]) -> None:
     """Write README.md and loss.png into an exported folder, from the run's folder and the comparison.
 
     Args:
         folder: the exported folder, with its tokenizer.
         plan: what was exported.
-        prompts: number of prompts given to the run's model and to the exported one.
-        equal: number of those that both answered equally.
+        check: the comparison with the run's model, and what was left out of the files.
         examples: questions to show, as `{prompt, wanted, answer}`.
     """
     result, tokenizer = read_result(plan.run), load_tokenizer(str(folder))
@@ -46,13 +44,14 @@ def write_model_card(folder: Path, plan: "ExportPlan", prompts: int, equal: int,
               for name, value in result["recipe"].items() if value is not None}
     ModelCard.from_template(
         data, str(Path(__file__).with_name("model_card.md.jinja")), code=_code, block=_block,
-        plan=plan, result=result, stored=read_json(plan.run, "recipe.json"), prompts=prompts, equal=equal,
+        plan=plan, result=result, stored=read_json(plan.run, "recipe.json"), check=check,
         title=re.sub(r"[^\w.-]+", "-", plan.run.resolve().name) or "run",
         chain=" → ".join(stage["name"] for stage in stages),
         base="FOLDER/base" if plan.own_base else plan.hub or "BASE",
         options=prompt_options(tokenizer) or {}, template=describe_template(tokenizer),
         ledger=format_result_ledger(result | {"stages": stages}),
         recipe=json.dumps(recipe, indent=1, ensure_ascii=False),
+        unused=", ".join(f"{name} {value}" for name, value in check.unused_flags.items()),
         examples="\n\n".join(f"{one['prompt']}\n  wanted: {one['wanted']}\n  answer: {one['answer']}"
                              for one in examples),
         versions=", ".join(map(" ".join, result["versions"].items()))).save(folder / "README.md")
