@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_text
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import BadInput
@@ -284,5 +284,17 @@ def save_stage_model(model, method: str, folder: Path):
     if method == "qlora":
         plain = _with_conv1d(model.unload().dequantize())
         model = PeftModel.from_pretrained(plain, folder / "adapter").merge_and_unload()
-    model.save_pretrained(folder / "model")
+    _save_weights(model, folder / "model")
     return model
+
+
+def _save_weights(model, folder: Path) -> None:
+    """Write a model; its generation settings as they are, whatever counts of them.
+
+    transformers (5.23) refuses to save settings with a flag that does not count (`temperature` without
+    `do_sample`) once it has filled in the tokenizer's ends, which would lose a training at its end.
+    """
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    model.save_pretrained(folder)
+    model.generation_config = settings
+    settings.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
