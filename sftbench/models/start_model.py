@@ -108,5 +108,5 @@ def check_positions(stages: list[StageSettings], recipe: Recipe, facts: Facts) -
 
 def longest_prompt(tokenizer, roles: dict[str, Role]) -> int | None:
     """The tokens of the longest question of all task probes; None without any."""
-    return max((len(encode_prompt(tokenizer, row["messages"], row.get("tools"))) for role in roles.values()
+    return max((len(encode_prompt(tokenizer, row)) for role in roles.values()
                 for row in role.probe if "messages" in row), default=None)
