@@ -67,8 +67,7 @@ def small_rows(role: str, count: int = 40) -> list[dict]:
                           {"role": "assistant", "content": city}]} for name, city in facts]
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def make_tokenizer():
     """A byte-level BPE tokenizer with a chat template, pad, eos and no bos."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -88,6 +87,12 @@ def tokenizer():
         "{% if m['role'] == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}")
     return made
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The tokenizer of the tiny models."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")

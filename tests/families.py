@@ -1,5 +1,6 @@
-"""Tiny models of every decoder-only family that transformers knows, from its configuration alone, and what each
-method does with them; `benchmarks/families.py` makes the table of docs/models.md of it.
+"""Tiny models of every decoder-only family that transformers knows, and what each method does with them.
+
+`benchmarks/families.py` makes the table of docs/models.md of it.
 
 The sizes are set by the names that configurations share, so a family that a new transformers brings needs no
 line here.
@@ -80,8 +81,8 @@ def other_kind(family: str) -> str:
     config = CONFIG_MAPPING[family]()
     if config.get_text_config() is not config:
         return "a model of several parts"
-    # the decoder alone of such a family has a configuration of its own only in Speech2Text's offspring
-    return "a decoder beside an encoder" if config.is_encoder_decoder or hasattr(config, "decoder_layers") else ""
+    beside = config.is_encoder_decoder or hasattr(config, "decoder_layers")
+    return "a decoder beside an encoder" if beside else ""
 
 
 def tiny_config(family: str, vocabulary: int, **changes):
@@ -122,8 +123,7 @@ def try_method(folder: Path, model: str, method: str) -> dict:
     from sftbench.training.chain import run_chain
     from sftbench.training.prepare import prepare_recipe
     data = folder / "domain_tasks.jsonl"
-    if not data.exists():
-        data.write_text("".join(json.dumps(row) + "\n" for row in small_rows("domain_tasks", 10)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in small_rows("domain_tasks", 10)))
     recipe = override(
         Recipe(), mode="1", method=method, model=model, domain_tasks=str(data), max_steps=2, probe_share=0.2,
         probe_rows=1, yardstick=False, max_new_tokens=2, num_virtual_tokens=4, max_length=48,
@@ -143,7 +143,7 @@ def try_method(folder: Path, model: str, method: str) -> dict:
 
 
 def try_family(family: str, tokenizer, folder: Path) -> dict:
-    """What each method does with a tiny model of the family, by method; `built` is a reason where it fails."""
+    """What each method does with a tiny model of the family; `built` is the reason where none can be made."""
     try:
         model = save_tiny(family, tokenizer, folder / "model")
     except Exception as error:  # whatever a configuration of odd sizes raises

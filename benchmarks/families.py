@@ -1,0 +1,109 @@
+"""The families' table in docs/models.md: every decoder-only family that transformers knows, by every method.
+
+    python benchmarks/families.py [--log runs/families.jsonl] [FAMILY …]
+
+A tiny model of each family is trained for two steps by each method, handed over, exported and loaded again,
+each family in a process of its own, with a limit of time. What is in the log is not tried again. Some 10
+minutes on one core.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from sftbench.recipes.recipe import METHODS  # noqa: E402
+from tests.conftest import make_tokenizer  # noqa: E402
+from tests.families import causal_families, other_kind, try_family  # noqa: E402
+
+PAGE, MARKS = ROOT / "docs" / "models.md", ("<!-- families -->\n", "<!-- end of families -->")
+LIMIT = 300  # seconds for a family
+
+
+def main(arguments: list[str]) -> None:
+    """Try the families that are not in the log, and write the page's table if all were tried."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("families", nargs="*")
+    parser.add_argument("--log", type=Path, default=ROOT / "runs" / "families.jsonl")
+    options = parser.parse_args(arguments)
+    options.log.parent.mkdir(parents=True, exist_ok=True)
+    known = read_log(options.log)
+    tokenizer = make_tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        try_family("llama", tokenizer, Path(folder))  # what the first run imports, all others have by then
+    gc.collect()
+    gc.freeze()
+    for family in options.families or causal_families():
+        if family not in known:
+            began, known[family] = time.monotonic(), in_a_process(family, tokenizer)
+            with open(options.log, "a") as file:
+                file.write(json.dumps({"family": family} | known[family]) + "\n")
+            sys.stdout.write(f"{family} {time.monotonic() - began:.0f} s {outcome(known[family])}\n")
+            sys.stdout.flush()
+    if not options.families:
+        text = PAGE.read_text()
+        before, _, after = text.partition(MARKS[0])[0], *text.partition(MARKS[1])[1:]
+        PAGE.write_text(before + MARKS[0] + table(known) + MARKS[1] + after)
+
+
+def read_log(path: Path) -> dict[str, dict]:
+    """What was found by family."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {entry.pop("family"): entry for entry in map(json.loads, lines)}
+
+
+def in_a_process(family: str, tokenizer) -> dict:
+    """What `try_family` finds, in a forked process: it begins with all libraries loaded."""
+    if kind := other_kind(family):
+        return {"other": kind}
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, family, tokenizer))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(LIMIT) else {"built": f"not within {LIMIT} s"}
+    except EOFError:
+        return {"built": "its process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send_result(sender, family: str, tokenizer) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sender.send(try_family(family, tokenizer, Path(folder)))
+
+
+def outcome(found: dict) -> tuple:
+    """What of a family counts for its line: why it is not tried, or what each method does."""
+    if reason := found.get("other") or found.get("built"):
+        return (reason,)
+    return tuple(_cell(found[method]) for method in METHODS)
+
+
+def _cell(found: dict) -> str:
+    if "failed" in found:
+        return f"FAILS: {found['failed']}"
+    if "refused" in found:
+        return f"refused: {found['sentence']}"
+    return ("packed" if found["packs"] else "yes") + ", OTHER ANSWERS" * (not found["equal"])
+
+
+def table(known: dict[str, dict]) -> str:
+    """The families by what each method does with them, as Markdown."""
+    groups = defaultdict(list)
+    for family, found in sorted(known.items()):
+        groups[outcome(found)].append(family)
+    return "".join(f"- {' | '.join(key)}: {', '.join(families)}\n" for key, families in groups.items())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
