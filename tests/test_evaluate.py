@@ -89,7 +89,7 @@ def test_the_same_holds_under_an_adapter(make_model, tokenizer, settings, method
 def test_the_end_tokens_of_the_models_settings_end_an_answer(model, tokenizer, monkeypatch):
     question = small_rows("domain_tasks", 1)
     whole, = complete_answers(model, tokenizer, question, 8)
-    first = tokenizer(whole.answer, add_special_tokens=False)["input_ids"][-1]
+    first = tokenizer(whole.text, add_special_tokens=False)["input_ids"][-1]
     monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=[1, first]))
     ended, = complete_answers(model, tokenizer, question, 8)
-    assert whole.cut and not ended.cut and whole.answer.startswith(ended.answer)
+    assert whole.cut and not ended.cut and whole.text.startswith(ended.text)

@@ -149,6 +149,8 @@ def test_numbers_are_equal_exactly_or_to_a_millionth(answer, wanted, score):
      '<tool_call>{"arguments": {"a": 2, "b": 1}, "name": "f"}</tool_call>', 1),
     ('<tool_call>{"name": "f"}</tool_call>\n<tool_call>{"name": "g"}</tool_call>',
      '<tool_call>{"name": "f"}</tool_call>', 0),
+    ('function f\n```json\n{"a": 1}\n```', 'function f\n```json\n{"a":1}\n```', 1),
+    ('function g\n```json\n{"a": 1}\n```', 'function f\n```json\n{"a":1}\n```', 0),
 ])
 def test_json_is_compared_as_values(answer, wanted, score):
     assert score_answer(answer, wanted, "json") == score
@@ -214,7 +216,8 @@ def test_accuracy_is_the_mean_of_each_rows_own_scorer(make_model, tokenizer, mon
     rows = [task("a", "Oslo"), task("b", "42", scorer="number"), task("c", "B", scorer="choice"),
             task("d", "Oslo Lima", scorer="f1"), task("e", "Oslo")]
     answers = ["Oslo.", "It is 42.", "(b)", "Lima", "Oslo"]
-    monkeypatch.setattr(probes, "generate_answers", lambda *args: answers)
+    monkeypatch.setattr(probes, "complete_answers", lambda *args: [
+        probes.Answer(text, False, text) for text in answers])
     model = load_model(make_model())
     scores = score_probe(model, tokenizer, rows, 64, 4)
     assert scores["accuracy"] == pytest.approx((0 + 1 + 1 + 2 / 3 + 1) / 5, abs=1e-5)

@@ -4,6 +4,8 @@ A checkpoint is text: a run's folder (its last stage), `RUN:start`, `RUN:STAGE` 
 number from 1), or a model's folder or name.
 """
 
+import json
+
 from ..data.roles import load_roles
 from ..errors import BadInput
 from ..models.checkpoint import CheckpointRef
@@ -40,7 +42,8 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
                      for question in questions]
     answers = {name: _answer_all(checkpoint, conversations, max_new_tokens)
                for name, checkpoint in located.items()}
-    return [{"checkpoint": name, **question, **answers[name][number]._asdict()}
+    return [{"checkpoint": name, **question, "answer": answers[name][number].text,
+             "cut": answers[name][number].cut}
             for number, question in enumerate(questions) for name in answers]
 
 
@@ -62,6 +65,12 @@ def probe_questions(run: str | None) -> list[dict]:
             for row in roles[name].probe[:QUESTIONS_PER_ROLE]]
     if not rows:
         raise BadInput(f"{run}: it has no probe with questions; give a prompt", where=str(run))
-    return [{"prompt": " / ".join(message["content"] for message in row["messages"][:-1]),
-             "wanted": row["messages"][-1]["content"], "messages": row["messages"][:-1],
+    return [{"prompt": " / ".join(map(_show_message, row["messages"][:-1])),
+             "wanted": _show_message(row["messages"][-1]), "messages": row["messages"][:-1],
              "tools": row.get("tools")} for row in rows]
+
+
+def _show_message(message: dict) -> str:
+    """A message as a person reads it: its text, and its calls of tools as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    return "\n".join(filter(None, (message["content"], *calls)))

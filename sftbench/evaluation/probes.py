@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..data.chat_template import end_of_turn_ids
 from ..data.packing import collate_batch, join_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_prompt
+from .reading import read_answer
 from .scorers import score_answer, wanted_answer
 
 ANSWERS_PER_BATCH = 64
@@ -97,14 +98,16 @@ def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
 
     A question is a list of messages, or a row with `messages` and perhaps `tools`.
     """
-    return [text for text, _ in complete_answers(model, tokenizer, questions, max_new_tokens, batch_size)]
+    return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens,
+                                                       batch_size)]
 
 
 class Answer(NamedTuple):
     """What a model answers, and whether it was cut at max_new_tokens before it ended by itself."""
 
-    answer: str
+    text: str
     cut: bool
+    spoken: str  # without thoughts: what is scored
 
 
 def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict] | dict],
@@ -119,7 +122,7 @@ def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
     model.eval()
     prompts = [encode_prompt(tokenizer, question) for question in questions]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [Answer("", False)] * len(prompts)
+    answers = [Answer("", False, "")] * len(prompts)
     for start in range(0, len(by_length), batch_size):
         chunk = by_length[start:start + batch_size]
         batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
@@ -127,7 +130,8 @@ def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
         new = generate_tokens(model, batch, config).tolist()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         for index, text, ids in zip(chunk, texts, new, strict=True):
-            answers[index] = Answer(text.strip(), ends.isdisjoint(ids))
+            answers[index] = Answer(text.strip(), ends.isdisjoint(ids),
+                                    read_answer(tokenizer, ids, prompts[index]))
     model.train(training)
     return answers
 
@@ -141,7 +145,7 @@ def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max
     encoded, _ = encode_probe(tokenizer, rows, max_length)
     scores = {"loss": mean_loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
     if "messages" in rows[0]:
-        answers = generate_answers(model, tokenizer, rows, max_new_tokens)
+        answers = [answer.spoken for answer in complete_answers(model, tokenizer, rows, max_new_tokens)]
         wanted = [wanted_answer(tokenizer, row) for row in rows]
         scorers = [row.get("scorer", "exact") for row in rows]
         for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):

@@ -13,9 +13,9 @@ from fractions import Fraction
 import regex  # knows scripts and a time limit, unlike `re`
 from transformers import PreTrainedTokenizerBase
 
-from ..data.chat_template import training_pieces
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
+from .reading import answer_text, read_answer
 from .stated import last_number, stated_letter, wanted_letter
 
 REGEX_SECONDS = 1.0  # that a pattern may take on one answer
@@ -60,8 +60,8 @@ def wanted_answer(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     """The answer that a row ends with, as a model gives it: a call of tools in the template's own form."""
     if not row["messages"][-1].get("tool_calls"):
         return row["messages"][-1]["content"]
-    answer, _ = training_pieces(tokenizer, row)[-1][-1]
-    return _decode(tokenizer, answer)
+    answer = answer_text(tokenizer, row)
+    return read_answer(tokenizer, tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 def lossy_answers(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> int:
@@ -138,8 +138,14 @@ def same_number(answer: str, wanted: str) -> float:
 
 
 def same_json(answer: str, wanted: str) -> float:
-    """1.0 if both are equal JSON values: white space, the order of keys and 1 or 1.0 apart."""
+    """1.0 if both are equal JSON values: white space, the order of keys and 1 or 1.0 apart.
+
+    Words around a fenced block or a <tool_call> count only where the wanted answer has some.
+    """
     try:
+        around = _BLOCK.sub("", wanted).split() if _BLOCK.search(wanted) else []
+        if around and around != _BLOCK.sub("", answer).split():
+            return 0.0
         return float(_canonical_json(answer) == _canonical_json(wanted))
     except (ValueError, RecursionError):
         return 0.0

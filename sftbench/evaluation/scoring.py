@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..data.rows import digest_rows
+from ..data.tokenization import tokenizer_fingerprint
 from ..errors import BadInput
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
@@ -57,6 +58,7 @@ class ProbeSet:
     def scores_path(self, state: ModelState) -> Path:
         """Where the scores of a state are stored."""
         key = hash_key(format=SCORES_FORMAT, scorer=self.scorer, state=state.key,
+                       tokenizer=tokenizer_fingerprint(self.tokenizer),
                        max_length=self.max_length, max_new_tokens=self.max_new_tokens,
                        probes={role: digest_rows(rows) for role, rows in self.rows.items()},
                        yardstick=yardstick_digest() if self.yardstick else None)

@@ -111,15 +111,15 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
     for role in ("domain_tasks", "general_tasks"):
         probe = ready.roles[role].probe[:rows] if role in ready.roles else []
         answers = complete_answers(model, tokenizer, probe, ready.recipe.max_new_tokens)
-        for row, (answer, cut) in zip(probe, answers, strict=True):
+        for row, answer in zip(probe, answers, strict=True):
             prompt = [message["content"] for message in row["messages"][:-1]]
             wanted = wanted_answer(tokenizer, row)
-            right = score_answer(answer, wanted, row.get("scorer", ready.recipe.scorer))
+            right = score_answer(answer.spoken, wanted, row.get("scorer", ready.recipe.scorer))
             verdict = "right" if right == 1 else "wrong" if right == 0 else f"{right:.0%} right"
-            verdict += ", cut" * cut
+            verdict += ", cut" * answer.cut
             parts += [format_pairs([(f"{role}:", _visible(" / ".join(prompt)))], gap=1),
                       format_pairs([("wanted:", _visible(wanted)),
-                                    ("answer:", f"{_visible(answer)}   [{verdict}]")], indent=4, gap=1)]
+                                    ("answer:", f"{_visible(answer.text)}   [{verdict}]")], indent=4, gap=1)]
     return "\n".join(parts)
 
 

@@ -23,6 +23,7 @@ from ..distributed import is_sharded, process_count
 from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
 from ..evaluation.probes import probe_losses
+from ..evaluation.reading import answer_text
 from ..evaluation.scoring import ProbeSet
 from ..models import loading
 from ..models.architecture import measure_architecture
@@ -225,7 +226,7 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
     """What advice can know before training: sizes of model and data, and what the device can do."""
     tasks = [name for name in roles if name.endswith("_tasks")]
     lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
-    answers = [row["messages"][-1]["content"] for role in roles.values() for row in role.probe
+    answers = [answer_text(tokenizer, row) for role in roles.values() for row in role.probe
                if "messages" in row]
     facts = Facts().add(
         "measured",
