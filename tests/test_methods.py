@@ -4,19 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 
 from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_probe, encode_row
 from sftbench.evaluation.probes import mean_loss
-from sftbench.models.loading import load_model, make_bnb_config
+from sftbench.models.loading import load_model, load_model_config, make_bnb_config
 from sftbench.models.methods import (
     METHOD_FUNCTIONS,
-    freeze,
+    check_parts,
     ptuning_v2,
     save_stage_model,
     trainable_parameters,
 )
+from sftbench.models.parts import freeze, stretch_list
 from sftbench.training.trainer import StageContext, train_stage
 from tests.conftest import FAMILIES, bad_input, small_rows
 
@@ -125,6 +127,119 @@ def test_new_parts_begin_as_the_identity_in_every_family(make_model, tokenizer, 
     plain = load_model(make_model(family)).eval().generate(tokens, max_new_tokens=3, do_sample=False,
                                                                   pad_token_id=0)
     assert torch.equal(answer, plain)
+
+
+# Families whose layers differ, by what the configuration has for each of them.
+SIZES = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0,
+         "eos_token_id": [1, 2, 3, 4], "bos_token_id": None}
+MIXED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+         "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+UNLIKE = {
+    "smollm3": ("SmolLM3Config", {"use_sliding_window": True, "sliding_window": 4}),
+    "llama4": ("Llama4TextConfig", {"head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 64}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16, "use_sliding_window": True, "sliding_window": 4,
+                              "max_window_layers": 2}),
+    "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+                                     "moe_intermediate_size": 16, "mlp_only_layers": [1]}),
+    "glm4_moe": ("Glm4MoeConfig", MIXED | {"head_dim": 8}),
+    "gpt_oss": ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo3": ("Olmo3Config", {"sliding_window": 4}),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv", "conv"]}),
+}
+UNFIT = {
+    "every second layer has experts": ("Qwen3MoeConfig", {
+        "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 2}),
+    "the last layers take an earlier one's keys": ("Gemma3nTextConfig", {
+        "head_dim": 16, "num_hidden_layers": 10, "num_kv_shared_layers": 4}),
+    "its decay is by depth": ("MiniMaxConfig", {"num_local_experts": 4, "head_dim": 8}),
+}
+
+
+def config_of(name, changes):
+    return getattr(transformers, name)(**SIZES | {"num_hidden_layers": 4} | changes)
+
+
+@pytest.mark.parametrize(("parts", "layers"), [
+    ("new_blocks:1", 5), ("new_blocks:2", 6), ("new_blocks:4", 8), ("new_head", 4)])
+@pytest.mark.parametrize("family", UNLIKE)
+def test_new_parts_of_layers_that_differ_load_as_they_were(settings, tmp_path, family, parts, layers):
+    config, options = config_of(*UNLIKE[family]), settings("freeze", trainable_parts=parts)
+    after = check_parts(config, options)
+    assert config.num_hidden_layers == 4 and config.eos_token_id == after.eos_token_id
+    torch.manual_seed(0)
+    model = freeze(transformers.AutoModelForCausalLM.from_config(config), None, options, "").eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # all, so that new blocks are seen wherever they stand
+            weight.add_(torch.randn_like(weight) * 0.02)
+        tokens = torch.randint(5, 300, (2, 20))
+        wanted = model(input_ids=tokens, use_cache=False).logits
+        model.save_pretrained(tmp_path)
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(again(input_ids=tokens, use_cache=False).logits, wanted)
+    assert again.config.num_hidden_layers == after.num_hidden_layers == layers
+
+
+@pytest.mark.parametrize("why", UNFIT)
+def test_new_blocks_that_would_load_as_another_model_are_refused(settings, why):
+    with bad_input("trainable_parts", match="last:N"):
+        check_parts(config_of(*UNFIT[why]), settings("freeze", trainable_parts="new_blocks:1"))
+    check_parts(config_of(*UNFIT[why]), settings("freeze", trainable_parts="last:1"))
+
+
+@pytest.mark.parametrize(("layers", "name", "value", "wanted"), [
+    (2, "moe_layers", [0, 1], [0, 1, 2]), (2, "no_rope_layers", [0, 1], [0, 1, 1]),
+    (3, "moe_layers", [0, 2], [0, 2, 3]), (3, "layer_idxs", [0], [0]), (3, "layer_idxs", [2], [2, 3]),
+    (3, "layer_types", ["a", "b", "c"], ["a", "b", "c", "c"]), (3, "sizes", [8, 4, 2], [8, 4, 2, 2]),
+    (3, "sections", [16, 24], [16, 24]), (3, "mlp_only_layers", [], []),
+])
+def test_an_entry_for_each_layer_follows_its_layer(layers, name, value, wanted):
+    assert stretch_list(name, value, [*range(layers), layers - 1], layers) == wanted
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize(("family", "changes", "targets"), [
+    ("qwen3", {"tie_word_embeddings": True}, "embed_tokens,q_proj"),
+    ("qwen3", {"tie_word_embeddings": True}, "q_proj, lm_head"),
+    ("llama", {"tie_word_embeddings": True}, "model.embed_tokens"), ("gpt2", {}, "wte"),
+    ("gemma3", {}, "lm_head"),
+])
+def test_lora_on_a_weight_of_two_modules_is_refused(make_model, tokenizer, settings, method, family, changes,
+                                                    targets):
+    folder, options = make_model(family, **changes), settings(method, lora_target_modules=targets)
+    with bad_input("lora_target_modules", match="(embed_tokens|wte) and lm_head .*new_head"):
+        check_parts(load_model_config(folder), options)
+    with bad_input("lora_target_modules"):
+        METHOD_FUNCTIONS[method](load_model(folder), tokenizer, options, "")
+
+
+def test_lora_on_embeddings_of_their_own_is_merged_whole(make_model, tokenizer, settings, tmp_path):
+    folder = make_model(tie_word_embeddings=False)
+    options = settings("lora", lora_target_modules="embed_tokens,q_proj")
+    check_parts(load_model_config(folder), options)
+    model, _, sizes = trained(folder, tokenizer, options)
+    assert any("embedding" in name for name in sizes)
+    rows = [encode_row(tokenizer, row)[-1] for row in small_rows("domain_tasks", 30)]
+    loss = mean_loss(model, rows, 0)
+    save_stage_model(model, "lora", tmp_path)
+    assert mean_loss(load_model(str(tmp_path / "model")), rows, 0) == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(("family", "head"), [("qwen3", "lm_head"), ("gpt_neox", "lm_head")])
+def test_lora_on_an_output_head_is_refused(make_model, settings, family, head):
+    config = load_model_config(make_model(family, tie_word_embeddings=False))
+    with bad_input("lora_target_modules", match=f"{head}.*freeze with head"):
+        check_parts(config, settings("lora", lora_target_modules=head))
+
+
+def test_a_stage_that_unties_the_head_lets_the_next_adapt_the_embedding(make_model, settings):
+    config = load_model_config(make_model(tie_word_embeddings=True))
+    adapt = settings("lora", lora_target_modules="embed_tokens")
+    with bad_input("lora_target_modules"):
+        check_parts(config, adapt)
+    after = check_parts(config, settings("freeze", trainable_parts="new_head"))
+    assert check_parts(after, adapt).tie_word_embeddings is False and config.tie_word_embeddings
 
 
 def test_a_new_head_stays_apart_after_reload(make_model, tokenizer, settings, tmp_path):

@@ -4,7 +4,6 @@ A method only sets the trainable set; the loop, the data and the loss are the sa
 turns the trained model into what the next stage starts from, such that the function it computes is kept.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -16,10 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
 from ..recipes.stages import StageSettings
-from .architecture import build_empty, expert_names, find_decoder_layers
-
-# The layers that write into the residual stream; zero weights there make a new block the identity.
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "w2")
+from .architecture import build_empty, expert_names
+from .parts import check_rebuild, freeze
 
 
 def full(model, tokenizer, settings: StageSettings, text: str):
@@ -47,17 +44,37 @@ def lora(model, tokenizer, settings: StageSettings, text: str):
 
 
 def _target_modules(model, targets: str) -> list[str]:
-    """The modules that `lora_target_modules` names; raises BadInput for one that the model lacks."""
+    """The modules that `lora_target_modules` names; raises BadInput for one that LoRA cannot adapt."""
     fit = [name for name, module in model.named_modules()
            if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
-    wanted = [target.strip() for target in targets.split(",") if target.strip()]
+    wanted, shared = [name.strip() for name in targets.split(",") if name.strip()], _shared_weights(model)
     for target in wanted:
-        if not any(f".{name}".endswith(f".{target}") for name in fit):
-            known = sorted({name.split(".")[-1] for name in fit})
-            raise BadInput(f"lora_target_modules: {type(model).__name__} has no module {target!r} that LoRA "
-                           f"fits{suggest_name(target, known)}; there is {', '.join(known)}, or all-linear",
-                           field="lora_target_modules")
+        found = [name for name in fit if f".{name}".endswith(f".{target}")]
+        if not found:
+            known = sorted({name.split(".")[-1] for name in fit if name not in shared})
+            raise _bad_targets(f"{type(model).__name__} has no module {target!r} that LoRA fits"
+                               f"{suggest_name(target, known)}; there is {', '.join(known)}, or all-linear")
+        if users := next((shared[name] for name in found if name in shared), None):
+            raise _bad_targets(f"{' and '.join(users)} are one weight, of which LoRA would change one use in "
+                               "training and all once it is merged; leave them out, or take method full, or "
+                               "freeze with new_head, which unties an output head first")
+        if model.get_output_embeddings() in map(model.get_submodule, found):  # TRL 1.16 takes its bare weight
+            raise _bad_targets(f"the loss is computed from {target}'s own weight, so an adapter of it would "
+                               "never be trained; leave it out, or take method freeze with head")
     return wanted
+
+
+def _bad_targets(fault: str) -> BadInput:
+    return BadInput(f"lora_target_modules: {fault}", field="lora_target_modules")
+
+
+def _shared_weights(model) -> dict[str, list[str]]:
+    """Of each module whose weight other modules use too: the names of all of them."""
+    users = {}
+    for name, module in model.named_modules():
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            users.setdefault(id(weight), []).append(name)
+    return {name: names for names in users.values() if len(names) > 1 for name in names}
 
 
 def ptuning_v2(model, tokenizer, settings: StageSettings, text: str):
@@ -106,146 +123,23 @@ def ask_prefix(model) -> str:
     return ""
 
 
-def freeze(model, tokenizer, settings: StageSettings, text: str):
-    """Train chosen parts only (`trainable_parts`): layers, norm or head, or parts added as the identity.
+def check_parts(config, settings: StageSettings):
+    """The configuration after a stage of these settings, where a model of this one can be trained so.
 
-    `last:N`, `layers:A-B` (counted from 0), `head`, `norm`, `new_blocks:N`, `new_head`; several with commas.
+    Raises BadInput for parts that the model lacks, for LoRA on shared weights, and for parts which, added to
+    this family, could not be loaded again.
     """
-    model.requires_grad_(False)
-    for part in settings.trainable_parts.split(","):
-        name, _, value = part.strip().partition(":")
-        if name not in PARTS:
-            raise _bad_parts(f"unknown part {part.strip()!r}; parts are {', '.join(PARTS)}")
-        for module in PARTS[name](model, value):
-            module.requires_grad_(True)
-    return model
-
-
-def check_parts(config, settings: StageSettings) -> None:
-    """Raise BadInput where a stage's settings name parts that a model of this configuration lacks."""
-    if settings.method in ("freeze", "lora", "qlora"):
-        model = build_empty(config)
-        with torch.device("meta"):
-            METHOD_FUNCTIONS[settings.method](model, None, settings, "")
+    if settings.method not in ("freeze", "lora", "qlora"):
+        return config
+    model = build_empty(config)
+    with torch.device("meta"):
+        model = METHOD_FUNCTIONS[settings.method](model, None, settings, "")
+    if settings.method == "freeze" and model.config.to_dict() != config.to_dict():
+        check_rebuild(model)
+    return model.config
 
 
 METHOD_FUNCTIONS = {"full": full, "lora": lora, "qlora": lora, "ptuning_v2": ptuning_v2, "freeze": freeze}
-
-
-def _bad_parts(fault: str) -> BadInput:
-    return BadInput(f"trainable_parts: {fault}", field="trainable_parts")
-
-
-def _last_layers(model, value: str) -> list[nn.Module]:
-    layers = list(find_decoder_layers(model)[2])
-    return layers[-_parse_number("last", value, len(layers)):]
-
-
-def _layer_range(model, value: str) -> list[nn.Module]:
-    layers = list(find_decoder_layers(model)[2])
-    first, _, last = value.partition("-")
-    if not (first.isdigit() and last.isdigit() and int(first) <= int(last) < len(layers)):
-        raise _bad_parts(f"layers:{value} is not a range within 0-{len(layers) - 1}")
-    return layers[int(first):int(last) + 1]
-
-
-def _head(model, value: str) -> list[nn.Module]:
-    if _tied(model):
-        raise _bad_parts("this model's output head is its input embedding, so training it changes both; "
-                         "take new_head, which unties them first")
-    return [model.get_output_embeddings()]
-
-
-def _norm(model, value: str) -> list[nn.Module]:
-    """The normalisation between the last layer and the output head."""
-    norms = [child for name, child in find_decoder_layers(model)[0].named_children()
-             if "norm" in type(child).__name__.lower() and "emb" not in name]
-    if not norms:
-        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers", field="model")
-    return norms[-1:]
-
-
-def _new_head(model, value: str) -> list[nn.Module]:
-    """An output head of its own, at first equal to the shared embedding; an earlier stage's goes on."""
-    head = model.get_output_embeddings()
-    if not _tied(model):
-        return [head]
-    head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-    # transformers lists tied weights per instance, and would save one tensor for both
-    model.all_tied_weights_keys = {}
-    return [head]
-
-
-def _new_blocks(model, value: str) -> list[nn.Module]:
-    """N copies of layers, spread over the depth, whose output projections are zero (arXiv:2401.02415).
-
-    A few tokens check that they leave the function unchanged. Where an earlier stage added blocks (the
-    configuration's `added_blocks`), those train on and no more are added.
-    """
-    parent, name, layers = find_decoder_layers(model)
-    if getattr(model.config, "added_blocks", None):
-        return [layers[index] for index in model.config.added_blocks]
-    count = _parse_number("new_blocks", value, len(layers))
-    probe = torch.arange(8, device=next(model.parameters()).device)[None]
-    probe %= model.config.get_text_config().vocab_size
-    before = _logits(model, probe)
-    borders = {round((number + 1) * len(layers) / count) - 1 for number in range(count)}
-    sources = sorted([*range(len(layers)), *borders])  # a copy comes after its layer
-    indices = [index for index in range(1, len(sources)) if sources[index] == sources[index - 1]]
-    blocks = [_silent_copy(layers[source]) if index in indices else layers[source]
-              for index, source in enumerate(sources)]
-    setattr(parent, name, nn.ModuleList(blocks))
-    _renumber(model.config.get_text_config(), blocks, sources)
-    model.config.added_blocks = indices
-    if before is not None and not torch.equal(before, _logits(model, probe)):
-        raise BadInput(f"new_blocks: a copied layer of {type(model).__name__} with zero output projections "
-                       "still changes the function, so blocks cannot be added to this family",
-                       field="trainable_parts")
-    return [blocks[index] for index in indices]
-
-
-PARTS = {"last": _last_layers, "layers": _layer_range, "head": _head, "norm": _norm,
-         "new_blocks": _new_blocks, "new_head": _new_head}
-
-
-def _parse_number(name: str, value: str, limit: int) -> int:
-    if not (value.isdigit() and 1 <= int(value) <= limit):
-        raise _bad_parts(f"{name}:{value or '?'} needs a number from 1 to {limit}")
-    return int(value)
-
-
-def _tied(model) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
-@torch.no_grad()
-def _logits(model, tokens: torch.Tensor) -> torch.Tensor | None:
-    """The logits, or None on the meta device, where a model has no values."""
-    if tokens.is_meta:
-        return None
-    model.eval()
-    return model(input_ids=tokens, use_cache=False).logits
-
-
-def _silent_copy(layer: nn.Module) -> nn.Module:
-    """A copy of a decoder layer whose output projections, weights and biases, are zero."""
-    block = copy.deepcopy(layer)
-    for name, parameter in block.named_parameters():
-        if any(word in OUTPUT_PROJECTIONS for word in name.split(".")):
-            nn.init.zeros_(parameter)
-    return block
-
-
-def _renumber(config, blocks: list[nn.Module], sources: list[int]) -> None:
-    """Give every layer its index (the cache needs it) and stretch the configuration's per-layer lists."""
-    for index, block in enumerate(blocks):
-        for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[source] for source in sources]
-    config.num_hidden_layers = len(blocks)
 
 
 def trainable_parameters(model) -> dict[str, int]:

@@ -114,10 +114,10 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     facts = measure_facts(config, start, tokenizer, roles, tokens)
     check_vocabulary(tokenizer, roles, tokens, facts.vocabulary)
     revision = loading.resolve_revision(start, recipe.model_revision)
-    kinds = {plan.kind for plan in plans}
+    kinds = tuple(dict.fromkeys(plan.kind for plan in plans))
     for kind in kinds:
         settings = stage_settings(resolve_recipe(recipe, facts)[0], kind)
-        check_parts(config, settings)
+        config = check_parts(config, settings)
         facts = ask_start_model(recipe, settings, facts, start, revision)
     resolved, advised = resolve_recipe(recipe, facts)
     if facts.positions:
