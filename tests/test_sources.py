@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zipfile
 
 import datasets
@@ -13,6 +14,9 @@ import pytest
 
 from sftbench.data.conversations import parse_row
 from sftbench.data.rows import read_source
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.reports.data_report import format_report
+from sftbench.reports.text import look_at_data
 from sftbench.sources.columns import propose_columns
 from sftbench.sources.documents import NEEDED
 from sftbench.sources.names import (
@@ -26,6 +30,9 @@ from sftbench.sources.names import (
 )
 from sftbench.sources.origins import offered_probe, open_sources, passed_over, propose_source
 from sftbench.sources.readers import READERS
+from sftbench.training.data_check import measure_data
+from sftbench.training.outcome import describe_run
+from sftbench.training.prepare import prepare_recipe
 from tests.conftest import bad_input
 
 
@@ -229,6 +236,35 @@ def test_a_saved_data_set_offers_its_other_splits(tmp_path):
     }
     table.save_to_disk(tmp_path / "one")
     assert offered_probe(str(tmp_path / "one")) is None and passed_over(str(tmp_path / "one"), "r") == {}
+
+
+def test_check_and_look_name_what_is_passed_over_and_the_probe_that_may_be_given(tmp_path, make_model):
+    tasks = {f"data/{name}-00000-of-00001.jsonl": "".join(
+        json.dumps({"question": f"{name} {number}", "answer": "a"}) + "\n" for number in range(9))
+        for name in ("train", "test")}
+    folder = fill(tmp_path / "d", tasks | {"README.md": "card"})
+    report = measure_data(str(folder), model=make_model())
+    unread = {str(folder / "README.md"), str(folder / "data/test-00000-of-00001.jsonl")}
+    assert report.rows == 9 and report.to_dict()["passed_over"].keys() == unread
+    assert report.verdict == "ready with warnings"
+    assert f"-p domain_tasks_probe '{folder}#test'" in report.warnings[0]
+    text = format_report(report)
+    assert "passed over" in text and "README.md" in text
+    assert measure_data(str(folder), probe=f"{folder}#test", model=make_model()).verdict == "ready"
+    ready = prepare_recipe(override(Recipe(), mode="1", model=make_model(), domain_tasks=str(folder)))
+    described = describe_run(tmp_path / "run", ready)
+    assert described["data"]["domain_tasks"]["passed_over"].keys() == unread
+    assert "passed over: 2 names" in look_at_data(ready)
+
+
+def test_check_and_the_error_of_a_run_propose_columns(tmp_path, make_model):
+    path = fill(tmp_path, {"faq.csv": "Frage;Antwort\nf;w\ng;v\n"}) / "faq.csv"
+    proposal = f"{path}[question=Frage,answer=Antwort]"
+    report = measure_data(str(path), model=make_model())
+    assert report.proposal == proposal and proposal in report.stops[-1]
+    with bad_input(where=f"{path}, line 2", match=re.escape(proposal)):
+        read_source(str(path), "domain_tasks")
+    assert measure_data(proposal, model=make_model()).verdict == "ready"
 
 
 # compressed files and archives

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field
 
@@ -29,8 +30,9 @@ class Role:
 
     `times` says how often each training row is drawn in one pass (its file's weight). `rows` is all that was
     read, `chosen` the training rows' numbers in it, `systems` what gave system messages; `shared_groups` are
-    training rows whose question (of texts: document) a given probe has too, with another answer; `dropped`
-    has the number of rows that were left out and examples of their lines, by reason.
+    training rows whose question (of texts: document) a given probe has too, with another answer;
+    `offered_probe` is the source's own split to probe with, where no probe is given; `dropped` has the number
+    of rows that were left out and examples of their lines, by reason.
     """
 
     source: str
@@ -40,6 +42,7 @@ class Role:
     chosen: np.ndarray
     times: np.ndarray
     shared_groups: int = 0
+    offered_probe: str | None = None
     dropped: dict = field(default_factory=dict)
     systems: dict = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ def _pocket_serves(recipe: Recipe, name: str) -> bool:
 
 def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:
     """Training rows and probe: the probe is given or split off, and no training row is in it."""
+    offered = train.about["offered_probe"] if train and probe is None else None
     if train is None:
         train, chosen, probed = probe, np.array([], dtype=int), np.arange(len(probe.table))
     elif probe is None:
@@ -110,7 +114,7 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
     drawn = ~leaked & (times > 0)
     shared = drawn & np.isin(train.groups[chosen], probe.groups[probed])
     role = Role(source, train.table.select(chosen[drawn]), list(probe.table.select(probed)), train,
-                chosen[drawn], times[drawn], int(shared.sum()), systems=systems)
+                chosen[drawn], times[drawn], int(shared.sum()), offered, systems=systems)
     if train.about["bad"]:
         role.dropped["cannot be used"] = {"rows": train.about["bad"],
                                           "examples": train.about["first_bad"][:DROPPED_EXAMPLES]}
@@ -153,7 +157,9 @@ def role_warnings(name: str, role: Role) -> list[str]:
     cases = {f"{name}: {', '.join(ratings)} may say which rows are good, and all of them are trained; keep "
              "the good rows only, or remove the field": ratings,
              f"{name}: {more:,} training rows share a {what} with a row of the probe, whose scores they "
-             "raise; take them out of one of the two": more}
+             "raise; take them out of one of the two": more,
+             f"{name}: some rows are held out as its probe, while its source has a split for that; give it: "
+             f"-p {name}_probe {shlex.quote(role.offered_probe or '')}": role.offered_probe}
     return [text for text, applies in cases.items() if applies]
 
 

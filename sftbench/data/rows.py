@@ -22,7 +22,7 @@ from datasets import Dataset, Features, List, Value
 
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
-from ..sources.origins import Origin, open_sources
+from ..sources.origins import Origin, describe_source, open_sources, propose_source
 from . import conversations, fields
 from .conversations import parse_row
 from .fields import without_nulls
@@ -239,6 +239,7 @@ def _split_usable(table: Dataset, kind: str, origins: list[Origin]) -> Rows:
         origins,
         {"shapes": _value_counts(table, "shape"), "types": _value_counts(table, "type"),
          "systems": int(numbers("system").sum()), "unused": dict(unused.most_common()),
+         "passed_over": {}, "offered_probe": None,  # of a source as a whole, see `read_source`
          "bad": len(bad), "bad_reasons": dict(reasons.most_common()),
          "first_bad": [f"{where}: {error}" for where, error, _ in faults],
          "first_fault": {"where": faults[0][0], "field": faults[0][2] or ""} if faults else {}})
@@ -251,12 +252,16 @@ def _value_counts(table: Dataset, column: str) -> dict[str, int]:
 
 def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:
     """The rows of a source (see `parse_source`) for a role; raises BadInput for none, and for bad ones."""
-    rows = read_rows(open_sources(source, role), role.split("_")[1], systems)
+    kind = role.split("_")[1]
+    rows = read_rows(open_sources(source, role), kind, systems)
+    rows.about |= describe_source(source, role)
     bad, usable = rows.about["bad"], len(rows.table)
     if bad and (bad_rows == "stop" or not usable):
         more = f"{bad} of {bad + usable} rows cannot be used; `sftbench check` lists them"
+        columns = None if usable else propose_source(rows.origins[0], kind)
+        proposal = f"; its columns may be read as {columns}" if columns else ""
         raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more if bad > 1 else 'correct it'}, and "
-                       "`-p bad_rows drop` leaves such rows out)", **rows.about["first_fault"])
+                       f"`-p bad_rows drop` leaves such rows out){proposal}", **rows.about["first_fault"])
     if not usable:
         files = ", ".join(origin.name for origin in rows.origins)
         raise BadInput(f"{role}: {files}: the file holds no row", field=role, where=files)

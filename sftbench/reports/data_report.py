@@ -63,6 +63,10 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
     if report.unreadable:
         pairs.append(("cannot be read", _list_faults(plural(len(report.unreadable), "file"),
                                                      report.unreadable)))
+    if report.passed_over:
+        pairs.append(("passed over", _list_faults(plural(len(report.passed_over), "name"), [
+            f"{name}: {why}" for name, why in report.passed_over.items()])))
+    pairs += [("texts", _list_first([make_visible(note, 300) for note in report.notes]))] * bool(report.notes)
     pairs += _bad_pairs(report)
     if report.unused:
         pairs.append(("not used", format_counts(report.unused)))

@@ -82,6 +82,9 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
               for reason, dropped in role.dropped.items()]
     about = role.rows.about
     lines += [f"    not used: {format_counts(about['unused'])}"] * bool(about["unused"])
+    if over := about["passed_over"]:
+        first = ": ".join(next(iter(over.items())))
+        lines.append(f"    passed over: {plural(len(over), 'name')}, first {first}")
     lines += [f"    ! {warning}" for warning in role_warnings(name, role)]
     systems, types = about["systems"], about["types"]
     if systems or types:

@@ -47,6 +47,7 @@ class Origin:
     records: Callable[[], Iterator[tuple]]  # of number and record, or of number and BadInput
     shape: str | None = None
     weight: float = 1.0
+    columns: dict[str, str] | None = None  # the file's own, by the field as which they are read
     name_place: Callable[[int], str] | None = None
     describe: Callable[[], str] | None = None
 
@@ -69,6 +70,11 @@ def open_sources(source: str, role: str) -> list[Origin]:
         [_file(one, alone, digests) for one in selection.contents] or [_open_dataset(part.path, role)])]
 
 
+def describe_source(source: str, role: str) -> dict:
+    """What `Rows.about` has of a source as a whole: `passed_over` and `offered_probe`."""
+    return {"passed_over": passed_over(source, role), "offered_probe": offered_probe(source)}
+
+
 def passed_over(source: str, role: str) -> dict[str, str]:
     """The files of a source's folders and archives that are not read, and other splits, with the reason."""
     return {name: why for part in parse_source(source, role)
@@ -87,6 +93,8 @@ def offered_probe(source: str) -> str | None:
 
 def propose_source(origin: Origin, kind: str) -> str | None:
     """The origin's name with its columns read as fields (see `propose_columns`); None where none fit."""
+    if origin.shape or origin.columns:  # what is stated is not guessed
+        return None
     sample = [record for _, record in itertools.islice(origin.records(), SAMPLE) if isinstance(record, dict)]
     columns = propose_columns(list(dict.fromkeys(itertools.chain(*sample))), sample, kind)
     return columns and f"{write_source(SourcePart(None, origin.name))}{columns}"
@@ -98,6 +106,7 @@ def _apply_part(origin: Origin, part: SourcePart) -> Origin:
     if not part.columns:
         return origin
     return replace(origin, content=f"{origin.content} {json.dumps(part.columns, sort_keys=True)}",
+                   columns=part.columns,
                    records=partial(rename_columns, origin.records, part.columns, origin.name))
 
 

@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
-from ..sources.origins import Origin, open_sources
+from ..sources.origins import Origin, describe_source, open_sources, propose_source
 from .prepare import measure_facts
 from .scripts import Script, count_scripts
 
@@ -49,6 +49,8 @@ class DataReport:
     source: str
     model: str
     files: int
+    passed_over: dict[str, str]  # files of folders and archives that are not read, with the reason
+    notes: list[str]  # how texts are cut into rows, and what of documents is not read
     unreadable: list[str]  # files that cannot be read, each with the reason
     rows: int
     shapes: dict[str, int]
@@ -58,6 +60,7 @@ class DataReport:
     bad: int
     first_bad: list[str]
     bad_reasons: dict[str, int]
+    proposal: str | None  # the source with its columns read as fields, where no row can be used without
     other_shape: int  # rows that would do as text for tasks, or the other way round
     duplicates: int
     first_duplicates: list[tuple[str, str]]  # file and line of a row and of the earlier equal one
@@ -85,10 +88,12 @@ class DataReport:
     def stops(self) -> list[str]:
         """What would stop a run on these data, and what to do about it."""
         bad, nothing = self.bad + self.probe_bad, "no usable row, so a run stops here"
+        columns = (f"name its columns: {self.proposal}" if self.proposal else
+                   "give rows of a shape that docs/data.md names")
         drop = ", or run with -p bad_rows drop" * bool(self.rows)
         cases = {f"{len(self.unreadable):,} files cannot be read; correct or remove them": self.unreadable,
                  f"{bad:,} rows would stop a run; correct them{drop}": bad,
-                 f"{self.role}: {nothing}; give rows of a shape that docs/data.md names": not self.rows,
+                 f"{self.role}: {nothing}; {columns}": not self.rows,
                  f"{self.role}_probe: {nothing}; give another probe, or none": self.probe_rows == 0,
                  f"{self.role}: nothing to train: {self.untrainable}, so a run stops here; take a larger "
                  "max_length or another probe": self.untrainable, self.fault: self.fault}
@@ -147,6 +152,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     recipe = override(Recipe(), bad_rows="drop", probe_rows=ALL_ROWS,
                       **fields, **{role: source, f"{role}_probe": probe})
     systems = load_system_prompts(recipe.system_prompts, role)
+    kind = role.split("_")[1]
     rows, unreadable = _read_readable(source, role, systems)
     probe_rows, more = _read_readable(probe, f"{role}_probe", systems) if probe else (None, [])
     split, fault, counts = None, "", None
@@ -161,8 +167,10 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     about, probe_about = rows.about, probe_rows.about if probe_rows else {"bad": 0, "first_bad": []}
     return DataReport(
         role=role, source=source, model=recipe.model, files=len(rows.origins), unreadable=unreadable + more,
+        notes=[f"{origin.name}: {note}" for origin in rows.origins if (note := origin.note)],
+        proposal=None if len(rows.table) or not rows.origins else propose_source(rows.origins[0], kind),
         rows=len(rows.table), **{name: about[name] for name in (
-            "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
+            "passed_over", "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
         other_shape=_count_other_shape(rows, role) if about["bad"] else 0,
         duplicates=duplicates, first_duplicates=first_duplicates,
         probe_rows=len(probe_rows.table) if probe_rows else None, probe_bad=probe_about["bad"],
@@ -173,13 +181,14 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
 
 def _read_readable(source: str, role: str, systems: dict) -> tuple[Rows, list[str]]:
     """The rows of the files that can be read, and what is wrong with the others."""
-    origins, kind = open_sources(source, role), role.split("_")[1]
+    origins, kind, faults = open_sources(source, role), role.split("_")[1], {}
     try:
-        return read_rows(origins, kind, systems), []
+        rows = read_rows(origins, kind, systems)
     except BadInput:
         faults = {origin.name: fault for origin in origins if (fault := _find_fault(origin))}
-        sound = [origin for origin in origins if origin.name not in faults]
-        return read_rows(sound, kind, systems), list(faults.values())
+        rows = read_rows([origin for origin in origins if origin.name not in faults], kind, systems)
+    rows.about |= describe_source(source, role)
+    return rows, list(faults.values())
 
 
 def _find_fault(origin: Origin) -> str:
