@@ -26,6 +26,7 @@ from sftbench.recipes.recipe import SCORERS, Recipe, override
 from sftbench.reports.ledger import format_ledger
 from sftbench.runs.folder import read_result
 from sftbench.training.chain import run_chain
+from sftbench.training.data_check import measure_data
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import bad_input, small_rows
 
@@ -240,7 +241,8 @@ def test_answers_that_do_not_survive_their_tokens_are_counted():
     assert lossy_answers(normalising(normalizers.NFC()), rows) == 2, "ﬁ and Greek are not in the vocabulary"
     assert lossy_answers(normalising(normalizers.NFKC()), rows) == 3, "x² becomes x2, ﬁ becomes fi"
     assert lossy_answers(normalising(normalizers.Lowercase()), rows) == 6 - 1
-    both = {"messages": [*task("q", "Ω")["messages"], *task("q", "a")["messages"]]}
+    both = {"messages": [*task("q", "Ω")["messages"], *task("q", "aΩ")["messages"]]}
+    assert lossy_answers(normalising(None), []) == 0
     assert lossy_answers(normalising(normalizers.NFC()), [both]) == 1, "any answer of a conversation"
 
 
@@ -268,6 +270,22 @@ def recipe(make_model, tmp_path):
 def test_a_probe_that_cannot_be_scored_is_refused_before_training(recipe, row, values):
     with bad_input("scorer", "domain_tasks"):
         prepare_recipe(recipe([row], **values))
+
+
+def test_check_names_a_wanted_answer_that_its_scorer_cannot_use(tmp_path, make_model):
+    path = tmp_path / "domain_tasks.jsonl"
+    path.write_text("".join(json.dumps(task(f"q{number}", "no number", scorer="number")) + "\n"
+                            for number in range(4)))
+    report = measure_data(str(path), model=make_model())
+    assert any("scorer number" in text and "no number" in text for text in report.stops)
+
+
+def test_patterns_that_would_train_as_answers_are_warned_of(recipe):
+    rows = [task(f"q{number}", "a.c", scorer="regex") for number in range(8)]
+    given = recipe(rows)
+    split = override(given, domain_tasks=given.domain_tasks_probe, domain_tasks_probe=None)
+    assert [warning for warning in prepare_recipe(split).warnings if "regex" in warning]
+    assert not [warning for warning in prepare_recipe(given).warnings if "regex" in warning]
 
 
 def test_scores_are_stored_by_scorer(recipe, tmp_path):

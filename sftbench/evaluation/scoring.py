@@ -5,6 +5,7 @@ A state is scored as a user would load it, not as training left it in memory.
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +47,20 @@ class ProbeSet:
         """The number of rows that each scorer scores, by role."""
         return {role: dict(Counter(row["scorer"] for row in rows)) for role, rows in self.tasks.items()}
 
-    def check(self) -> None:
-        """Raise BadInput, naming the role, for a wanted answer that its scorer cannot use."""
+    def check(self, split: Collection[str]) -> list[str]:
+        """What may be meant otherwise than it is scored, by roles whose probe is `split` off training rows.
+
+        Raises BadInput, naming the role, for a wanted answer that its scorer cannot use.
+        """
         for role, rows in self.tasks.items():
             for row in rows:
                 try:
                     check_wanted(wanted_answer(self.tokenizer, row), row["scorer"])
                 except BadInput as error:
                     raise BadInput(f"{role}, probe: {error}", field=error.field, where=role) from None
+        return [f"{role}: rows with the scorer regex have patterns as answers, and these train too; give "
+                f"such rows as {role}_probe alone"
+                for role, names in self.scorers.items() if "regex" in names and role in split]
 
     def scores_path(self, state: ModelState) -> Path:
         """Where the scores of a state are stored."""

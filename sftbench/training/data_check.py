@@ -14,6 +14,7 @@ from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warni
 from ..data.rows import Rows, read_rows
 from ..data.tokenization import cut_rows, encode_probe, encode_role
 from ..errors import BadInput
+from ..evaluation.scoring import ProbeSet
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
@@ -238,6 +239,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
     for reason, rows in reasons.items():
         role.drop(reason, role.chosen[rows])
     encode_probe(tokenizer, role.probe, max_length)  # raises where a row of it cannot be shown
+    ProbeSet({name: role.probe}, tokenizer, max_length, 0, False, recipe.scorer).check(())  # or scored
     scripts, costly = count_scripts(tokenizer, role)
     return TokenCounts(
         train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer, role.rows.uses),

@@ -4,7 +4,7 @@ Everything that can fail for bad input fails here, before a model is loaded.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -132,8 +132,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
                         tokenizer, start, revision, facts, tokens, pieces,
                         (*recipe_warnings(recipe, facts), *(warning for name, role in roles.items()
                                                             for warning in role_warnings(name, role))))
-    ready.probes.check()
-    return ready
+    doubts = ready.probes.check([name for name in roles if not getattr(recipe, f"{name}_probe")])
+    return replace(ready, warnings=(*ready.warnings, *doubts))
 
 
 def _start_key(revision: str) -> str:
