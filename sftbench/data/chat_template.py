@@ -111,6 +111,44 @@ def _split_calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] |
     return start, end_calls(tokenizer, frame, answer)
 
 
+@lru_cache(maxsize=16)
+def _whole_starts(tokenizer: Tokenizer, template: str) -> str:
+    """With which beginnings of answers a conversation's tokens are not those of its pieces.
+
+    A server tokenises the prompt with all earlier turns as one text. Where the template puts an ordinary
+    character before an answer, tokens may cross that border: "all" where it is so with words, "spaces" where
+    only with white space at the beginning of an answer, else "".
+    """
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def differs(start: str) -> bool:
+        turns = [{"role": role, "content": start} for role in ("user", "assistant") * 3]
+        try:
+            texts = training_pieces(tokenizer, {"messages": turns})
+        except BadInput:  # a row that cannot be shown is refused where it stands
+            return False
+        for text in texts:
+            pieces = [piece for piece, _ in text]
+            last = len(pieces) - start[:1].isspace()  # the last answer's own start is not the prompt's
+            ids = [encode("".join(pieces[:count])) for count in range(1, last + 1)]
+            if any(whole != [token for piece in pieces[:count] for token in encode(piece)]
+                   for count, whole in enumerate(ids, 1)):
+                return True
+        return False
+
+    if any(map(differs, ("In Lima", "東京", "7", "(a)", "-"))):
+        return "all"
+    return "spaces" if any(map(differs, (" a", "\na", "\n\na"))) else ""
+
+
+def is_tokenised_whole(tokenizer: Tokenizer, row: dict) -> bool:
+    """Whether each piece of the row is tokenised together with all before it, and not by itself."""
+    starts = _whole_starts(tokenizer, template_of(tokenizer)) if "messages" in row else ""
+    return starts == "all" or starts == "spaces" and any(
+        message["role"] == "assistant" and message["content"][:1].isspace() for message in row["messages"])
+
+
 def _between(text: str, before: str, after: str) -> str | None:
     if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
         return text[len(before):len(text) - len(after)]
@@ -168,6 +206,8 @@ def describe_template(tokenizer: Tokenizer, uses: Collection[str] = ("tools", "t
     turns = [{"role": role, "content": text} for text in "ab" for role in ("user", "assistant")]
     if len(training_pieces(tokenizer, {"messages": turns})) > 1:
         notes.append("it shows earlier turns otherwise, so each answer of a conversation is a row of its own")
+    elif _whole_starts(tokenizer, template_of(tokenizer)) == "all":
+        notes.append("tokens depend on what stands before them, so answers are tokenised after their prompts")
     if not shows_system(tokenizer):
         notes.append("it knows no system message, so that opens the first question")
     notes += describe_forms(tokenizer, uses)

@@ -4,6 +4,7 @@ A label of -100 is not trained. Text trains on all its tokens, tasks on the answ
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..errors import BadInput
 from ..runs.stage_store import hash_key
 from ..sources.readers import READ_BATCH
-from ..templates import frames, rendering, tool_forms
+from ..templates import control_tokens, frames, rendering, tool_forms
+from ..templates.control_tokens import MARK, encode_marked, has_marks, mark_row
 from ..templates.rendering import adds_bos
 from . import chat_template
-from .chat_template import render_prompt, training_pieces
+from .chat_template import is_tokenised_whole, render_prompt, training_pieces
 from .roles import Role
 from .rows import cache_folder, cache_table
 
@@ -57,9 +59,8 @@ def encode_prompt(tokenizer: Tokenizer, question: list[dict] | dict) -> list[int
 
     `question` is a conversation, or a row with it and its tools, as `render_prompt` takes it.
     """
-    row = {"messages": question} if isinstance(question, list) else question
-    prompt = render_prompt(tokenizer, row["messages"], row.get("tools"))
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    row = mark_row(tokenizer, {"messages": question} if isinstance(question, list) else question)
+    return _encode_texts(tokenizer, [render_prompt(tokenizer, row["messages"], row.get("tools"))])[0]
 
 
 def encode_row(tokenizer: Tokenizer, row: dict) -> list[EncodedRow]:
@@ -73,24 +74,41 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict],
 
     Raises BadInput for a row that the template cannot show; `where` gives the file and line of row i for it.
     """
-    rendered = []
+    rendered, whole = [], []
     for index, row in enumerate(rows):
         try:
-            rendered.append(training_pieces(tokenizer, row))
+            whole.append(is_tokenised_whole(tokenizer, row))
+            rendered.append(training_pieces(tokenizer, mark_row(tokenizer, row)))
         except BadInput as error:
             line = where(index)
             raise BadInput(f"{line}: {error}".removeprefix(": "), field=error.field, where=line) from None
     # Each piece by itself: a model answers after the tokens of its prompt, so no token may cross the border
     # between prompt and answer. Templates bring their own special tokens.
-    pieces = [piece for texts in rendered for text in texts for piece, _ in text]
-    ids = iter(tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else [])
+    tokens = iter(_encode_texts(tokenizer, [part for texts, is_whole in zip(rendered, whole, strict=True)
+                                            for text in texts for part in _parts(text, is_whole)]))
     # a conversation has its BOS from the template, as on every server; text where the tokenizer adds one
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    return [[_join_pieces(text, ids, bos if "text" in row else []) for text in texts]
-            for row, texts in zip(rows, rendered, strict=True)]
+    return [[encoded for text in texts for encoded in (
+        _join_whole(tokenizer, text, tokens) if is_whole else
+        [_join_pieces(text, tokens, bos if "text" in row else [])])]
+        for row, texts, is_whole in zip(rows, rendered, whole, strict=True)]
 
 
-def _join_pieces(text: list[tuple[str, bool]], tokens: Iterator[list[int]], bos: list[int]) -> EncodedRow:
+def _encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The tokens of rendered texts, those with marks (`control_tokens`) one by one."""
+    plain = [text for text in texts if MARK not in text]
+    ids = iter(tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+    return [encode_marked(tokenizer, text) if MARK in text else next(ids) for text in texts]
+
+
+def _parts(text: list[tuple[str, bool]], whole: bool) -> Iterator[str]:
+    """What of a text is tokenised: its pieces, or each piece with all before it."""
+    pieces = (piece for piece, _ in text)
+    return itertools.accumulate(pieces) if whole else pieces
+
+
+def _join_pieces(text: list[tuple[str, bool]], tokens: Iterator[list[int]],
+                 bos: list[int]) -> EncodedRow:
     """A text from the tokens of its pieces, after the beginning-of-sequence token if it lacks that."""
     ids, labels = [], []
     for _, trained in text:
@@ -99,6 +117,36 @@ def _join_pieces(text: list[tuple[str, bool]], tokens: Iterator[list[int]], bos:
         labels += piece if trained else [IGNORE_INDEX] * len(piece)
     missing = bos if ids[:1] != bos else []
     return EncodedRow(missing + ids, [IGNORE_INDEX] * len(missing) + labels)
+
+
+def _join_whole(tokenizer: Tokenizer, text: list[tuple[str, bool]],
+                tokens: Iterator[list[int]]) -> Iterator[EncodedRow]:
+    """A text from the tokens of each piece with all before it; a new row where these are not those before."""
+    ids, labels = [], []
+    for part, trained in text:
+        whole = next(tokens)
+        piece = whole[len(ids):]
+        if whole[:len(ids)] != ids:
+            if trained:  # a token crosses the border, which no model that continues the prompt can give
+                piece, = _encode_texts(tokenizer, [part])
+            else:
+                yield EncodedRow(ids, labels)
+                ids, labels, piece = [], [], whole
+        ids = ids + piece
+        labels = labels + (piece if trained else [IGNORE_INDEX] * len(piece))
+    yield EncodedRow(ids, labels)
+
+
+def control_token_rows(tokenizer: Tokenizer, rows: list[dict] | Dataset) -> int:
+    """The number of rows with text that looks like a control token, and is encoded as text."""
+    batches = map(_unbatch, rows.iter(READ_BATCH)) if isinstance(rows, Dataset) else [rows]
+    marked = ((row, mark_row(tokenizer, row)) for batch in batches for row in batch)
+    return sum(new is not row and has_marks(new) for row, new in marked)
+
+
+def _unbatch(batch: dict[str, list]) -> list[dict]:
+    return [{name: value for name, value in zip(batch, values, strict=True) if value is not None}
+            for values in zip(*batch.values(), strict=True)]
 
 
 @dataclass
@@ -156,8 +204,7 @@ def encode_role(tokenizer: Tokenizer, role: Role) -> RoleTokens:
 
 def _encode_batch(batch: dict[str, list], indices: list[int], tokenizer, role: Role,
                   chosen: np.ndarray) -> dict[str, list]:
-    rows = [{name: value for name, value in zip(batch, values, strict=True) if value is not None}
-            for values in zip(*batch.values(), strict=True)]
+    rows = _unbatch(batch)
     numbers = [number for number in indices if chosen[number] >= 0]
     encoded = encode_rows(tokenizer, [rows[number - indices[0]] for number in numbers],
                           lambda index: role.rows.where(numbers[index]))
@@ -175,7 +222,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
                  version("transformers"), version("tokenizers")):
         digest.update(str(part).encode())
-    for module in (chat_template, frames, rendering, tool_forms):
+    for module in (chat_template, control_tokens, frames, rendering, tool_forms):
         digest.update(Path(module.__file__).read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:20]
