@@ -14,6 +14,7 @@ import click
 from .commands import commands
 from .distributed import is_follower
 from .errors import BadInput, RunFailed
+from .options import check_sources
 
 TRAINING = ("run", "resume", "notebook")  # their result is a folder, so its loss is not that of the output
 
@@ -75,6 +76,8 @@ def run_command(words: list[str]) -> int:
     """Run the command that these words name; returns the exit code."""
     try:
         name, options = parse_command(words)
+        if "recipe" in options:
+            check_sources(options["recipe"])
         commands.commands[name].callback(**options)
     except click.exceptions.Exit as ended:  # after --help
         return ended.exit_code

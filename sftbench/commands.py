@@ -3,23 +3,22 @@
 `bench` is the package as a notebook sees it: its names are loaded when they are first used.
 """
 
-import shutil
 from pathlib import Path
 
 import click
 
 import sftbench as bench
 
-from . import options
+from . import listings, options  # noqa: F401 (listings: its commands belong to the same group)
 from .distributed import is_follower
 from .errors import BadInput, Stopped
 from .options import JSON, MODE, OUT, PARAMETERS, RECIPE, RUN, RUNS, VALUES, ListCommand, commands, print_json
-from .recipes.modes import MODES, format_chain
-from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, Recipe, describe_field, override
+from .recipes.recipe import Recipe, override
 from .reports.progress import print_line, show_progress
 from .runs.events import read_events, run_progress
-from .runs.folder import read_json, read_result, runs_root, store_folder
+from .runs.folder import read_json, read_result, store_folder
 from .runs.ownership import catch_stops, live_owner
+from .sources.names import check_source
 
 
 @commands.command(epilog=PARAMETERS)
@@ -61,12 +60,14 @@ def _print_result(folder: Path, paths: dict[str, Path]) -> None:
 def resume(run) -> None:
     """Go on with a run that was stopped or failed."""
     from .workers.client import stored_recipe
-    _train(stored_recipe(run), run, warn=False)
+    recipe = stored_recipe(run)
+    options.check_sources(recipe)
+    _train(recipe, run, warn=False)
 
 
 @commands.command()
 @RUN
-@click.option("--patience", type=float, default=30, show_default=True, metavar="SECONDS",
+@click.option("--patience", type=click.FloatRange(0), default=30, show_default=True, metavar="SECONDS",
               help="how long a step may take before it is broken off")
 def stop(run, patience) -> None:
     """Stop a run, whoever started it: after a step, with a checkpoint."""
@@ -82,12 +83,14 @@ def stop(run, patience) -> None:
 @click.argument("which", metavar="MODE|PATH", help="1 to 7, or the path of a notebook")
 @VALUES
 @OUT
-@click.option("--timeout", type=int, metavar="SECONDS", help="maximum time of one cell")
+@click.option("--timeout", type=options.COUNT, metavar="SECONDS", help="maximum time of one cell")
 def notebook(which, values, out, timeout) -> None:
     """Run a mode's notebook headless through papermill."""
     from .notebook import execute_notebook, find_notebook
     path = find_notebook(which)
-    folder = options.choose_folder(override(Recipe(), **values), out, path.stem)
+    recipe = override(Recipe(), **values)
+    options.check_sources(recipe)
+    folder = options.choose_folder(recipe, out, path.stem)
     with show_progress(folder):
         executed = execute_notebook(path, values, folder, timeout)
     _print_result(folder, {"executed notebook": executed, "loss picture": folder / "loss.png"})
@@ -137,7 +140,7 @@ def compare(runs, as_json) -> None:
                 help="a run's folder (its last stage), RUN:start, RUN:STAGE, or a model")
 @click.option("--prompt", multiple=True, metavar="TEXT", help="repeatable  [default: questions of the probe]")
 @click.option("--system", metavar="TEXT", help="a system prompt before each of them")
-@click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="longest answer, in tokens")
+@click.option("--max-new-tokens", type=options.COUNT, metavar="N", help="longest answer, in tokens")
 @JSON
 def talk(checkpoints, prompt, system, max_new_tokens, as_json) -> None:
     """Put the same prompts to several checkpoints."""
@@ -152,7 +155,7 @@ def talk(checkpoints, prompt, system, max_new_tokens, as_json) -> None:
 @click.option("--tasks", multiple=True, required=True, metavar="TASK...",
               help="lm-eval's names, or .yaml files with tasks of your own")
 @click.option("--stages", multiple=True, metavar="STAGE...", help="[default: start and the last stage]")
-@click.option("--limit", type=int, metavar="ROWS", help="the first rows of each task only")
+@click.option("--limit", type=options.COUNT, metavar="ROWS", help="the first rows of each task only")
 def evaluate(run, tasks, stages, limit) -> None:
     """Score a run's checkpoints on lm-eval's benchmarks."""
     from .evaluation.benchmarks import run_benchmarks
@@ -167,7 +170,8 @@ def evaluate(run, tasks, stages, limit) -> None:
 @click.option("--stage", metavar="N|NAME", help="which stage  [default: the last]")
 @click.option("--merged", is_flag=True, help="complete weights  [default, where the method has them]")
 @click.option("--adapter", is_flag=True, help="the adapter of lora, qlora or ptuning_v2, to go on its base")
-@click.option("--rows", type=int, default=0, metavar="N", help="probe questions on the card  [default: 0]")
+@click.option("--rows", type=options.FROM_ZERO, default=0, metavar="N",
+              help="probe questions on the card  [default: 0]")
 def export(run, folder, stage, rows, **forms) -> None:
     """Write a stage as a folder that plain transformers or PEFT loads."""
     from .export.export import export_stage
@@ -183,8 +187,8 @@ def export(run, folder, stage, rows, **forms) -> None:
 @MODE
 @RECIPE
 @click.option("--role", metavar="ROLE", help="one role alone  [default: each of the mode's]")
-@click.option("--row", type=int, default=1, show_default=True, metavar="N", help="first training row")
-@click.option("--rows", type=int, default=1, show_default=True, metavar="N", help="rows of each role")
+@click.option("--row", type=options.COUNT, default=1, show_default=True, help="first training row")
+@click.option("--rows", type=options.COUNT, default=1, show_default=True, help="rows of each role")
 def look(mode, recipe, role, row, rows) -> None:
     """Show what the model sees: rows token by token, with their mask."""
     print_line(bench.look(bench.prepare(recipe), rows, role, row))
@@ -202,6 +206,8 @@ def look(mode, recipe, role, row, rows) -> None:
 @JSON
 def check(files, role, picture, as_json, **values) -> None:
     """Check data files: shapes, bad rows, lengths, leaks, characters."""
+    for source in filter(None, [*files, values["probe"]]):
+        check_source(source, role or "check")  # before torch loads
     from .reports.data_report import draw_lengths, format_report, join_sources
     from .training.data_check import measure_data
     report = measure_data(join_sources(files), role, **values)
@@ -237,57 +243,3 @@ def advise(mode, recipe, quick, as_json, **stated) -> None:
     from .reports.text import format_advice
     advice = bench.advise(recipe, stated, with_losses=not quick, settle_mode=mode is None)
     print_json(advice.to_dict()) if as_json else print_line(format_advice(advice))
-
-
-@commands.command()
-@click.argument("action", metavar="write", type=click.Choice(["write"]))
-@click.argument("folder", help="where the eight files go: four roles, each with its probe")
-@click.option("--seed", type=int, default=0, show_default=True, help="which of the invented companies")
-@click.option("--unrelated", is_flag=True, help="domain tasks in a form that no general task has")
-def pocket(action, folder, seed, unrelated) -> None:
-    """Write the pocket's data as files, an example for your own."""
-    from .pocket.world import write_files
-    paths = write_files(folder, seed, related=not unrelated)
-    for path in paths:
-        print_line(f"{path}  {len(path.read_text(encoding='utf-8').splitlines()):,} rows")
-    print_line("\nas the data of a run:  " + " ".join(f"-p {path.stem} {path}" for path in paths))
-
-
-@commands.command()
-def modes() -> None:
-    """List the modes and their stages."""
-    for number, mode in MODES.items():
-        print_line(f"{number}  {mode.name}\n   {mode.sentence}\n   {format_chain(mode)}\n")
-
-
-@commands.command()
-def rules() -> None:
-    """List the rules R1 to R16 that advice rests on."""
-    from .recipes.rules import RULES
-    for name, rule in RULES.items():
-        print_line(f"{name:<5}{rule.__doc__.splitlines()[0]}")
-
-
-@commands.command()
-def methods() -> None:
-    """List the methods and their parameters."""
-    for method, words in METHOD_DESCRIPTIONS.items():
-        print_line(f"{method:<12}{words}")
-        for name in METHOD_OPTIONS[method]:
-            print_line(f"{'':<12}  {name:<27}{describe_field(name)}")
-
-
-@commands.command()
-@click.option("--remove", is_flag=True, help="remove them")
-def stages(remove) -> None:
-    """List stored stages that no run uses."""
-    from .runs.stage_store import unused_stages
-    store = runs_root().resolve() / ".stages"
-    unused = unused_stages(store)
-    for path in unused:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if remove:
-            shutil.rmtree(path)
-        print_line(f"{'removed ' if remove else ''}{path}  {size / 1e6:.1f} MB")
-    print_line(f"{len(unused)} stages that no run under {store.parent} uses"
-               + ("" if remove or not unused else "; --remove deletes them"))

@@ -9,9 +9,10 @@ import click
 
 from .errors import BadInput
 from .recipes.modes import load_mode
-from .recipes.recipe import FIELDS, Recipe, describe_field, field_type, override, parse_value
+from .recipes.recipe import FIELDS, ROLES, Recipe, describe_field, field_type, override, parse_value
 from .reports.progress import print_line
 from .runs.folder import find_run, new_run_folder
+from .sources.names import check_source, find_model_folder
 
 
 @click.group(no_args_is_help=False,
@@ -60,6 +61,16 @@ def _parse_recipe(context: click.Context, option: click.Parameter, pairs: tuple)
     return recipe
 
 
+def check_sources(recipe: Recipe) -> None:
+    """Raise BadInput for models and data that are neither here nor a hub's name, before torch loads."""
+    for name in ("model", "chat_model"):
+        if (value := getattr(recipe, name)) is not None:
+            find_model_folder(value)
+    for name in (*ROLES, *(f"{role}_probe" for role in ROLES)):
+        if (value := getattr(recipe, name)) is not None:
+            check_source(value, name)
+
+
 def choose_folder(recipe: Recipe, out: str | None, name: str) -> Path:
     """The folder of a run: by `--out` or the recipe's `output_dir`, else a new one named after `name`."""
     if out and recipe.output_dir not in (None, out):
@@ -76,10 +87,14 @@ def _parameter_option(name: str, callback) -> click.Option:
 MODE = click.argument("mode", is_eager=True, help="1 to 7, or a TOML file with a mode of your own")
 RECIPE = _parameter_option("recipe", _parse_recipe)
 VALUES = _parameter_option("values", _parse_values)
-RUN = click.argument("run", type=find_run, help="a run's folder, or its name under runs/")
-RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=find_run,
+# callbacks: of a type's error click (8.5) shows the value alone
+RUN = click.argument("run", callback=lambda context, option, run: find_run(run),
+                     help="a run's folder, or its name under runs/")
+RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True,
+                      callback=lambda context, option, runs: tuple(map(find_run, runs)),
                       help="folders of runs, or their names under runs/")
 OUT = click.option("--out", metavar="DIR", help="the run's folder  [default: a new one under runs/]")
+COUNT, FROM_ZERO = click.IntRange(1), click.IntRange(0)
 JSON = click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")
 # \b keeps click from wrapping the lines
 PARAMETERS = "\b\nRecipe parameters (-p NAME VALUE):\n" + "\n".join(

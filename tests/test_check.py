@@ -10,6 +10,9 @@ import pytest
 from matplotlib.image import imread
 
 from sftbench.cli import main
+from sftbench.data.rows import read_source
+from sftbench.data.tokenization import untrainable_remedy
+from sftbench.errors import BadInput
 from sftbench.reports.data_report import check_data, format_report
 from sftbench.reports.plots import histogram_borders, length_figure
 from sftbench.training.data_check import measure_data
@@ -277,3 +280,31 @@ def test_the_command_looks_at_a_row(file, make_model, capsys):
     text = capsys.readouterr().out
     assert "row 2 (" in text and "«" in text and "end <eos> trained" in text
     assert main([*words, "--role", "domain_tasks", "--row", "1000"]) == 2
+
+
+@pytest.mark.parametrize(("usable", "advised"), [(0, False), (1, False), (2, True)])
+def test_leaving_bad_rows_out_is_advised_only_where_enough_is_left(usable, advised, tmp_path, make_model):
+    path = lines(tmp_path / "a.jsonl", *small_rows("domain_tasks", usable), {"prompt": "x"}, {"prompt": "y"})
+    report = measure_data(path, role="domain_tasks", model=make_model())
+    assert any("bad_rows drop" in stop for stop in report.stops) == advised
+    assert ("bad_rows is drop" in format_report(report)) == advised
+    for bad_rows in ("stop", "drop")[:1 + (not usable)]:
+        with pytest.raises(BadInput) as refused:
+            read_source(path, "domain_tasks", bad_rows)
+        assert ("bad_rows drop" in str(refused.value)) == advised
+
+
+@pytest.mark.parametrize(("rows", "helps"), [
+    (small_rows("domain_tasks", 9), False), ([{"prompt": "long " * 200, "completion": "x"}] * 2, True)])
+def test_a_larger_max_length_is_advised_only_where_rows_are_too_long(rows, helps, tmp_path, make_model):
+    path = lines(tmp_path / "a.jsonl", *rows)
+    probe = lines(tmp_path / "b.jsonl", *(small_rows("domain_tasks", 9)))
+    stops = measure_data(path, model=make_model(), probe=probe, max_length=100).stops
+    assert len(stops) == 1 and ("larger max_length" in stops[0]) == helps
+    assert ("another probe" in stops[0]) != helps
+
+
+def test_what_helps_follows_why_nothing_can_train():
+    assert "max_length" in untrainable_remedy({"task longer than max_length": [1], "nothing to train": [2]})
+    assert "max_length" not in untrainable_remedy({"nothing to train": [2]})
+    assert "max_length" not in untrainable_remedy({})

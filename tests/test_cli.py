@@ -158,6 +158,9 @@ def test_a_toml_mode_runs(small, tmp_path, capsys):
     (["notebook", "2", "--out", "{x.__class__}"], "braces"),
     (["show", "nowhere"], "no run of that name"),
     (["export", "nowhere", "out"], "no run of that name"),
+    (["look", "1", "--row", "0"], "'--row': 0"), (["look", "1", "--rows", "-2"], "'--rows': -2"),
+    (["eval", "a", "--tasks", "b", "--limit", "0"], "'--limit': 0"),
+    (["notebook", "1", "--timeout", "0"], "'--timeout': 0"), (["modes", "9"], "give 1 to 7"),
     (["talk", "nowhere", "--prompt", "x"], "no run of that name, neither as a folder nor under runs/"),
     (["talk", "nowhere:start", "--prompt", "x"], "no run of that name"),
 ])
@@ -185,6 +188,15 @@ def test_lists_and_advice(capsys, monkeypatch, tmp_path):
                            ("stages", "0 stages")):
         assert main([command]) == 0
         assert words in capsys.readouterr().out
+
+
+def test_a_mode_alone_is_shown_by_number_name_or_file(capsys, tmp_path):
+    for given in ("5", "base_mixed_cpt_mixed_sft"):
+        assert main(["modes", given]) == 0
+        assert re.findall(r"^(\S+)  (\S+)$", capsys.readouterr().out, re.M) == [
+            ("5", "base_mixed_cpt_mixed_sft")]
+    assert main(["modes", str(ROOT / "notebooks" / "own_mode.toml")]) == 0
+    assert capsys.readouterr().out.count("[ base ]") == 1
 
 
 def test_json_is_one_object_on_standard_output(small, tmp_path, capsys):
@@ -247,6 +259,24 @@ def test_an_unknown_mode_is_refused_before_libraries_load(command, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and "1 to 7" in done.stderr and "did you mean" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "field"), [
+    ("run 2 -p domain_tasks nowhere.jsonl", "domain_tasks"), ("look 2 -p domain_text no.md", "domain_text"),
+    ("run 1 -p domain_tasks_probe no.csv", "domain_tasks_probe"), ("forecast 2 -p model ./no", "model"),
+    ("advise -p general_text a.txt", "general_text"), ("notebook 2 -p domain_text a.md", "domain_text"),
+    ("check nowhere.jsonl", "check"), ("check here.jsonl --probe no.csv", "check"),
+    ("run 6 -p chat_model ~/no", "model"), ("resume run", "domain_tasks")])
+def test_a_file_that_is_not_there_is_refused_before_libraries_load(words, field, tmp_path):
+    (tmp_path / "here.jsonl").touch()
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "recipe.json", {"schema": 1, "recipe": {"domain_tasks": "gone.jsonl"}})
+    code = ("import sys; from sftbench.__main__ import main; "
+            f"code = main({words.split()!r}); sys.exit(code if 'torch' not in sys.modules else 3)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert done.stderr.startswith(f"sftbench: {field}") and "no such f" in done.stderr
 
 
 @pytest.mark.parametrize("words", ["--help", "run --help", "modes", "methods", "stages"])
@@ -347,6 +377,8 @@ def test_a_file_where_a_folder_belongs_is_refused_in_one_line(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("")
     for words in ("run 2 --out a.txt", "run 2 --out b -p output_dir c", "show a.txt", "stop a.txt",
+                  "show a.txt --json", "resume a.txt", "compare a.txt", "export a.txt b",
+                  "eval a.txt --tasks b",
                   "pocket write a.txt", "talk pocket --max-new-tokens -3"):
         assert main(words.split()) == 2, words
         assert len(capsys.readouterr().err.splitlines()) == 1, words

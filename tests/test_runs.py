@@ -95,3 +95,10 @@ def test_new_folders_are_new(tmp_path, monkeypatch):
     first.mkdir()
     assert new_run_folder("2", "full", None) != first and first.parent == tmp_path
     assert new_run_folder("2", "full", "x/y").as_posix() == "x/y"
+
+
+def test_a_file_in_place_of_a_run_is_refused_wherever_a_run_is_named(tmp_path):
+    (tmp_path / "result.json").touch()
+    with bad_input(where=tmp_path / "result.json"):
+        find_run(tmp_path / "result.json")
+    assert find_run(tmp_path) == tmp_path and find_run(tmp_path / "new") == tmp_path / "new"

@@ -260,8 +260,9 @@ def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | 
         more = f"{bad} of {bad + usable} rows cannot be used; `sftbench check` lists them"
         columns = None if usable else propose_source(rows.origins[0], kind)
         proposal = f"; its columns may be read as {columns}" if columns else ""
-        raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more if bad > 1 else 'correct it'}, and "
-                       f"`-p bad_rows drop` leaves such rows out){proposal}", **rows.about["first_fault"])
+        drop = ", and `-p bad_rows drop` leaves such rows out" * (usable > 1)
+        raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more if bad > 1 else 'correct it'}{drop})"
+                       f"{proposal}", **rows.about["first_fault"])
     if not usable:
         files = ", ".join(origin.name for origin in rows.origins)
         raise BadInput(f"{role}: {files}: the file holds no row", field=role, where=files)

@@ -254,4 +254,10 @@ def refuse_untrainable(pieces: np.recarray, role: str, where: str, max_length: i
     if not len(pieces):
         why = ", ".join(f"{reason}: {len(rows)} rows" for reason, rows in reasons.items()) or "it has no row"
         raise BadInput(f"{where}: no row of {role} has a token to train within max_length {max_length} "
-                       f"({why}); take a larger max_length", field="max_length", where=where)
+                       f"({why}); {untrainable_remedy(reasons)}", field="max_length", where=where)
+
+
+def untrainable_remedy(reasons: dict) -> str:
+    """What helps where nothing of a role can train, by the reasons for which rows were dropped."""
+    return ("take a larger max_length" if "task longer than max_length" in reasons else
+            "give rows with more than one token of text, or with an answer")

@@ -89,7 +89,7 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
 def _bad_pairs(report: DataReport) -> list[tuple[str, str]]:
     """Rows that cannot be used: how many, the first of them, how many for which reason, what may help."""
     bad, room = report.bad, NAMED_BAD_ROWS - len(report.first_bad)
-    stops = "; they stop a run unless bad_rows is drop" * bool(bad)
+    stops = ("; they stop a run" + " unless bad_rows is drop" * (report.rows > 1)) * bool(bad)
     pairs = [("cannot be used", _list_faults(plural(bad, "row") + stops, report.first_bad))]
     if bad > len(report.first_bad):
         reasons = [f"{count:,}: {make_visible(reason, 200)}" for reason, count in report.bad_reasons.items()]

@@ -22,9 +22,14 @@ def runs_root() -> Path:
 
 
 def find_run(run: str | Path) -> Path:
-    """A run's folder by its path, or by its name alone where it lies under `runs_root()`."""
-    named = runs_root() / run
-    return named if not Path(run).exists() and (named / "recipe.json").exists() else Path(run)
+    """A run's folder by its path, or by its name alone where it lies under `runs_root()`.
+
+    Raises BadInput for a file; whether a folder holds a run, whoever reads it finds.
+    """
+    named, path = runs_root() / run, Path(run)
+    if path.is_file():
+        raise BadInput(f"{path}: a file is there; give the folder of a run", where=str(path))
+    return named if not path.exists() and (named / "recipe.json").exists() else path
 
 
 def new_run_folder(mode: str, method: str, output_dir: str | None) -> Path:

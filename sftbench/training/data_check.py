@@ -12,7 +12,7 @@ from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warnings, split_role
 from ..data.rows import Rows, read_rows
-from ..data.tokenization import cut_rows, encode_probe, encode_role
+from ..data.tokenization import cut_rows, encode_probe, encode_role, untrainable_remedy
 from ..errors import BadInput
 from ..evaluation.scoring import ProbeSet
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
@@ -76,14 +76,15 @@ class DataReport:
 
     @property
     def untrainable(self) -> str:
-        """Why nothing is left to train; empty where something is, or where no row can be used at all."""
+        """Why nothing is left to train, and what to do; empty where something is, or no row can be used."""
         counts = self.counts
         if counts is None or counts.trained:
             return ""
         if not counts.train:
-            return "every row is also in the probe"
+            return "every row is also in the probe; give another probe"
         why = ", ".join(f"{reason}: {dropped['rows']:,} rows" for reason, dropped in counts.dropped.items())
-        return f"no token within max_length {counts.max_length}" + f" ({why})" * bool(why)
+        return (f"no token within max_length {counts.max_length}" + f" ({why})" * bool(why) + "; "
+                + untrainable_remedy(counts.dropped))
 
     @property
     def stops(self) -> list[str]:
@@ -91,13 +92,13 @@ class DataReport:
         bad, nothing = self.bad + self.probe_bad, "no usable row, so a run stops here"
         columns = (f"name its columns: {self.proposal}" if self.proposal else
                    "give rows of a shape that docs/data.md names")
-        drop = ", or run with -p bad_rows drop" * bool(self.rows)
+        drop = ", or run with -p bad_rows drop" * (self.rows > 1)
         cases = {f"{len(self.unreadable):,} files cannot be read; correct or remove them": self.unreadable,
                  f"{bad:,} rows would stop a run; correct them{drop}": bad,
                  f"{self.role}: {nothing}; {columns}": not self.rows,
                  f"{self.role}_probe: {nothing}; give another probe, or none": self.probe_rows == 0,
-                 f"{self.role}: nothing to train: {self.untrainable}, so a run stops here; take a larger "
-                 "max_length or another probe": self.untrainable, self.fault: self.fault}
+                 f"{self.role}: nothing to train, so a run stops here: {self.untrainable}": self.untrainable,
+                 self.fault: self.fault}
         return [text for text, applies in cases.items() if applies]
 
     @property
