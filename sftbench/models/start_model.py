@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.compute as pc
+import torch
 
-from ..data.chat_template import end_of_turn_ids
+from ..data.chat_template import end_of_turn_ids, training_pieces
 from ..data.roles import Role
 from ..data.rows import cache_folder
 from ..data.tokenization import RoleTokens, encode_probe, encode_prompt
@@ -37,7 +38,9 @@ def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start
     """
     path = _answers_path(revision)
     answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    questions = {"packing": architecture.ask_packing}
+    tokenizer = loading.load_tokenizer(start, recipe.model_revision)
+    questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
+        tokenizer, model.get_input_embeddings().weight)}
     if settings.method == "ptuning_v2":
         questions["prefix"] = ask_prefix
     if not questions.keys() <= answers.keys():
@@ -52,7 +55,24 @@ def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start
         raise BadInput(f"ptuning_v2: {answers['prefix']}; take another method, such as lora", field="method")
     if settings.packing and recipe.packing and answers["packing"]:
         raise BadInput(f"packing: {answers['packing']}; leave it out, or set it to false", field="packing")
-    return facts.add("measured", packing_fault=answers["packing"])
+    return facts.add("measured", packing_fault=answers["packing"], untrained_tokens=answers["untrained"])
+
+
+def find_untrained_tokens(tokenizer, embedding: torch.Tensor) -> list[str]:
+    """The added tokens around an answer that pre-training never saw, by the rows of the `embedding`.
+
+    Such a row is zero, or equal to another: nothing has told the two apart.
+    """
+    pieces = training_pieces(tokenizer, {"messages": [
+        {"role": role, "content": role} for role in ("user", "assistant")]})
+    ids = tokenizer("".join(text for text, _ in pieces[-1]), add_special_tokens=False)["input_ids"]
+    added, untrained = tokenizer.get_added_vocab(), []
+    for name, number in added.items():
+        if number in ids and number < len(embedding):
+            row = embedding[number]
+            if not row.any() or (embedding == row).all(dim=1).sum() > 1:
+                untrained.append(name)
+    return untrained
 
 
 def _answers_path(pinned: str) -> Path:

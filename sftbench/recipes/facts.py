@@ -29,6 +29,7 @@ class Facts:
     positions: int | None = None  # of its table of positions, which none can exceed; None: it has no table
     attention: str | None = None  # how transformers computes it: sdpa or eager
     packing_fault: str | None = None  # why rows may not share a block; empty: they may; None: not asked
+    untrained_tokens: list[str] | None = None  # of the chat template, that pre-training never saw
     vocabulary: int | None = None  # rows of the input embedding
     pretraining_learning_rate: float | None = None
     base_loss: dict[str, float] = field(default_factory=dict)  # nats per token, by role

@@ -73,9 +73,20 @@ def _fit_warnings(full: Recipe, facts: Facts) -> list[str]:
         (prefix and full.packing, "packing does not go with ptuning_v2: rows would lose their borders"),
         (prefix and full.gradient_checkpointing,
          "gradient_checkpointing does not go with ptuning_v2: PEFT refuses it"),
+        (facts.untrained_tokens and _keeps_embedding(full),
+         f"method {full.method} leaves the embedding as it is, where pre-training never touched "
+         f"{', '.join(facts.untrained_tokens or ())}, so the model may not learn to stop: take full, or "
+         "another start model"),
         (full.bf16 and not bf16.value, f"bf16 is on, but {bf16.reason}"),
     )
     return [text for holds, text in cases if holds]
+
+
+def _keeps_embedding(full: Recipe) -> bool:
+    """Whether the SFT stages train neither the embedding nor the output head."""
+    parts = {"lora": full.lora_target_modules, "qlora": full.lora_target_modules, "ptuning_v2": "",
+             "freeze": full.trainable_parts, "full": "embed"}[full.method]
+    return not any(word in parts for word in ("embed", "head", "wte"))
 
 
 def _unused_warnings(recipe: Recipe, facts: Facts) -> list[str]:
