@@ -18,12 +18,17 @@ from .fields import (
     THOUGHTS,
     Record,
     check_text,
+    find_field,
     group_of,
+    names_of,
+    plain_names,
     read_options,
     read_passages,
     read_train_flag,
+    refuse_preferences,
     refuse_unusable,
     refuse_weight,
+    speaker_of,
 )
 from .tool_calls import parse_calls, parse_definitions, parse_list
 
@@ -38,10 +43,9 @@ WANTED = {"text": "'text'", "tasks": "'messages', 'conversations', 'instruction'
 QUESTIONS = {"alpaca": ("instruction",), "prompt": ("prompt",), "qa": ("question", "query")}
 ANSWERS = {"alpaca": ("output", "response", "answer", "completion"),
            "prompt": ("completion", "response", "answer", "output"),
-           "qa": ("answer", "response", "output", "completion", "answers", "answerKey")}
-PREFERENCES = ("chosen", "rejected")
+           "qa": ("answer", "response", "output", "completion", "answers", "answerkey")}
 PLAIN = {"role", "content"}  # all that most messages have
-FIRST = ("system", "user")
+FIRST = ("system", "user", "assistant")  # by whom a conversation begins, then who answers
 STEPS = {("system", "user"), ("user", "assistant"), ("assistant", "user"), ("assistant", "tool"),
          ("tool", "tool"), ("tool", "assistant")}
 
@@ -63,6 +67,7 @@ def parse_row(record, kind: str | None = None, shape: str | None = None) -> Pars
     """
     if not isinstance(record, dict):
         raise BadInput(f"a row must be an object {{…}}, not {type(record).__name__}")
+    record, names = plain_names(record)
     record, unused = Record(record), []
     shape = shape or _recognise_shape(record, kind)
     refuse_unusable(record, is_text=shape == "text")
@@ -73,19 +78,22 @@ def parse_row(record, kind: str | None = None, shape: str | None = None) -> Pars
         row = _read_task(record, shape, unused)
         question = "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
     group = group_of(record, question)
-    return ParsedRow(shape, row, group, record.unused() + unused)
+    return ParsedRow(shape, row, group, [names.get(name, name) for name in record.unused()] + unused)
 
 
 def _recognise_shape(record: dict, kind: str | None) -> str:
     for shape, fields in SHAPES.items():
         if kind != ("tasks" if shape == "text" else "text") and any(field in record for field in fields):
             return shape
+    refuse_preferences(record)
     wanted = " or ".join(WANTED.values()) if kind is None else WANTED[kind]
-    raise BadInput(f"no field {wanted}; it has {', '.join(map(repr, list(record)[:12])) or 'none'}")
+    raise BadInput(f"no field {wanted}; it has {names_of(record)}")
 
 
 def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
     messages = (_conversation if shape in ("messages", "sharegpt") else _question)(record, shape, unused)
+    if messages[-1]["role"] != "assistant":
+        refuse_preferences(record)
     tools = [tool for message in messages for tool in message.pop("tools", ())]
     _, system = record.first(("system", "system_prompt"))
     if system and messages[0]["role"] != "system":
@@ -120,14 +128,16 @@ def _put_before_question(record: Record, messages: list[dict]) -> list[dict]:
 
 def _messages(field: str, value, unused: list[str]) -> list[dict]:
     messages = []
-    for number, message in enumerate(parse_list(field, value, "messages"), 1):
-        is_object = isinstance(message, dict)
-        speaker = (message.get("role") or message.get("from")) if is_object else message
-        speaker = speaker.lower() if is_object and isinstance(speaker, str) else speaker
-        role = SPEAKERS.get(speaker) if is_object and isinstance(speaker, str) else None
+    value = parse_list(field, value, "messages")
+    if all(isinstance(one, str) for one in value):  # what both say, in turn
+        value = [{"role": FIRST[1 + number % 2], "content": text} for number, text in enumerate(value)]
+    for number, message in enumerate(value, 1):
+        speaker = speaker_of(message)
+        role = SPEAKERS.get(speaker)
         if role is None:
+            shown = message if speaker is None else speaker
             raise BadInput(f"message {number} must have the role system, user, assistant or tool, "
-                           f"not {speaker!r:.40}", field=f"{field}[{number}]")
+                           f"not {shown!r:.40}", field=f"{field}[{number}]")
         if message.keys() == PLAIN and isinstance(message["content"], str) and speaker not in CALLERS:
             # most messages have no more: a million rows take 10 s less so
             text = check_text(f"{field}[{number}].content", message["content"])
@@ -215,7 +225,7 @@ def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
                            field="history")
         for role, value in zip(("user", "assistant"), pair, strict=True):
             messages += _side("history", role, value, unused)
-    field = next((name for name in QUESTIONS[shape] if name in record), QUESTIONS[shape][0])
+    field = find_field(record, QUESTIONS[shape])
     asked = _side(field, "user", record.get(field), unused)
     _, more = record.first(("input",))
     options = read_options(record)
@@ -226,28 +236,29 @@ def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
 
 
 def _answer(record: Record, shape: str, letters: list[str], unused: list[str]) -> list[dict]:
-    field = next((name for name in ANSWERS[shape] if name in record), ANSWERS[shape][0])
-    if field not in record and record.keys() >= {*PREFERENCES}:
-        raise BadInput("preference data (chosen and rejected answers); to train on the chosen ones, name "
-                       f"them as the answer: FILE[{field}=chosen]", field=field)
+    if not any(name in record for name in ANSWERS[shape]):
+        refuse_preferences(record, ANSWERS[shape][0])
+    field = find_field(record, ANSWERS[shape])
     value = record.get(field)
     if letters and type(value) is int and 0 <= value < len(letters):
         value = letters[value]
-    if field == "answers":
-        value = _first_answer(value)
-    answered = _side(field, "assistant", value, unused)
+    answered = _side(field, "assistant", _first_answer(field, value), unused)
     name, thoughts = record.first(THOUGHTS)
     if thoughts:
         answered[-1]["reasoning_content"] = check_text(name, thoughts)
     return answered
 
 
-def _first_answer(value):
+def _first_answer(field: str, value):
     """Of several answers the first, as text; of several calls, which are one answer, a message with them."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        return [{"role": "assistant", "tool_calls": parse_calls("answers", value)}]
-    value = value.get("text") if isinstance(value, dict) else value
-    return value[0] if isinstance(value, list) and value else value
+    if field == "answers" and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return [{"role": "assistant", "tool_calls": parse_calls(field, value)}]
+    if isinstance(value, dict) or (isinstance(value, list) and value and speaker_of(value[0]) is None):
+        while isinstance(value, (dict, list)):
+            if not value:
+                raise BadInput(f"field {field!r} has no answer", field=field)
+            value = value[0] if isinstance(value, list) else value.get("text", value.get("value"))
+    return value
 
 
 def _side(field: str, role: str, value, unused: list[str]) -> list[dict]:
@@ -268,7 +279,7 @@ def _check_turns(messages: list[dict]) -> list[dict]:
         else:
             turns.append(message)
     roles = [turn["role"] for turn in turns]
-    in_turn = roles[0] in FIRST and STEPS.issuperset(itertools.pairwise(roles))
+    in_turn = roles[0] in FIRST[:2] and STEPS.issuperset(itertools.pairwise(roles))
     if not in_turn or roles[-1] != "assistant":
         shown = ", ".join(roles[roles[0] == "system":][:12]) or "a system message alone"
         raise BadInput("messages must be user and assistant in turn, a tool's answers after a call, and end "

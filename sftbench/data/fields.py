@@ -5,6 +5,7 @@ row one that cannot be used; every other field that nothing reads is counted.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 from ..errors import BadInput
@@ -38,7 +39,7 @@ MASK_FLAGS = ("mask", "masked", "mask_loss", "ignore", "ignore_loss", "ignore_in
               "skip")
 PARTLY = ("train_detail", "train_details", "token_weights", "spans")  # marks within a turn
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot",
-            "rationale")
+            "complex_cot", "rationale")
 PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents", "article", "story",
             "paragraph", "paragraphs", "background", "knowledge", "facts", "evidence", "excerpt", "snippet",
             "snippets")
@@ -46,10 +47,23 @@ PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
 OPTIONS = ("options", "choices")
 GROUPS = ("group", "group_id", "conversation_id", "dialogue_id", "dialog_id", "thread_id")
 DOCUMENTS = ("document_id", "doc_id", "docid", "document", "url")  # whose pieces a text's rows are
+# a better and a worse answer to a question
+PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 SPECIAL = MEDIA | VERDICTS | WORD_VERDICTS | FAULTS
 FLAGS = frozenset((*TRAIN_FLAGS, *MASK_FLAGS, *PARTLY))  # of a message
 OF_MESSAGES = SPECIAL - FLAGS
 EMPTY = ("", [], {})
+
+
+def plain_names(record: dict) -> tuple[dict, dict[str, str]]:
+    """The record with its fields' names in lower case, without spaces around; and what they were called."""
+    if all(map(str.islower, record)) and not any(name != name.strip() for name in record):
+        return record, {}
+    plain = {name: name.strip().lower() for name in record}
+    count = Counter(plain.values())
+    plain = {name: new if count[new] == 1 else name for name, new in plain.items()}
+    return ({plain[name]: value for name, value in record.items()},
+            {new: name for name, new in plain.items()})
 
 
 class Record(dict):
@@ -123,6 +137,39 @@ def _verdict(name: str, value, is_text: bool) -> bool | None:
         word = value.strip().lower()
         return True if word in YES else False if word in NO else None
     return value > 0 if name in VERDICTS and value in (-1, 0, 1) else None
+
+
+def names_of(record: dict) -> str:
+    """The record's first fields, for an error."""
+    return ", ".join(map(repr, list(record)[:12])) or "none"
+
+
+def find_field(record: Record, names: tuple[str, ...]) -> str:
+    """The first of these fields that the record has; raises BadInput without any."""
+    for name in names:
+        if name in record:
+            return name
+    raise BadInput(f"no field {' or '.join(map(repr, names))}; it has {names_of(record)}", field=names[0])
+
+
+def refuse_preferences(record: dict, answer: str = "") -> None:
+    """Explain data that have a better and a worse answer, where they have no other; `answer` is its field."""
+    for chosen, rejected in PREFERENCES:
+        if chosen in record and rejected in record:
+            value = record[chosen]
+            remedy = f"name them as the answer: FILE[{answer}={chosen}]"
+            if isinstance(value, list) and value and speaker_of(value[0]) in ("user", "human", "system"):
+                remedy = f"name them as the messages: FILE[messages={chosen}]"
+            elif not answer:
+                remedy = "put each at the end of its messages"
+            raise BadInput(f"preference data, with {chosen} and {rejected} answers; to train on the {chosen} "
+                           f"ones, {remedy}", field=chosen)
+
+
+def speaker_of(message) -> str | None:
+    """Who speaks a message, in lower case; None where it does not say."""
+    speaker = (message.get("role") or message.get("from")) if isinstance(message, dict) else None
+    return speaker.lower() if isinstance(speaker, str) else None
 
 
 def refuse_weight(record: Record) -> None:
