@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,54 @@ def test_fields_that_nothing_reads_are_in_check_look_and_recipe(tmp_path, make_m
     shown = look_at_data(ready)
     assert "not used: `id` 40 rows, `rating` 9 rows, `messages[].time` 1 row\n" in shown
     assert [warning for warning in ready.warnings if "`rating`" in warning] and "! domain_tasks:" in shown
+
+
+def test_a_downloaded_folder_is_reported_with_what_is_passed_over_and_its_probe(tmp_path, make_model):
+    from sftbench.recipes.recipe import Recipe, override
+    from sftbench.reports.text import look_at_data
+    from sftbench.training.outcome import describe_run
+    from sftbench.training.prepare import prepare_recipe
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text("# A card")
+    for split, first in (("train", 0), ("test", 20), ("validation", 30)):
+        lines(folder / f"{split}-00000-of-00001.jsonl", *small_rows("domain_tasks")[first:first + 20])
+    report = measure_data(str(folder), role="domain_tasks", model=make_model())
+    offered = f"{folder}#validation"
+    assert report.rows == 20 and report.verdict == "ready with warnings"
+    assert report.warnings[0].endswith(f"-p domain_tasks_probe '{offered}'")
+    passed = {Path(name).name for name in report.passed_over}
+    assert passed >= {"README.md", "test-00000-of-00001.jsonl"}
+    text = "".join(format_report(report).split())
+    assert offered in text and "README.md:" in text
+    given = measure_data(str(folder), role="domain_tasks", model=make_model(), probe=offered)
+    assert given.probe_rows == 10 and given.verdict == "ready"
+    ready = prepare_recipe(override(Recipe(), mode="1", model=make_model(), domain_tasks=str(folder)))
+    assert describe_run(tmp_path, ready)["data"]["domain_tasks"]["passed_over"] == report.passed_over
+    assert f"passed over: {len(report.passed_over)} names, first" in " ".join(look_at_data(ready).split())
+
+
+def test_how_plain_text_was_cut_is_reported(tmp_path, make_model):
+    path = tmp_path / "notes.txt"
+    path.write_text("\n".join(f"Line {number} says that it is one of many." for number in range(300)))
+    report = measure_data(str(path), model=make_model())
+    assert report.role == "domain_text" and "lines" in report.notes[0] and report.rows > 2
+    assert "".join(report.notes[0].split()) in "".join(format_report(report).split())
+
+
+@pytest.mark.parametrize(("names", "proposed"), [
+    (("Frage", "Antwort"), "[question=Frage,answer=Antwort]"),
+    (("problem", "solution"), "[question=problem,answer=solution]"),
+    (("input", "output"), "[question=input,answer=output]")])
+def test_columns_are_proposed_where_no_shape_is_recognised(names, proposed, tmp_path, make_model, capsys):
+    rows = [dict(zip(names, (f"Where is it {number}?", f"Over there {number}."), strict=True))
+            for number in range(12)]
+    path = lines(tmp_path / "a.jsonl", *rows)
+    report = measure_data(path, model=make_model())
+    assert report.proposal == path + proposed and report.verdict == "will stop"
+    assert any(report.proposal in stop for stop in report.stops)
+    code, (verdict, *_) = last_lines(report.proposal, capsys, "--model", make_model())
+    assert (code, verdict) == (0, "ready")
 
 
 def test_a_question_that_the_given_probe_has_too_with_another_answer_is_a_warning(tmp_path, make_model):

@@ -12,7 +12,7 @@ from sftbench.errors import BadInput
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.html import HtmlText, escape_html, make_visible
 from sftbench.reports.text import look_at_data
-from sftbench.reports.token_view import format_view, summarise_view, token_texts, view_row
+from sftbench.reports.token_view import MAX_TOKENS_SHOWN, format_view, summarise_view, token_texts, view_row
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import small_rows
 from tests.test_blocks import TURNS, with_bos
@@ -63,6 +63,47 @@ def test_the_first_token_of_a_row_and_of_each_piece_is_not_trained(tokenizer):
     assert one.trained == sum(piece.trained for piece in pieces)
     assert one.fate == f"cut into {len(pieces)} pieces of at most 16 tokens"
     assert format_view(one).count("‖") == len(pieces) - 1
+
+
+def test_of_a_long_row_beginning_and_end_are_shown(tokenizer):
+    turns = [{"role": "user", "content": "far " * 600}, {"role": "assistant", "content": "Lima"}]
+    one, = view_row(tokenizer, {"messages": turns})
+    shown, more = format_view(one, indent=0).replace("\n", ""), len(one.tokens) - MAX_TOKENS_SHOWN
+    assert f" … ({more:,} tokens more) … " in shown and shown.count("|") < MAX_TOKENS_SHOWN
+    assert shown.startswith("<user>|") and shown.endswith("|<eos>»") and "»</b>" in format_view(one).markup
+
+
+CALL = [{"type": "function", "function": {"name": "find", "arguments": {"city": "Lima"}}}]
+TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}}}}]
+
+
+def test_tools_calls_and_results_are_shown_and_only_the_models_words_are_trained(tokenizer):
+    one, = view_row(tokenizer, {"tools": TOOLS, "messages": [
+        {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "", "tool_calls": CALL},
+        {"role": "tool", "content": "Peru"}, {"role": "assistant", "content": "In Peru."}]})
+    shown = format_view(one, indent=0).replace("\n", "").replace("|", "")
+    call, answer = re.findall("«(.*?)»", shown)
+    assert '"properties"' in shown.partition("«")[0] and "Peru" in shown.partition("»")[2].partition("«")[0]
+    assert '"name": "find"' in call and call.endswith("<eos>") and answer.strip() == "In Peru.<eos>"
+    assert one.turns == 2 and f"{one.trained} trained in 2 turns; BOS 0" in summarise_view(one)
+
+
+def test_thoughts_are_shown_as_trained_and_turns_that_are_not_to_be_are_read(tokenizer):
+    one, = view_row(tokenizer, {"messages": [
+        {"role": "user", "content": "One?"}, {"role": "assistant", "content": "No.", "train": False},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "It is even."}]})
+    shown = format_view(one, indent=0).replace("\n", "").replace("|", "")
+    answer, = re.findall("«(.*?)»", shown)
+    assert "It is even." in answer and "Yes.<eos>" in answer and "No." in shown.partition("«")[0]
+    assert one.turns == 1 and " turns" not in summarise_view(one)
+
+
+def test_a_call_alone_is_a_row_like_any(tokenizer):
+    one, = view_row(tokenizer, {"messages": [
+        {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "", "tool_calls": CALL}]}, 64)
+    assert one.end == "<eos>" and one.trained > 5 and one.fate == "nothing cut"
 
 
 def test_what_is_dropped_is_reported(tokenizer):

@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import datasets
@@ -64,6 +64,11 @@ class Rows:
         """The file and line of a row."""
         origin, line = self.lines[:, index]
         return self.origins[origin].where(line)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """How texts are cut into rows, and what of documents is not read, by file; this reads them again."""
+        return [f"{origin.name}: {note}" for origin in self.origins if (note := origin.note)]
 
     @property
     def uses(self) -> set[str]:

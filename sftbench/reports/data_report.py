@@ -68,8 +68,7 @@ def _row_pairs(report: DataReport) -> list[tuple[str, str]]:
             f"{name}: {why}" for name, why in report.passed_over.items()])))
     pairs += [("texts", _list_first([make_visible(note, 300) for note in report.notes]))] * bool(report.notes)
     pairs += _bad_pairs(report)
-    if report.unused:
-        pairs.append(("not used", format_counts(report.unused)))
+    pairs += [("not used", format_counts(report.unused))] * bool(report.unused)
     first = "; {} repeats {}".format(*report.first_duplicates[0]) if report.duplicates else ""
     pairs.append(("duplicates", plural(report.duplicates, "row") + make_visible(first)))
     if report.types or report.systems:

@@ -85,6 +85,8 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
     if over := about["passed_over"]:
         first = ": ".join(next(iter(over.items())))
         lines.append(f"    passed over: {plural(len(over), 'name')}, first {first}")
+    if notes := role.rows.notes:
+        lines.append(f"    texts: {plural(len(notes), 'file')}, first {notes[0]}")
     lines += [f"    ! {warning}" for warning in role_warnings(name, role)]
     systems, types = about["systems"], about["types"]
     if systems or types:
@@ -99,8 +101,10 @@ def _row_views(ready: PreparedRun, name: str, numbers: range) -> list[HtmlText]:
     role, parts = ready.roles[name], []
     for number in numbers[:max(0, len(role.train) - numbers.start)]:
         where = role.rows.where(role.chosen[number])
-        for view in view_row(ready.tokenizer, role.train[number], ready.recipe.max_length):
-            parts += [_line(f"    row {number + 1} ({where}): {summarise_view(view)}"), format_view(view)]
+        views = view_row(ready.tokenizer, role.train[number], ready.recipe.max_length)
+        for answer, view in enumerate(views, 1):
+            name = f"row {number + 1}" + f", answer {answer} of {len(views)}" * (len(views) > 1)
+            parts += [_line(f"    {name} ({where}): {summarise_view(view)}"), format_view(view)]
     return parts
 
 

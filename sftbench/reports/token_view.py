@@ -34,6 +34,7 @@ class RowView:
 
     tokens: list[TokenView]
     trained: int
+    turns: int  # runs of trained tokens, one for each answer
     bos: int  # number of beginning-of-sequence tokens
     end: str | None  # the last trained token's text, if that token ends an answer
     fate: str  # what becomes of the row
@@ -62,7 +63,9 @@ def _view(tokenizer: PreTrainedTokenizerBase, encoded: EncodedRow, max_length: i
     else:
         fate = f"cut into {len(pieces)} pieces of at most {room} tokens" if len(pieces) > 1 else "nothing cut"
     ends = trained and trained[-1].id in end_of_turn_ids(tokenizer)
-    return RowView(tokens, len(trained), encoded.input_ids.count(tokenizer.bos_token_id),
+    turns = 1 if is_text else sum(is_trained for is_trained, _ in itertools.groupby(
+        token.trained for token in tokens))
+    return RowView(tokens, len(trained), turns, encoded.input_ids.count(tokenizer.bos_token_id),
                    trained[-1].text if ends else None, fate)
 
 
@@ -81,24 +84,27 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
 def summarise_view(view: RowView) -> str:
     """A row in one line: its tokens, the trained ones, how it begins and ends, what becomes of it."""
     end = f"end {make_visible(view.end)} trained" if view.end else "no end token trained"
-    size = plural(len(view.tokens), "token")
-    return f"{size}, {view.trained:,} trained; BOS {view.bos}; {end}; {view.fate}"
+    size, where = plural(len(view.tokens), "token"), f" in {view.turns} turns" * (view.turns > 1)
+    return f"{size}, {view.trained:,} trained{where}; BOS {view.bos}; {end}; {view.fate}"
 
 
 def format_view(view: RowView, indent: int = 6) -> HtmlText:
     """The row's tokens: what is trained is between « and », ‖ is where a text is cut.
 
     As text it has a bar between tokens and line breaks only there; in a notebook what is trained is bold on
-    blue, special tokens are brown, and everything is escaped.
+    blue, special tokens are brown, and everything is escaped. Of a row of more than MAX_TOKENS_SHOWN tokens
+    the middle is left out: answers are at the end.
     """
-    tokens, more = view.tokens[:MAX_TOKENS_SHOWN], len(view.tokens) - MAX_TOKENS_SHOWN
-    words = _mark(tokens, [make_visible(token.text) for token in tokens], "|", "‖", ("«", "»"))
-    markup = _mark(tokens, map(_token_html, tokens), "", '<span style="color:#a33b00"> ‖ </span>',
-                   ("<b>«", "»</b>"))
-    rest = f" … ({plural(more, 'token')} more)" if more > 0 else ""
-    return HtmlText(_fold([*words, rest], indent), (
+    words, markup, half = [], [], MAX_TOKENS_SHOWN // 2
+    more = max(0, len(view.tokens) - MAX_TOKENS_SHOWN)
+    for tokens in [view.tokens[:half], view.tokens[-half:]] if more else [view.tokens]:
+        gap = [f" … ({plural(more, 'token')} more) … "] * bool(words)
+        words += gap + _mark(tokens, [make_visible(token.text) for token in tokens], "|", "‖", ("«", "»"))
+        markup += gap + _mark(tokens, map(_token_html, tokens), "",
+                              '<span style="color:#a33b00"> ‖ </span>', ("<b>«", "»</b>"))
+    return HtmlText(_fold(words, indent), (
         '<div style="font-family:monospace;font-size:12px;line-height:1.7;margin:2px 0 8px 3em">'
-        f"{''.join(markup)}{rest}</div>"))
+        f"{''.join(markup)}</div>"))
 
 
 def _mark(tokens: list[TokenView], words: Iterable[str], bar: str, cut: str,

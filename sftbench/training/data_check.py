@@ -16,6 +16,7 @@ from ..data.tokenization import cut_rows, encode_probe, encode_role, untrainable
 from ..errors import BadInput
 from ..evaluation.scoring import ProbeSet
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
+from ..models.start_model import check_vocabulary
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
 from ..sources.origins import Origin, describe_source, open_sources, propose_source
@@ -169,7 +170,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     about, probe_about = rows.about, probe_rows.about if probe_rows else {"bad": 0, "first_bad": []}
     return DataReport(
         role=role, source=source, model=recipe.model, files=len(rows.origins), unreadable=unreadable + more,
-        notes=[f"{origin.name}: {note}" for origin in rows.origins if (note := origin.note)],
+        notes=rows.notes,
         proposal=None if len(rows.table) or not rows.origins else propose_source(rows.origins[0], kind),
         rows=len(rows.table), **{name: about[name] for name in (
             "passed_over", "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
@@ -235,6 +236,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
     """Tokens of the training rows, cut and dropped as a run would."""
     tokens = encode_role(tokenizer, role)
     facts = measure_facts(config, recipe.model, tokenizer, {name: role}, {name: tokens})
+    check_vocabulary(tokenizer, {name: role}, {name: tokens}, facts.vocabulary)
     max_length = resolve_recipe(recipe, facts)[0].max_length
     pieces, reasons = cut_rows(tokens, max_length, name.endswith("_text"))
     for reason, rows in reasons.items():

@@ -48,8 +48,9 @@ def describe_run(folder: Path, ready: PreparedRun) -> dict:
 def _describe_role(role: Role) -> dict:
     """What `recipe.json` has of a role's data."""
     about = {name: role.rows.about[name] for name in ("shapes", "unused", "bad_reasons", "passed_over")}
-    return {"source": role.source, **about, "rows": len(role.train), "digest": role.digest,
-            "probe_rows": len(role.probe), "shared_groups": role.shared_groups, "dropped": role.dropped}
+    return {"source": role.source, **about, "notes": role.rows.notes, "rows": len(role.train),
+            "digest": role.digest, "probe_rows": len(role.probe), "shared_groups": role.shared_groups,
+            "dropped": role.dropped}
 
 
 def check_disk_space(folder: Path, ready: PreparedRun) -> None:
