@@ -6,7 +6,9 @@ import io
 import json
 import lzma
 import re
+import shutil
 import zipfile
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -28,7 +30,7 @@ from sftbench.sources.names import (
     parse_source,
     write_source,
 )
-from sftbench.sources.origins import offered_probe, open_sources, passed_over, propose_source
+from sftbench.sources.origins import describe_source, offered_probe, open_sources, passed_over, propose_source
 from sftbench.sources.readers import READERS
 from sftbench.training.data_check import measure_data
 from sftbench.training.outcome import describe_run
@@ -144,6 +146,65 @@ def test_splits_of_other_names_are_named_as_they_are(tmp_path):
     assert offered_probe(f"qa={folder}#train_sft:3") == f"qa={folder}#test_sft"
     with bad_input(where=tmp_path / "one", match="splits test; name one"):
         texts(fill(tmp_path / "one", ["test.jsonl"]))
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/part-*
+  - split: test
+    path: [en/held_out.jsonl]
+- config_name: de
+  data_files: de/*
+---
+A card.
+"""
+
+
+def test_a_card_that_names_the_files_of_splits_and_configurations_is_followed(tmp_path):
+    files = ["en/part-1.jsonl", "en/part-2.jsonl", "en/held_out.jsonl", "de/a.jsonl", "train.jsonl"]
+    folder = fill(tmp_path / "d", dict.fromkeys(files) | {"README.md": CARD})
+    with bad_input(where=folder, match="configurations en, de; name one as .*#en$"):
+        texts(folder)
+    assert texts(f"{folder}#en") == texts(f"{folder}#en/train") == files[:2]
+    assert texts(f"{folder}#de") == ["de/a.jsonl"] and texts(f"{folder}#en/test") == ["en/held_out.jsonl"]
+    assert offered_probe(f"{folder}#en") == f"{folder}#en/test" and len(texts(f"{folder}#all")) == 5
+    assert passed_over(f"{folder}#de", "r")[str(folder / "train.jsonl")].startswith("not named by")
+    with bad_input(where=folder, match="splits train"):
+        texts(f"{folder}#de/test")
+    (folder / "README.md").write_text(CARD.replace("config_name: en", "config_name: en\n  default: true"))
+    assert texts(folder) == files[:2] and offered_probe(str(folder)) == f"{folder}#test"
+    nowhere = CARD.replace("en/", "x/").replace("de/", "y/")
+    for card in ("---\nconfigs: [1\n---\n", "---\nconfigs: 3\n---\n", nowhere):
+        (folder / "README.md").write_text(card.replace("config_name: en", "config_name: default"))
+        assert texts(folder) == ["train.jsonl"]
+
+
+def test_what_has_no_split_in_its_name_while_others_have_is_warned_of(tmp_path, make_model):
+    tasks = "".join(json.dumps({"question": f"q {number}", "answer": "a"}) + "\n" for number in range(9))
+    folder = fill(tmp_path / "d", {"train.jsonl": tasks, "more.jsonl.gz": gzip.compress(tasks.encode())})
+    report = measure_data(str(folder), model=make_model())
+    assert report.rows == 9 and len(report.warnings) == 1 and "more.jsonl.gz" in report.warnings[0]
+
+
+def test_a_text_beside_tasks_is_passed_over_by_a_role_of_tasks(tmp_path):
+    folder = fill(tmp_path / "d", {"a.jsonl": json.dumps({"question": "q", "answer": "a"}), "about.txt": "t",
+                                   "guide.pdf": "t"})
+    assert len(read_source(str(folder), "domain_tasks").table) == 1
+    assert passed_over(str(folder), "domain_tasks").keys() == {str(folder / name) for name in (
+        "about.txt", "guide.pdf")}
+    assert passed_over(str(folder), "domain_text") == {}
+    (folder / "a.jsonl").unlink()
+    assert passed_over(str(folder), "domain_tasks") == {}  # then the role is the wrong one, and the run stops
+
+
+def test_many_files_passed_over_for_one_reason_are_counted(tmp_path):
+    folder = fill(tmp_path / "d", ["a.jsonl", "b.png", *(f"pictures/{number}.png" for number in range(50))])
+    named = describe_source(str(folder), "domain_text")["passed_over"]
+    assert named.keys() == {str(folder / "b.png"), f"{folder}/pictures/*.png (50 files)"}
+    assert len(passed_over(str(folder), "domain_text")) == 51
 
 
 def test_cards_notices_hidden_and_unreadable_files_are_named_and_not_read(tmp_path):
@@ -265,6 +326,25 @@ def test_check_and_the_error_of_a_run_propose_columns(tmp_path, make_model):
     with bad_input(where=f"{path}, line 2", match=re.escape(proposal)):
         read_source(str(path), "domain_tasks")
     assert measure_data(proposal, model=make_model()).verdict == "ready"
+
+
+def test_a_hub_data_set_offers_its_other_splits(tmp_path):
+    fill(tmp_path, {f"{name}.jsonl": jsonl(name) for name in ("train", "test", "validation")})
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test", "validation")}
+    builder = datasets.load_dataset_builder("json", data_files=files, cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    # as `datasets` (5.2) stores one that it has fetched
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / "some___body" / "small" / "0.0.0" / "abc"
+    shutil.copytree(builder.cache_dir, cached)
+    for path in cached.glob("json-*"):
+        path.rename(path.with_name(path.name.replace("json-", "body-")))
+    info = json.loads((cached / "dataset_info.json").read_text())
+    info |= {"dataset_name": "body", "config_name": "small"}
+    (cached / "dataset_info.json").write_text(json.dumps(info))
+    assert texts("some/body#small/train") == ["train"] and texts("some/body#small/test") == ["test"]
+    assert offered_probe("some/body#small/train:2") == "some/body#small/validation"
+    assert passed_over("some/body#small/train", "r").keys() == {
+        f"some/body#small/{split}" for split in ("validation", "test")}
 
 
 # compressed files and archives

@@ -7,6 +7,7 @@ text (pages without any, footnotes, a web page's menu) is not read, and `describ
 import functools
 import importlib.util
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def describe_document(content: Content, alone: bool = False) -> str:
 
 def name_section(content: Content, number: int) -> str:
     """The name of a section: `section 2 (Returns)`, or without its heading where it has none."""
-    heading = _load(content).sections[number - 1][0]
+    heading = dict(enumerate(_load(content).sections, 1)).get(number, ("", ""))[0]
     return f"section {number}" + f" ({heading})" * bool(heading)
 
 
@@ -112,6 +113,7 @@ def _load_once(content: Content, changed: int) -> Document:
 def _parse_pdf(content: Content) -> Document:
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it reports each repair of a file
     try:
         pages = [page.extract_text() for page in PdfReader(io.BytesIO(content.read())).pages]
     except (FileNotDecryptedError, DependencyError):

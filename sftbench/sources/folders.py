@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from datasets.data_files import FILES_TO_IGNORE, NON_WORDS_CHARS, SPLIT_KEYWORDS
 
 from ..errors import file_error
+from .cards import read_card_splits
 from .contents import Content, is_archive, list_members, split_suffixes
 from .names import ARCHIVE, COMPRESSED, DOCUMENT_SUFFIXES, SUFFIXES, TEXT_SUFFIXES
 
@@ -38,6 +39,12 @@ REMEDIES = {
 }
 
 
+TEXTS = (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)
+TEXT_WITH_TASKS = "a text, while this role takes tasks; give it to a role of texts"
+NOT_ON_CARD = "not named by the folder's card; name the file itself to read it"
+NO_SPLIT = "no split in its name, while others have one; name the file itself to read it"
+
+
 @dataclass
 class Selection:
     """What is read of a folder or archive, what is passed over and why, and the split to probe with."""
@@ -47,30 +54,50 @@ class Selection:
     probe: str | None = None
 
 
-def select_contents(path: Path, split: str = "") -> Selection:
+def select_contents(path: Path, split: str = "", tasks: bool = False) -> Selection:
     """The readable files of a file, folder or archive that belong to a split (`train` if none is named).
 
-    Raises BadInput where there is none, and where what is named cannot be read.
+    For a role that takes `tasks`, plain text beside files with rows is passed over. Raises BadInput where
+    there is none, and where what is named cannot be read.
     """
     if not path.is_dir() and not is_archive(path.name):
         if why := refuse_name(path.name):
             raise file_error(path, why)
         return Selection([Content(str(path), path.name, path)])
+    readable, passed_over = _sort_out(path, tasks)
+    if split == ALL:
+        return Selection(list(readable.values()), passed_over)
+    names = list(readable)
+    card = read_card_splits(path, split, names) if path.is_dir() else None
+    splits, behind, wanted = card or (find_splits(names), f"{path}#", split)
+    wanted = _find_split(splits, wanted, behind, named_by_card=card is not None)
+    for name in names:
+        if (other := splits[name]) != wanted:
+            passed_over[readable[name].name] = f"split {other}; {behind}{other} names it" if other else (
+                NOT_ON_CARD if card else NO_SPLIT)
+    probe = find_probe(wanted or "train", [one for one in splits.values() if one])
+    return Selection([readable[name] for name in names if splits[name] == wanted], passed_over,
+                     probe and f"{behind}{probe}")
+
+
+def _sort_out(path: Path, tasks: bool) -> tuple[dict[str, Content], dict[str, str]]:
+    """The readable files of a folder or archive by the names below it, and why the others are not read."""
     if path.resolve() == Path(path.resolve().anchor):
         raise file_error(path, "no such file; this is the root of the file system, name a folder of data")
     readable, passed_over = {}, {}
     listed = list(_list_folder(path) if path.is_dir() else _list_archive(path, ""))
+    if tasks and any(why is None and content.suffix not in TEXTS for content, why in listed):
+        listed = [(content, why or (TEXT_WITH_TASKS if content.suffix in TEXTS else None))
+                  for content, why in listed]
     for content, why in sorted(listed, key=lambda entry: entry[0].relative.split("/")):
         if why is None:
             readable[content.relative] = content
         else:
             passed_over[content.name] = why
     if not readable:
-        example = next((f"; {name}: {why}" for name, why in passed_over.items()), "")
-        raise file_error(path, f"no file here ends in {', '.join(SUFFIXES)}{example}")
-    chosen, unread, probe = _choose_split(list(readable), split, path)
-    return Selection([readable[name] for name in chosen],
-                     passed_over | {readable[name].name: why for name, why in unread.items()}, probe)
+        examples = "".join(f"; {name}: {why}" for name, why in list(passed_over.items())[-3:])
+        raise file_error(path, f"no file here ends in {', '.join(SUFFIXES)}{examples}")
+    return readable, passed_over
 
 
 def refuse_name(name: str) -> str | None:
@@ -138,7 +165,7 @@ def _refuse_file(name: str) -> str | None:
     if name.startswith("."):
         return "hidden"
     suffix, _ = split_suffixes(name)
-    if CARD.fullmatch(name) and (suffix in (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES) or suffix not in SUFFIXES):
+    if CARD.fullmatch(name) and (suffix in TEXTS or suffix not in SUFFIXES):
         return "a card, licence or notice; name the file itself to read it"
     if name in (*FILES_TO_IGNORE, "state.json") or INDEX.fullmatch(name):
         return "describes data and has none; name the file itself to read it"
@@ -158,23 +185,18 @@ def _split_word(name: str) -> str | None:
     return next((WORDS[match[1].lower()] for match in words), None)
 
 
-def _choose_split(names: list[str], split: str, path: Path) -> tuple[list[str], dict[str, str], str | None]:
-    """The names that are read, why each other one is not, and the split to probe with."""
-    splits = find_splits(names)
-    known = [split for split in dict.fromkeys(splits.values()) if split]
+def _find_split(splits: dict[str, str | None], split: str, behind: str, named_by_card: bool) -> str | None:
+    """The split that is meant, as the files have it: None for those without one. Raises BadInput for none."""
+    known = [one for one in dict.fromkeys(splits.values()) if one]
     wanted = split if split in known else WORDS.get(split.lower(), split) or "train"
-    if wanted == ALL or not known and wanted == "train":
-        return names, {}, None
-    chosen = [name for name in names if splits[name] == wanted]
-    if not chosen and not split and not any("train" in one for one in known):
-        chosen = [name for name in names if splits[name] is None]
-    if not chosen:
-        raise file_error(path, f"it has the splits {', '.join(known) or 'of no name'}; name one as "
-                         f"{path}#{(known or [ALL])[0]}, or {path}#{ALL} for every file")
-    unread = {name: (f"split {splits[name]}; {path}#{splits[name]} names it" if splits[name] else
-                     "no split in its name, while others have one; name the file itself to read it")
-              for name in names if name not in set(chosen)}
-    return chosen, unread, find_probe(wanted, known)
+    if wanted in known:
+        return wanted
+    if None in splits.values() and not named_by_card and (
+            not known and wanted == "train" or not split and not any("train" in one for one in known)):
+        return None
+    path = behind.partition("#")[0]
+    raise file_error(path, f"it has the splits {', '.join(known) or '(none)'}; name one as "
+                     f"{behind}{known[0] if known else ALL}, or {path}#{ALL} for every file")
 
 
 def find_probe(wanted: str, splits: list[str]) -> str | None:

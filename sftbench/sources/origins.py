@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
+from pathlib import Path, PurePath
 
 import datasets
 
@@ -29,6 +31,7 @@ from .plain_text import PIECE_CHARACTERS
 from .readers import READERS
 
 HUB_TIMEOUT = 4  # seconds until the hub counts as out of reach; `datasets` (5.2) itself tries for 23
+NAMED_ALIKE = 20  # files of one folder that are passed over for one reason, and named one by one
 SAMPLE = 50  # rows by which columns are proposed
 UNITS = {".parquet": "row", ".pdf": "page", **dict.fromkeys(DOCUMENT_SUFFIXES[1:], "section")}
 
@@ -71,8 +74,19 @@ def open_sources(source: str, role: str) -> list[Origin]:
 
 
 def describe_source(source: str, role: str) -> dict:
-    """What `Rows.about` has of a source as a whole: `passed_over` and `offered_probe`."""
-    return {"passed_over": passed_over(source, role), "offered_probe": offered_probe(source)}
+    """What `Rows.about` has of a source as a whole: `passed_over` and `offered_probe`.
+
+    Of many files in one folder that are passed over for one reason, only their number is named.
+    """
+    alike = defaultdict(list)
+    for name, why in passed_over(source, role).items():
+        alike[os.path.dirname(name), PurePath(name).suffix, why].append(name)
+    named = {}
+    for (folder, suffix, why), files in alike.items():
+        if len(files) > NAMED_ALIKE:
+            files = [f"{os.path.join(folder, '*')}{suffix} ({len(files):,} files)"]
+        named |= dict.fromkeys(files, why)
+    return {"passed_over": named, "offered_probe": offered_probe(source, role)}
 
 
 def passed_over(source: str, role: str) -> dict[str, str]:
@@ -81,13 +95,12 @@ def passed_over(source: str, role: str) -> dict[str, str]:
             for name, why in _select(part, role).passed_over.items()}
 
 
-def offered_probe(source: str) -> str | None:
+def offered_probe(source: str, role: str = "data") -> str | None:
     """The source that may serve this one as a probe: its validation or test split; None without any."""
     probes = []
-    for part in parse_source(source, "data"):
-        if split := _select(part, "data").probe:
-            path, _ = split_path(part.path)
-            probes.append(write_source(part._replace(path=f"{path}#{split}", weight=1.0)))
+    for part in parse_source(source, role):
+        if probe := _select(part, role).probe:
+            probes.append(write_source(part._replace(path=probe, weight=1.0)))
     return ", ".join(probes) or None
 
 
@@ -120,13 +133,17 @@ def _select(part: SourcePart, role: str) -> Selection:
     """What is read of a part and what is not; without contents for a data set."""
     path = locate_source(part.path, role)
     if path is None:
-        return Selection([])
-    if not _is_saved(path):
-        return select_contents(path, split_path(part.path)[1])
-    splits = list(load_saved_splits(path))
-    wanted = split_path(part.path)[1] or "train"
-    others = {f"{path}#{split}": f"split {split}; this name reads it" for split in splits if split != wanted}
-    return Selection([], others, find_probe(wanted, splits))
+        name, _, rest = part.path.partition("#")
+        configuration, slash, wanted = rest.rpartition("/")
+        behind, splits = f"{name}#{configuration}{slash}", list(load_hub_dataset(part.path).info.splits or ())
+    elif _is_saved(path):
+        behind, wanted, splits = f"{path}#", split_path(part.path)[1], load_saved_splits(path)
+    else:
+        return select_contents(path, split_path(part.path)[1], tasks="_tasks" in role)
+    wanted = wanted or "train"
+    others = {f"{behind}{split}": f"split {split}; this name reads it" for split in splits if split != wanted}
+    probe = find_probe(wanted, splits)
+    return Selection([], others, probe and f"{behind}{probe}")
 
 
 def _is_saved(path: Path) -> bool:
@@ -184,6 +201,7 @@ def load_saved_dataset(folder: Path, split: str = "") -> datasets.Dataset:
     return data[split or "train"]
 
 
+@lru_cache(maxsize=8)  # its splits are asked for beside its rows, and each time the hub would be
 def load_hub_dataset(text: str) -> datasets.Dataset:
     """A hub data set, from the cache where the hub is out of reach; `datasets` (5.2) runs no code of its own.
 
