@@ -212,6 +212,48 @@ def test_a_model_published_with_unused_settings_is_trained_and_exported_and_the_
         assert "`temperature 0.9, min_p 0.1`" in card
 
 
+CODE = {"auto_map": {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "more", "changed"), [
+    ("full", {}, {}), ("qlora", {}, {}), ("ptuning_v2", {}, None),
+    ("freeze", {"trainable_parts": "new_blocks:1,new_head"},
+     {"added_blocks": [3], "num_hidden_layers": 4, "tie_word_embeddings": False})])
+def test_an_export_has_the_start_models_settings_and_nothing_of_where_it_came_from(
+        make_model, tmp_path, small_files, method, more, changed):
+    start = shutil.copytree(make_model("llama", tie_word_embeddings=True), tmp_path / "start")
+    config, names = (json.loads((start / f"{name}.json").read_text())
+                     for name in ("config", "tokenizer_config"))
+    (start / "config.json").write_text(json.dumps(config | CODE | {"_name_or_path": "someone/else"}))
+    (start / "tokenizer_config.json").write_text(json.dumps(
+        names | {"auto_map": {"AutoTokenizer": ["code.X", None]}, "name_or_path": "/home/me/x"}))
+    (start / "additional_chat_templates").mkdir()
+    (start / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    for name in ("preprocessor_config.json", "tokenizer.model", "added_tokens.json", "vocab.json", "A.md"):
+        (start / name).write_text("{}")
+    run = run_chain(override(
+        Recipe(), mode="2", method=method, model=str(start), max_steps=2, probe_rows=4, yardstick=False,
+        max_new_tokens=6, output_dir=str(tmp_path / "run"), domain_text=small_files["domain_text"],
+        domain_tasks=small_files["domain_tasks"], **more))
+    out = Path(export_stage(run, tmp_path / "out")["folder"])
+    weights = {"config.json", "model.safetensors"} if changed is not None else {
+        "adapter_config.json", "adapter_model.safetensors"}
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == weights | {
+        "README.md", "loss.png", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "preprocessor_config.json",
+        "tokenizer.model"}
+    tokens = json.loads((out / "tokenizer_config.json").read_text())
+    assert not {"auto_map", "name_or_path"} & set(tokens)
+    assert {number: token["content"] for number, token in tokens["added_tokens_decoder"].items()} == {
+        "0": "<pad>", "1": "<eos>", "2": "<user>", "3": "<assistant>", "4": "<system>"}
+    if changed is not None:
+        written, older = json.loads((out / "config.json").read_text()), {"rope_theta", "torch_dtype"}
+        assert {name: value for name, value in written.items() if name not in older} == config | changed
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == written["tie_word_embeddings"]
+
+
 READ = """
 import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer

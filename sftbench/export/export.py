@@ -4,6 +4,7 @@ The folder is complete or does not exist. Before it gets its name it is loaded w
 given the prompts that the run's own model is given; other answers fail the export.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -28,6 +29,9 @@ from .model_card import write_model_card
 from .older_readers import add_older_spellings
 
 PROMPTS = ("Who are you?", "What is this about?", "Give me one example.")  # where a run has no questions
+# Of SentencePiece, which llama.cpp's converter reads for some families, and of pictures and sound.
+START_FILES = ("tokenizer.model", "preprocessor_config.json", "processor_config.json",
+               "video_preprocessor_config.json")
 # Settings on which it depends whether others count.
 DECODING_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 BASE = "base"  # folder of the weights that an adapter of a later stage is loaded on
@@ -145,6 +149,7 @@ def _write_files(folder: Path, plan: ExportPlan) -> tuple[dict, list[str]]:
     saved = "adapter" if plan.entry["method"] == "ptuning_v2" else "model"
     tokenizer = loading.load_tokenizer(str(plan.source.parent / saved))
     tokenizer.save_pretrained(folder)
+    _copy_start_files(folder, plan)
     weights, new_names_only = Path(plan.base or folder), []
     if plan.own_base:
         weights = shutil.copytree(plan.base, folder / BASE)
@@ -159,6 +164,15 @@ def _write_files(folder: Path, plan: ExportPlan) -> tuple[dict, list[str]]:
     for target in (folder, *([weights] if plan.own_base else [])):
         settings.save_pretrained(target)
     return unused, new_names_only
+
+
+def _copy_start_files(folder: Path, plan: ExportPlan) -> None:
+    """Copy the start model's files that still hold and that nothing else writes, where it is at hand."""
+    with contextlib.suppress(BadInput):  # gone since, or no longer cached: few readers need these
+        start = loading.fetch_model(plan.start, read_result(plan.run)["recipe"]["model_revision"])
+        for name in START_FILES:
+            if (start / name).exists():
+                shutil.copyfile(start / name, folder / name)
 
 
 def _generation_config(weights: Path, plan: ExportPlan, tokenizer) -> GenerationConfig:

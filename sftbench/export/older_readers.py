@@ -56,6 +56,7 @@ def _rewrite_config(folder: Path) -> list[str]:
     """Add `torch_dtype`, `rope_theta` and the like to config.json, so far as it then reads as before."""
     path = folder / "config.json"
     new = json.loads(path.read_text(encoding="utf-8"))
+    new.pop("auto_map", None)  # names code that is not in the folder
     older, left_out = _with_older_names(new), []
     if _read_config(older) != _read_config(new):
         left_out = sorted(set(older) - set(new) - {"torch_dtype"})
@@ -118,7 +119,7 @@ def _rewrite_tokenizer_config(folder: Path, tokenizer: PreTrainedTokenizerBase) 
     """Name class, defaults and special tokens as transformers 4 reads them; check that all is as before."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("backend", "is_local", "local_files_only"):  # of the machine that wrote it
+    for name in ("backend", "is_local", "local_files_only", "auto_map"):  # of where it was written
         config.pop(name, None)
     if isinstance(config.get("extra_special_tokens"), list):  # in transformers 4 a dict has this name
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
@@ -130,7 +131,9 @@ def _rewrite_tokenizer_config(folder: Path, tokenizer: PreTrainedTokenizerBase) 
     if kind not in TOKENIZERS or (kind in SPACE_SENSITIVE and space is not None):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ids, template = tokenizer("a")["input_ids"], tokenizer.chat_template
+    added = {number: token.__getstate__() for number, token in tokenizer.added_tokens_decoder.items()}
     config |= {
+        "added_tokens_decoder": added,  # llama.cpp's converter knows those beside tokenizer.model from here
         # by default transformers 4 gives out token_type_ids too, which a decoder's generate() refuses
         "model_input_names": tokenizer.model_input_names,
         "clean_up_tokenization_spaces": tokenizer.clean_up_tokenization_spaces,

@@ -130,13 +130,17 @@ def _make_tracker(context: StageContext) -> tuple[dict, list[TrainerCallback]]:
 
 
 @contextlib.contextmanager
-def keep_router_config(model):
-    """Undo what TRL 1.16 writes into a mixture's configuration: it would be saved with the model."""
-    config = model.config.get_text_config()
-    before = {name: getattr(config, name) for name in ("output_router_logits", "router_aux_loss_coef")
-              if hasattr(config, name)}
+def keep_config(model):
+    """Undo what is written into the configuration for a training, which would be saved with the model.
+
+    transformers 5.23 switches the cache of keys and values off, TRL 1.16 changes a mixture's router.
+    """
+    names = ("use_cache", "output_router_logits", "router_aux_loss_coef")
+    configs = (model.config, model.config.get_text_config())
+    before = [(config, name, getattr(config, name)) for config in configs for name in names
+              if hasattr(config, name)]
     yield
-    for name, value in before.items():
+    for config, name, value in before:
         setattr(config, name, value)
 
 
@@ -249,7 +253,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
         callback.emit(0, start_loss, steps=steps)
     reset_peak_memory()
     fields, trackers = _make_tracker(context)
-    with tempfile.TemporaryDirectory() as folder, keep_router_config(model):
+    with tempfile.TemporaryDirectory() as folder, keep_config(model):
         trainer = StageTrainer(
             model=model, processing_class=tokenizer, train_dataset=context.dataset,
             callbacks=[*trackers, callback],
