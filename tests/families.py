@@ -16,11 +16,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sftbench.errors import BadInput, RunFailed
+from sftbench.models.architecture import build_empty
 from sftbench.recipes.recipe import METHODS, Recipe, override
 from tests.conftest import small_rows
 
 # The first pattern that a field's name matches decides; a field that is None, text or a switch stays.
 SIZES = (
+    (r"index_topk", 64),  # more than a row has tokens, as in the real ones
     (r"vocab_size(_per_layer_input)?|n_vocab", "vocabulary"),
     (r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|seq_length)", 256),
     (r"(sliding_window|attention_chunk_size|window_size|attention_window_size)", 16),
@@ -38,17 +40,18 @@ SIZES = (
      r"mamba_dt_rank|lora_dim)", 16),
     (r".*(moe|shared|expert).*(intermediate|ffn|hidden|dim|size).*", 32),
     (r"(intermediate_size|ffn_dim|n_inner|d_ff|ffn_hidden_size|.*ffn_dim|d_inner|dim_ff|"
-     r"attention_hidden_size|mamba_d_ssm|block_ff_dim|mlp_dim)", 128),
-    (r"(hidden_size|n_embd|d_model|dim|embed_dim|emb_dim|embedding_size|lru_width|model_dim)", 64),
+     r"mamba_d_ssm|block_ff_dim|mlp_dim)", 128),
+    (r"(attention_)?hidden_size|n_embd|d_model|dim|embed_dim|emb_dim|embedding_size|lru_width|model_dim", 64),
     (r"hidden_size_per_layer_input", 16),
 )
+LARGEST = 2 * 10**7  # parameters of a tiny model
 HEADS = {"num_key_value_heads": 4, "head_dim": 8}  # latent attention has keys and values for every head
 ROUTES = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_routed_experts": 4}
 # What only this family's configuration knows: which layers are of which kind, and sizes that hang together.
 OWN = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu",
                      "glm4_moe_lite", "minicpm3"), HEADS),
-    "bamba": {"attn_layer_indices": [1]},
+    "bailing_hybrid": {"layer_group_size": 2, "num_key_value_heads": 4}, "bamba": {"attn_layer_indices": [1]},
     "cwm": {"bos_token_id": 2}, "modernbert-decoder": {"bos_token_id": 2},
     "deepseek_v2": HEADS | ROUTES, "dots1": ROUTES | {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": 4},
@@ -56,7 +59,7 @@ OWN = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {"num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
@@ -106,8 +109,11 @@ def tiny_config(family: str, vocabulary: int, **changes):
 
 def save_tiny(family: str, tokenizer, folder: Path, **changes) -> str:
     """Write a random model of the family and the tokenizer into a folder, and return its path."""
+    config = tiny_config(family, len(tokenizer), **changes)
+    if (size := build_empty(config).num_parameters()) > LARGEST:
+        raise ValueError(f"{size:,} parameters, whose sizes are named as in no other family")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, len(tokenizer), **changes))
+    model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

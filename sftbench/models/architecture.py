@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from ..data.packing import collate_batch
 from ..errors import BadInput
 
-# Tokens of the two rows that share a block and of a third beside them: of different lengths, longer than any
-# convolution, and so long that a recurrent state has something to carry over.
-ASKED_ROWS = (37, 23, 41)
+# Tokens of the two rows that share a block and of a third beside them, by the longest of them: of different
+# lengths, so long that a recurrent state has something to carry over and DeepSeek V4 something to compress.
+ASKED_ROWS, ASKED_TOKENS = (0.8, 0.5, 1), 160
 # Of the logits' spread, from which on two computations differ: float32 rounds to 1e-6 of it. Coarser types
 # differ as much between a batch and a single row, so ten times that difference counts where it is more.
 TOLERANCE, NOISE = 1e-4, 10
@@ -119,14 +119,16 @@ def ask_packing(model) -> str:
     name, rows = type(model).__name__, _asked_rows(model)
     try:
         alone = [_logits(model, input_ids=row[None])[0] for row in rows]
-        short = _logits(model, input_ids=rows[0][None, :ASKED_ROWS[1]])[0]
-        thrice = _logits(model, input_ids=rows[0].expand(3, -1))
+        short = _logits(model, input_ids=rows[0][None, :len(rows[1])])[0]
+        twice = _logits(model, input_ids=rows[0].expand(2, -1))
+        model.generate(input_ids=rows[1].expand(2, -1), attention_mask=torch.ones_like(rows[1].expand(2, -1)),
+                       max_new_tokens=2, min_new_tokens=2, do_sample=False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a family raises that cannot do without an image, say
-        raise BadInput(f"{name} cannot read text by itself ({_one_line(error)}); take a decoder-only "
+        raise BadInput(f"{name} cannot read and write text alone ({_one_line(error)}); take a decoder-only "
                        "language model", field="model") from error
-    noise = max(_distance(row, alone[0]) for row in thrice)
+    noise = max(_distance(row, alone[0]) for row in twice)
     limit = max(TOLERANCE * max(logits.std().item() for logits in alone), NOISE * noise)
     if not _distance(short, alone[0][:len(short)]) <= limit:
         raise BadInput(f"{name}: a token's logits change with the tokens after it, or are no numbers, so it "
@@ -166,8 +168,11 @@ def _asked_rows(model) -> list[torch.Tensor]:
     special = {value for name, value in vars(config).items() if name.endswith(("_token_id", "_token_index"))
                and isinstance(value, int)}
     words = [token for token in range(model.get_input_embeddings().weight.shape[0]) if token not in special]
-    chosen = torch.tensor(random.Random(0).choices(words, k=sum(ASKED_ROWS)), device=model.device)
-    return list(chosen.split(ASKED_ROWS))
+    longest = min(_table_positions(model, getattr(config, "max_position_embeddings", None)) or ASKED_TOKENS,
+                  ASKED_TOKENS)
+    lengths = [int(share * longest) for share in ASKED_ROWS]
+    chosen = torch.tensor(random.Random(0).choices(words, k=sum(lengths)), device=model.device)
+    return list(chosen.split(lengths))
 
 
 def _to_device(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

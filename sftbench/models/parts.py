@@ -61,11 +61,14 @@ def _head(model, value: str) -> list[nn.Module]:
 
 def _norm(model, value: str) -> list[nn.Module]:
     """The normalisation between the last layer and the output head."""
-    norms = [child for name, child in find_decoder_layers(model)[0].named_children()
-             if "norm" in type(child).__name__.lower() and "emb" not in name]
+    parent, name, _ = find_decoder_layers(model)
+    children = dict(parent.named_children())  # the first one behind the layers: BLOOM has one before too
+    norms = [child for child in [*children, *children][list(children).index(name):]
+             if "norm" in type(children[child]).__name__.lower()]
     if not norms:
-        raise BadInput(f"{type(model).__name__}: no final normalisation beside its layers", field="model")
-    return norms[-1:]
+        raise _bad_parts(f"norm: {type(model).__name__} has no final normalisation beside its layers; take "
+                         "last:N or another part")
+    return [children[norms[0]]]
 
 
 def _new_head(model, value: str) -> list[nn.Module]:
