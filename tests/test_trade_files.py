@@ -171,7 +171,7 @@ REFUSED = {
     "DPO, OpenAI": ({"input": {"messages": [user("Why? @")]}, "preferred_output": [answer("So.")],
                      "non_preferred_output": [answer("No.")]}, "preferred_output", "preference data"),
     "KTO, the bad answers": ({"instruction": "Why? @", "output": "No.", "kto_tag": False}, "kto_tag",
-                             "bad_rows drop"),
+                             "keep the good rows only"),
     "pictures": ({"messages": [user("<image>What? @"), answer("A cat.")], "images": ["cat.jpg"]}, "images",
                  "only text"),
     "sound": ({"conversations": [{"from": "human", "value": "<audio>What? @"},
@@ -222,6 +222,7 @@ def test_a_file_that_is_no_data_for_this_is_refused_with_what_to_do(name, tmp_pa
         read_source(path, "domain_tasks")
     report = measure_data(path, model=make_model())
     assert report.verdict == "will stop" and report.bad == 12 and len(report.bad_reasons) == 1
+    assert report.proposal is None, "its fields are known"
 
 
 def test_one_text_file_is_a_source_of_text(tmp_path, make_model):

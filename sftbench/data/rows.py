@@ -255,6 +255,12 @@ def _value_counts(table: Dataset, column: str) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in values}
 
 
+def name_columns(rows: Rows, kind: str) -> str | None:
+    """The source with its columns read as fields, where no row has those of a shape; None where none fit."""
+    lacks_fields = any(reason.startswith("no field") for reason in rows.about["bad_reasons"])
+    return propose_source(rows.origins[0], kind) if lacks_fields and not len(rows.table) else None
+
+
 def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | None = None) -> Rows:
     """The rows of a source (see `parse_source`) for a role; raises BadInput for none, and for bad ones."""
     kind = role.split("_")[1]
@@ -263,7 +269,7 @@ def read_source(source: str, role: str, bad_rows: str = "stop", systems: dict | 
     bad, usable = rows.about["bad"], len(rows.table)
     if bad and (bad_rows == "stop" or not usable):
         more = f"{bad} of {bad + usable} rows cannot be used; `sftbench check` lists them"
-        columns = None if usable else propose_source(rows.origins[0], kind)
+        columns = name_columns(rows, kind)
         proposal = f"; its columns may be read as {columns}" if columns else ""
         drop = ", and `-p bad_rows drop` leaves such rows out" * (usable > 1)
         raise BadInput(f"{role}: {rows.about['first_bad'][0]} ({more if bad > 1 else 'correct it'}{drop})"

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warnings, split_role
-from ..data.rows import Rows, read_rows
+from ..data.rows import Rows, name_columns, read_rows
 from ..data.tokenization import cut_rows, encode_probe, encode_role, untrainable_remedy
 from ..errors import BadInput
 from ..evaluation.scoring import ProbeSet
@@ -19,7 +19,7 @@ from ..models.loading import load_model_config, load_tokenizer, silence_librarie
 from ..models.start_model import check_vocabulary
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
-from ..sources.origins import Origin, describe_source, open_sources, propose_source
+from ..sources.origins import Origin, describe_source, open_sources
 from .prepare import measure_facts
 from .scripts import Script, count_scripts
 
@@ -155,7 +155,6 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     recipe = override(Recipe(), bad_rows="drop", probe_rows=ALL_ROWS,
                       **fields, **{role: source, f"{role}_probe": probe})
     systems = load_system_prompts(recipe.system_prompts, role)
-    kind = role.split("_")[1]
     rows, unreadable = _read_readable(source, role, systems)
     probe_rows, more = _read_readable(probe, f"{role}_probe", systems) if probe else (None, [])
     split, fault, counts = None, "", None
@@ -171,7 +170,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     return DataReport(
         role=role, source=source, model=recipe.model, files=len(rows.origins), unreadable=unreadable + more,
         notes=rows.notes,
-        proposal=None if len(rows.table) or not rows.origins else propose_source(rows.origins[0], kind),
+        proposal=name_columns(rows, role.split("_")[1]),
         rows=len(rows.table), **{name: about[name] for name in (
             "passed_over", "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
         other_shape=_count_other_shape(rows, role) if about["bad"] else 0,
