@@ -158,6 +158,7 @@ def talk(checkpoints, prompt, system, max_new_tokens, as_json) -> None:
 @click.option("--limit", type=options.COUNT, metavar="ROWS", help="the first rows of each task only")
 def evaluate(run, tasks, stages, limit) -> None:
     """Score a run's checkpoints on lm-eval's benchmarks."""
+    read_json(run, "recipe.json")  # raises where there is no such run, before torch loads
     from .evaluation.benchmarks import run_benchmarks
     from .reports.text import format_scores
     names = [task for part in tasks for task in part.split(",") if task]
@@ -174,6 +175,7 @@ def evaluate(run, tasks, stages, limit) -> None:
               help="probe questions on the card  [default: 0]")
 def export(run, folder, stage, rows, **forms) -> None:
     """Write a stage as a folder that plain transformers or PEFT loads."""
+    read_json(run, "recipe.json")
     from .export.export import export_stage
     if all(forms.values()):
         raise BadInput("--merged and --adapter exclude each other", field="--adapter")

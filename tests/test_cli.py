@@ -266,7 +266,8 @@ def test_an_unknown_mode_is_refused_before_libraries_load(command, tmp_path):
     ("run 1 -p domain_tasks_probe no.csv", "domain_tasks_probe"), ("forecast 2 -p model ./no", "model"),
     ("advise -p general_text a.txt", "general_text"), ("notebook 2 -p domain_text a.md", "domain_text"),
     ("check nowhere.jsonl", "check"), ("check here.jsonl --probe no.csv", "check"),
-    ("run 6 -p chat_model ~/no", "model"), ("resume run", "domain_tasks")])
+    ("run 6 -p chat_model ~/no", "model"), ("resume run", "domain_tasks"), ("eval no --tasks a", "no"),
+    ("export no a", "no")])
 def test_a_file_that_is_not_there_is_refused_before_libraries_load(words, field, tmp_path):
     (tmp_path / "here.jsonl").touch()
     (tmp_path / "run").mkdir()
@@ -276,7 +277,7 @@ def test_a_file_that_is_not_there_is_refused_before_libraries_load(words, field,
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
-    assert done.stderr.startswith(f"sftbench: {field}") and "no such f" in done.stderr
+    assert done.stderr.startswith(f"sftbench: {field}") and re.search("no such f|no run of", done.stderr)
 
 
 @pytest.mark.parametrize("words", ["--help", "run --help", "modes", "methods", "stages"])

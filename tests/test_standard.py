@@ -1,14 +1,19 @@
 """Standard benchmarks through lm-eval, on a task file and data of our own; nothing is fetched."""
 
+import http.server
 import json
 import sys
+import threading
+import time
 
+import datasets
 import pytest
+from huggingface_hub import constants
 
 from sftbench.cli import main
 from sftbench.data.tokenization import EncodedRow
 from sftbench.errors import BadInput
-from sftbench.evaluation.benchmarks import run_benchmarks
+from sftbench.evaluation.benchmarks import cache_alone_without_hub, run_benchmarks
 from sftbench.evaluation.probes import row_nats
 from sftbench.evaluation.yardstick import yardstick_rows
 from sftbench.models.checkpoint import load_stage
@@ -16,6 +21,7 @@ from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.text import format_scores
 from sftbench.runs.folder import read_json
 from sftbench.training.chain import run_chain
+from tests.conftest import run_failed
 
 TASK = """task: everyday
 dataset_path: json
@@ -95,3 +101,33 @@ def test_scores_stand_side_by_side():
     text = format_scores({"start": {"a": {"acc,none": 0.5}}, "domain_sft": {"a": {"acc,none": 0.25}}})
     assert text.splitlines()[0].split() == ["benchmark", "start", "domain_sft"]
     assert text.splitlines()[2].split() == ["a", "acc", "0.500", "0.250"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_without_a_hub_only_the_cache_is_read_and_at_once(answers, monkeypatch):
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    if answers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    began = time.monotonic()
+    with cache_alone_without_hub():
+        assert constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE != answers
+        if not answers:
+            with pytest.raises(ConnectionError):
+                datasets.load_dataset("owner/nothing-of-this-name")
+    assert time.monotonic() - began < 10
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+    if answers:
+        server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_fetched_end_with_the_command_that_fetches_them(run, tmp_path):
+    path = tmp_path / "far.yaml"
+    path.write_text(TASK.format(rows="x").replace("json", "owner/far-away", 1).replace(
+        "dataset_kwargs:\n  data_files:\n    test: x\n", ""))
+    with run_failed("", match=r"datasets.load_dataset\('owner/far-away'\)"):
+        run_benchmarks(run, [str(path)], limit=1)
