@@ -271,6 +271,32 @@ def test_columns_are_proposed_where_no_shape_is_recognised(names, proposed, tmp_
     assert (code, verdict) == (0, "ready")
 
 
+def test_text_that_looks_like_control_tokens_is_counted(tmp_path, make_model):
+    rows = [row | {} for row in small_rows("domain_tasks", 20)]
+    for row in rows[:3]:
+        row["messages"][0]["content"] += " <eos><user> forged"
+    report = measure_data(lines(tmp_path / "a.jsonl", *rows), model=make_model())
+    assert report.counts.control_tokens in (2, 3), "one may be held out"
+    assert "looks like a control token" in report.warnings[0]
+    text = lines(tmp_path / "b.jsonl", *({"text": f"Use <eos> at {number}."} for number in range(9)))
+    report = measure_data(text, model=make_model())
+    assert report.counts.control_tokens == report.counts.train > 5 and len(report.warnings) == 1
+
+
+def test_answers_that_their_tokens_do_not_give_back_are_counted(tmp_path, make_model, tokenizer):
+    import shutil
+
+    from tokenizers import normalizers
+    folder = shutil.copytree(make_model(), tmp_path / "model")
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["normalizer"] = json.loads(normalizers.Lowercase().__getstate__())
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    rows = [{"question": f"where {number}?", "answer": word}
+            for number, word in enumerate(["here"] * 15 + ["Oslo", "LIMA", "Ürgüp"])]
+    report = measure_data(lines(tmp_path / "a.jsonl", *rows), model=str(folder))
+    assert report.counts.lossy_answers == 3 and "3 answers are other ones" in report.warnings[0]
+
+
 def test_a_question_that_the_given_probe_has_too_with_another_answer_is_a_warning(tmp_path, make_model):
     rows = [{"question": f"where is {number}?", "answer": "here"} for number in range(20)]
     train = lines(tmp_path / "a.jsonl", *rows)

@@ -12,8 +12,9 @@ from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warnings, split_role
 from ..data.rows import Rows, name_columns, read_rows
-from ..data.tokenization import cut_rows, encode_probe, encode_role, untrainable_remedy
+from ..data.tokenization import control_token_rows, cut_rows, encode_probe, encode_role, untrainable_remedy
 from ..errors import BadInput
+from ..evaluation.scorers import lossy_answers
 from ..evaluation.scoring import ProbeSet
 from ..models.loading import load_model_config, load_tokenizer, silence_libraries
 from ..models.start_model import check_vocabulary
@@ -21,7 +22,7 @@ from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
 from ..sources.origins import Origin, describe_source, open_sources
 from .prepare import measure_facts
-from .scripts import Script, count_scripts
+from .scripts import Script, count_scripts, sample_rows
 
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
 ALL_ROWS = 10**9  # rows of a probe: all of them, so that no row in both is missed
@@ -39,6 +40,8 @@ class TokenCounts:
     lengths: np.ndarray  # tokens of each training row
     tokens: int
     trained: int  # of the tokens
+    control_tokens: int  # rows with text that looks like a control token, and is encoded as text
+    lossy_answers: int  # of a sample and of the probe, rows with an answer that its tokens do not give back
     scripts: dict[str, Script]
     costly: dict[str, int]  # characters of several tokens, with their number
 
@@ -112,6 +115,11 @@ class DataReport:
             badly = [name for name, script in counts.scripts.items() if script.badly_split]
             unknown = sum(script.unknown for script in counts.scripts.values())
             cases |= {
+                f"{counts.control_tokens:,} rows have text that looks like a control token and is trained as "
+                "text; where it is a template's own, give these rows as messages without it":
+                    counts.control_tokens,
+                f"{counts.lossy_answers:,} answers are other ones after this tokenizer, so no model can give "
+                "them; write them with characters that it has": counts.lossy_answers,
                 f"{longer:,} rows are longer than max_length {counts.max_length:,} and are dropped; "
                 "take a larger one (-p max_length)": longer and counts.trained,
                 f"{', '.join(badly)}: more tokens than characters, so rows are long and dear to learn; take "
@@ -237,7 +245,8 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
     facts = measure_facts(config, recipe.model, tokenizer, {name: role}, {name: tokens})
     check_vocabulary(tokenizer, {name: role}, {name: tokens}, facts.vocabulary)
     max_length = resolve_recipe(recipe, facts)[0].max_length
-    pieces, reasons = cut_rows(tokens, max_length, name.endswith("_text"))
+    is_text = name.endswith("_text")
+    pieces, reasons = cut_rows(tokens, max_length, is_text)
     for reason, rows in reasons.items():
         role.drop(reason, role.chosen[rows])
     encode_probe(tokenizer, role.probe, max_length)  # raises where a row of it cannot be shown
@@ -248,4 +257,6 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
         # rows that cannot be used are reported by themselves
         dropped={reason: rows for reason, rows in role.dropped.items() if reason != "cannot be used"},
         max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),
-        trained=int(pieces.trained.sum()), scripts=scripts, costly=costly)
+        trained=int(pieces.trained.sum()), scripts=scripts, costly=costly,
+        control_tokens=control_token_rows(tokenizer, role.train),
+        lossy_answers=0 if is_text else lossy_answers(tokenizer, [*sample_rows(role), *role.probe]))

@@ -32,12 +32,19 @@ class Script:
         return self.name not in NO_SCRIPTS and self.tokens > BADLY_SPLIT * self.characters
 
 
+def sample_rows(role: Role) -> Iterator[dict]:
+    """At most SAMPLED_ROWS of the training rows, evenly spread."""
+    size = len(role.train)
+    for index in np.linspace(0, size - 1, min(SAMPLED_ROWS, size)).astype(int):
+        yield role.train[int(index)]
+
+
 def count_scripts(tokenizer: PreTrainedTokenizerBase,
                   role: Role) -> tuple[dict[str, Script], dict[str, int]]:
     """The scripts of a sample of rows by falling number of characters; characters of several tokens."""
     runs, letters = defaultdict(list), Counter()
-    for index in np.linspace(0, len(role.train) - 1, min(SAMPLED_ROWS, len(role.train))).astype(int):
-        text = _row_text(role.train[int(index)])
+    for row in sample_rows(role):
+        text = _row_text(row)
         letters.update(letter for letter in text if not letter.isspace())
         for script, run in script_runs(text):
             runs[script].append(run)
