@@ -1,11 +1,12 @@
 """Scorers: each gives the trade's formats their right value, and a wrong one is refused by name."""
 
 import json
+import shutil
 import time
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sftbench.data.conversations import parse_row
 from sftbench.evaluation import probes
@@ -286,6 +287,18 @@ def test_patterns_that_would_train_as_answers_are_warned_of(recipe):
     split = override(given, domain_tasks=given.domain_tasks_probe, domain_tasks_probe=None)
     assert [warning for warning in prepare_recipe(split).warnings if "regex" in warning]
     assert not [warning for warning in prepare_recipe(given).warnings if "regex" in warning]
+
+
+def test_a_run_warns_of_wanted_answers_that_its_tokenizer_cannot_give(recipe, make_model, tmp_path):
+    rows = [task("a", "ﬁve"), task("b", "six"), task("c", "x²", scorer="f1")]
+    assert not [warning for warning in prepare_recipe(recipe(rows)).warnings if "tokenizer" in warning]
+    folder = shutil.copytree(make_model(), tmp_path / "normalising")
+    made = AutoTokenizer.from_pretrained(folder)
+    made.backend_tokenizer.normalizer = normalizers.NFKC()
+    made.save_pretrained(folder)
+    warning, = [one for one in prepare_recipe(override(recipe(rows), model=str(folder))).warnings
+                if "tokenizer" in one]
+    assert "1 of 3" in warning
 
 
 def test_scores_are_stored_by_scorer(recipe, tmp_path):

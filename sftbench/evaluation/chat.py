@@ -38,9 +38,9 @@ def talk(checkpoints: list[str], prompts: list[str] | None = None, system: str |
     if not max_new_tokens:
         max_new_tokens = read_result(run)["recipe"]["max_new_tokens"] if run else DEFAULT_NEW_TOKENS
     silence_libraries()
-    conversations = [{"messages": question.pop("messages"), "tools": question.pop("tools", None)}
-                     for question in questions]
-    answers = {name: _answer_all(checkpoint, conversations, max_new_tokens)
+    rows = [{"messages": question.pop("messages") + question.pop("end", []),
+             "tools": question.pop("tools", None)} for question in questions]
+    answers = {name: _answer_all(checkpoint, rows, max_new_tokens)
                for name, checkpoint in located.items()}
     return [{"checkpoint": name, **question, "answer": answers[name][number].text,
              "cut": answers[name][number].cut}
@@ -57,7 +57,10 @@ def _answer_all(checkpoint: CheckpointRef, rows: list[dict], max_new_tokens: int
 
 
 def probe_questions(run: str | None) -> list[dict]:
-    """The first questions of a run's task probes as `{prompt, wanted, messages, tools}`."""
+    """The first questions of a run's task probes as `{prompt, wanted, messages, tools, end}`.
+
+    `end` is the wanted message in a list: a prompt opens thoughts where that has some.
+    """
     if run is None:
         raise BadInput("no prompt; give one, or a run, whose probe questions are then put", field="prompts")
     roles = load_roles(recipe_from_dict(read_json(run, "recipe.json")["recipe"]))
@@ -67,7 +70,7 @@ def probe_questions(run: str | None) -> list[dict]:
         raise BadInput(f"{run}: it has no probe with questions; give a prompt", where=str(run))
     return [{"prompt": " / ".join(map(_show_message, row["messages"][:-1])),
              "wanted": _show_message(row["messages"][-1]), "messages": row["messages"][:-1],
-             "tools": row.get("tools")} for row in rows]
+             "tools": row.get("tools"), "end": row["messages"][-1:]} for row in rows]
 
 
 def _show_message(message: dict) -> str:

@@ -68,10 +68,10 @@ def lossy_answers(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> int:
     """The number of rows with an answer that no model can give, as it does not survive its tokens.
 
     A tokenizer may change characters as it reads them, or not have them. White space and the way of composing
-    characters do not count.
+    characters do not count, nor do thoughts.
     """
-    answers = [(number, message["content"]) for number, row in enumerate(rows)
-               for message in row["messages"] if message["role"] == "assistant" and message["content"]]
+    answers = [(number, text) for number, row in enumerate(rows) for message in row["messages"]
+               if message["role"] == "assistant" and (text := _THOUGHTS.sub("", message["content"]))]
     if not answers:
         return 0
     numbers, texts = zip(*answers, strict=True)

@@ -19,7 +19,7 @@ from ..models.loading import release_memory
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
 from .probes import ANSWERS_PER_BATCH, limit_threads, score_probe
-from .scorers import check_wanted, wanted_answer
+from .scorers import check_wanted, lossy_answers, wanted_answer
 from .yardstick import score_yardstick, yardstick_digest
 
 SCORES_FORMAT = 2  # of the stored scores: with another number they are computed again
@@ -47,20 +47,28 @@ class ProbeSet:
         """The number of rows that each scorer scores, by role."""
         return {role: dict(Counter(row["scorer"] for row in rows)) for role, rows in self.tasks.items()}
 
-    def check(self, split: Collection[str]) -> list[str]:
-        """What may be meant otherwise than it is scored, by roles whose probe is `split` off training rows.
-
-        Raises BadInput, naming the role, for a wanted answer that its scorer cannot use.
-        """
+    def check(self) -> None:
+        """Raise BadInput, naming the role, for a wanted answer that its scorer cannot use."""
         for role, rows in self.tasks.items():
             for row in rows:
                 try:
                     check_wanted(wanted_answer(self.tokenizer, row), row["scorer"])
                 except BadInput as error:
                     raise BadInput(f"{role}, probe: {error}", field=error.field, where=role) from None
-        return [f"{role}: rows with the scorer regex have patterns as answers, and these train too; give "
-                f"such rows as {role}_probe alone"
-                for role, names in self.scorers.items() if "regex" in names and role in split]
+
+    def warnings(self, split: Collection[str]) -> list[str]:
+        """What no answer can meet, and what trains unmeant in roles whose probe is `split` off."""
+        warnings = []
+        for role, rows in self.tasks.items():
+            exact = [{"messages": row["messages"][-1:]} for row in rows if row["scorer"] == "exact"]
+            if lost := lossy_answers(self.tokenizer, exact):
+                warnings.append(f"{role}: {lost:,} of {len(rows):,} wanted answers of the probe have "
+                                "characters that the tokenizer changes or lacks, so no answer can equal "
+                                "them; correct them, or take another model or scorer")
+            if role in split and any(row["scorer"] == "regex" for row in rows):
+                warnings.append(f"{role}: rows with the scorer regex have patterns as answers, and these "
+                                f"train too; give such rows as {role}_probe alone")
+        return warnings
 
     def scores_path(self, state: ModelState) -> Path:
         """Where the scores of a state are stored."""

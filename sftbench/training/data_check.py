@@ -250,7 +250,7 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
     for reason, rows in reasons.items():
         role.drop(reason, role.chosen[rows])
     encode_probe(tokenizer, role.probe, max_length)  # raises where a row of it cannot be shown
-    ProbeSet({name: role.probe}, tokenizer, max_length, 0, False, recipe.scorer).check(())  # or scored
+    ProbeSet({name: role.probe}, tokenizer, max_length, 0, False, recipe.scorer).check()  # or scored
     scripts, costly = count_scripts(tokenizer, role)
     return TokenCounts(
         train=len(role.train), probe=len(role.probe), template=describe_template(tokenizer, role.rows.uses),

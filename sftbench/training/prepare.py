@@ -132,8 +132,9 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
                         tokenizer, start, revision, facts, tokens, pieces,
                         (*recipe_warnings(recipe, facts), *(warning for name, role in roles.items()
                                                             for warning in role_warnings(name, role))))
-    doubts = ready.probes.check([name for name in roles if not getattr(recipe, f"{name}_probe")])
-    return replace(ready, warnings=(*ready.warnings, *doubts))
+    ready.probes.check()
+    split = [name for name in roles if not getattr(recipe, f"{name}_probe")]
+    return replace(ready, warnings=(*ready.warnings, *ready.probes.warnings(split)))
 
 
 def _start_key(revision: str) -> str:
