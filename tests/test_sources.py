@@ -468,6 +468,9 @@ def test_a_zip_bomb_is_refused(tmp_path, name, line, monkeypatch):
         ("a.tsv", "question\tanswer\nWhat, now?\tThis\n"),
         ("a.csv", 'question,answer\n"What, now?",This\n'),
         ("a.csv", '\nquestion;"answer"\nWhat, now?;This\n'),
+        ("a.csv", "question, answer\n\"What, now?\", This\n"),
+        ("a.csv", "question;answer;note, long\nWhat, now?;This;-\n"),
+        ("a.csv", "question;answer, best;answer\nWhat, now?;-;This\n"),
         ("a.tsv", "question;answer\nWhat, now?;This\n"),
     ],
 )

@@ -150,8 +150,10 @@ def _read_csv(content: Content) -> Iterator[tuple]:
     if stated := SEPARATOR_LINE.fullmatch(header):
         start, header = next(filled, (2, ""))
     above = start - 1
+    delimiter = stated[1] if stated else _find_delimiter(header, content.suffix)
+    names = next(csv.reader([header], delimiter=delimiter), [])
     reader = csv.DictReader(itertools.chain([header], (line for _, line in lines)), strict=True,
-                            delimiter=stated[1] if stated else _find_delimiter(header, content.suffix))
+                            delimiter=delimiter, skipinitialspace=0 < _spaced(names) == len(names) - 1)
     try:
         _refuse_doubled([name for name in reader.fieldnames or () if name], f"{content.name}, line {start}")
         start = above + reader.line_num + 1
@@ -166,8 +168,13 @@ def _read_csv(content: Content) -> Iterator[tuple]:
 def _find_delimiter(header: str, suffix: str) -> str:
     """What a header has between its columns; `csv.Sniffer` guesses from letters and takes any of them."""
     order = "\t,;|" if suffix == ".tsv" else DELIMITERS
-    columns = {delimiter: len(next(csv.reader([header], delimiter=delimiter), ())) for delimiter in order}
-    return max(order, key=columns.get)
+    columns = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in order}
+    return max(order, key=lambda delimiter: (len(columns[delimiter]), -_spaced(columns[delimiter])))
+
+
+def _spaced(names: list[str]) -> int:
+    """How many columns but the first begin with a space: all, where it stands behind each comma, or few."""
+    return sum(name.startswith(" ") for name in names[1:])
 
 
 def _read_parquet(content: Content) -> Iterator[tuple]:
