@@ -1,17 +1,31 @@
 """Tools and thoughts as every template of TRL shows them, and what of them is trained."""
 
 import copy
+import datetime
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from sftbench.data.chat_template import describe_template, end_of_turn_ids, render_prompt, training_pieces
 from sftbench.data.roles import load_roles
-from sftbench.data.tokenization import IGNORE_INDEX, encode_prompt, encode_role, encode_row
+from sftbench.data.tokenization import (
+    IGNORE_INDEX,
+    encode_prompt,
+    encode_role,
+    encode_row,
+    tokenizer_fingerprint,
+)
+from sftbench.export.export import export_stage
+from sftbench.models.checkpoint import CheckpointRef
 from sftbench.recipes.recipe import Recipe, override
-from sftbench.templates.rendering import render_chat
+from sftbench.templates.rendering import render_chat, render_settings, set_rendering, shows_date
 from sftbench.templates.tool_forms import tool_forms
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe
 from tests.conftest import bad_input
 from tests.templates import SHIPPED, template_maker
 
@@ -330,3 +344,92 @@ def test_a_probe_with_tools_is_asked_with_them(make_model, many, monkeypatch):
     monkeypatch.setattr(probes, "generate_tokens", watch)
     assert probes.score_probe(model, tokenizer, [row], 4096, 4)["loss"] > 0
     assert seen == [render_prompt(tokenizer, PLAIN[:3], [TOOL])]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_thoughts_can_be_read_and_only_what_follows_them_trained(many, name):
+    tokenizer, plain = set_rendering(many(name), train_thoughts=False), many(name)
+    row = {"messages": [USER, ANSWER | {"reasoning_content": "Is it?"}, THANKS, BYE]}
+    words = trained(tokenizer, row)
+    assert "Is it?" not in words and words.count("It is sunny.") == words.count("Bye.") == 1
+    assert words.lstrip().startswith("It is sunny.")
+    whole, as_before = (["".join(part for part, _ in text) for text in training_pieces(one, row)]
+                        for one in (tokenizer, plain))
+    assert whole == as_before
+    assert trained(tokenizer, {"messages": [USER, ANSWER]}) == trained(plain, {"messages": [USER, ANSWER]})
+    assert "thoughts are read" in describe_template(tokenizer) and "read, not" not in describe_template(plain)
+
+
+@pytest.mark.parametrize("name", KNOWING)
+def test_thoughts_before_a_call_can_be_read_and_the_call_trained(many, name):
+    tokenizer = set_rendering(many(name), train_thoughts=False)
+    words = trained(tokenizer, {"messages": THINKING, "tools": [TOOL]})
+    assert "I must look." not in words and "So it is." not in words
+    assert "get_weather" in words and "Lima" in words and words.count("It is sunny.") == 1
+
+
+DATED = sorted(name for name in SHIPPED if "strftime_now" in SHIPPED[name])
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_a_template_that_shows_the_day_shows_the_recipes(many, name):
+    tokenizer = set_rendering(many(name), "2026-03-04")
+    for tools in (None, [TOOL]):
+        text = shown(tokenizer, {"messages": PLAIN if tools else [USER, BYE], "tools": tools})
+        assert "2026-03-04" in text or "04 Mar 2026" in text
+        assert text.replace("2026-03-04", DAY).replace("04 Mar 2026", SHORT_DAY) == shown(
+            set_rendering(many(name)), {"messages": PLAIN if tools else [USER, BYE], "tools": tools})
+    assert "it shows the date, here 2026-03-04" in describe_template(tokenizer)
+    assert tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(set_rendering(many(name), "2026-03-05"))
+
+
+DAY, SHORT_DAY = (datetime.date.today().strftime(text) for text in ("%Y-%m-%d", "%d %b %Y"))
+
+
+def test_only_templates_with_a_clock_show_a_day(many):
+    assert DATED == ["gptoss", "gptoss_training", "llama3_2", "muse_glimmer", "muse_glimmer_training"]
+    assert [name for name in SHIPPED if shows_date(many(name))] == [name for name in SHIPPED if name in DATED]
+    assert render_settings(set_rendering(many("qwen3"))).date is None
+    assert render_settings(set_rendering(many("gptoss"))).date == datetime.date.today().isoformat()
+    with bad_input("template_date", match="shows no date"):
+        set_rendering(many("qwen3"), "2026-03-04")
+    with bad_input("template_date", match="2026-11-27"):
+        set_rendering(many("gptoss"), "yesterday")
+
+
+@pytest.mark.parametrize(("text", "shows"), [
+    ("{{ strftime_now('%d.%m.%y') }}", "04.03.26"), ('{{ strftime_now("%A") }}', "Wednesday"),
+    ("{% set day = '%B %d, %Y' %}{{ strftime_now(day) }}", "March 04, 2026"),
+    ("\n  {% if strftime_now is defined %}{{ strftime_now('%j') }}{% endif %}", "\n063"),
+])
+def test_a_day_is_pinned_in_every_format(tokenizer, text, shows):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = text + tokenizer.chat_template
+    before = render_chat(other, [USER])
+    set_rendering(other, "2026-03-04")
+    assert render_chat(other, [USER]).startswith(shows)
+    assert render_chat(other, [USER])[len(shows):] == before[-len(render_chat(tokenizer, [USER])):]
+
+
+def test_a_run_pins_the_day_and_what_reads_it_back_uses_it(make_model, small_files, tmp_path):
+    folder = Path(make_model(rope_theta=1234.0))
+    dated = shutil.copytree(folder, tmp_path / "dated")
+    tokenizer = AutoTokenizer.from_pretrained(dated)
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(dated)
+    recipe = override(Recipe(), mode="1", model=str(dated), max_steps=2, max_length=64, **{
+        name: path for name, path in small_files.items() if name.endswith("tasks")})
+    ready = prepare_recipe(recipe)
+    assert ready.recipe.template_date == datetime.date.today().isoformat()
+    assert "it shows the date" in ready.reasons["chat_template"]
+    old = prepare_recipe(override(recipe, template_date="2001-02-03"))
+    assert old.stages[0].key != ready.stages[0].key
+    assert prepare_recipe(old.recipe).stages[0].key == old.stages[0].key
+    first = old.roles["domain_tasks"].train[0]
+    assert old.tokenizer.decode(encode_prompt(old.tokenizer, first["messages"])).startswith("2001-02-03")
+    assert prepare_recipe(override(recipe, train_thoughts=False)).stages[0].key != ready.stages[0].key
+    run = run_chain(override(old.recipe, output_dir=str(tmp_path / "run")))
+    _, tokenizer = CheckpointRef.parse(str(run)).load()
+    assert render_settings(tokenizer).date == "2001-02-03"
+    assert export_stage(run, tmp_path / "export")["equal"] > 0
+    assert "2001-02-03" in (tmp_path / "export" / "README.md").read_text()

@@ -7,6 +7,8 @@ its own, with the prompt that the model will see when it answers. Every template
 """
 
 import itertools
+import os
+import re
 from collections.abc import Collection
 from functools import lru_cache
 
@@ -14,7 +16,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
 from ..templates.frames import answer_frame, end_calls, frame_at, has_tools, read_until
-from ..templates.rendering import DEFAULT_CHAT_TEMPLATE, render_chat, shows_system, template_of
+from ..templates.rendering import (
+    DEFAULT_CHAT_TEMPLATE,
+    STAND_IN,
+    render_chat,
+    render_settings,
+    shows_date,
+    shows_system,
+    template_of,
+)
 from ..templates.tool_forms import (
     adapt_messages,
     describe_forms,
@@ -38,15 +48,18 @@ def training_pieces(tokenizer: Tokenizer, row: dict) -> list[list[tuple[str, boo
     if "text" in row:
         return [[(row["text"] + tokenizer.eos_token, True)]]
     messages, tools = adapt_messages(tokenizer, row["messages"], row.get("tools"))
-    texts, text = [], None
+    train_thoughts, texts, text = render_settings(tokenizer).train_thoughts, [], None
     for number, message in enumerate(messages):
         if message["role"] != "assistant" or message.get("train") is False:
             continue
         prompt, answer = _split_turn(tokenizer, messages[:number + 1], tools)
+        turn = messages[:number + 1], tools
+        read = 0 if train_thoughts else _thoughts_length(tokenizer, turn, prompt, answer)
+        pieces = [(answer[:read], False), (answer[read:], True)]
         if text is not None and prompt.startswith(text):
-            texts[-1] += [(prompt[len(text):], False), (answer, True)]
+            texts[-1] += [(prompt[len(text):], False), *pieces]
         else:
-            texts.append([(prompt, False), (answer, True)])
+            texts.append([(prompt, False), *pieces])
         text = prompt + answer
     return [[piece for piece in pieces if piece[0]] for pieces in texts] or [
         [(render_chat(tokenizer, messages, tools), False)]]
@@ -84,6 +97,29 @@ def _split_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | 
         if prompt.rstrip().endswith("<think>"):
             shown = shown.removeprefix("<think>").lstrip()
     return prompt, shown + frame.end
+
+
+def _thoughts_length(tokenizer: Tokenizer, turn: tuple[list[dict], list[dict] | None], prompt: str,
+                     answer: str) -> int:
+    """The number of characters with which an answer begins that are its thoughts, up to words or calls."""
+    (*before, message), tools = turn
+    content, native = message["content"], message.get("reasoning_content", "").strip()
+    if not (thoughts := native or split_thoughts(content)[0]):
+        return 0
+    end, forms = answer.rfind(thoughts) + len(thoughts), tool_forms(tokenizer)
+    if native and message.get("tool_calls") and not (forms.both and forms.words_first):
+        bare = render_chat(tokenizer, [*before, {name: value for name, value in message.items()
+                                                 if name != "reasoning_content"}], tools)
+        shown = render_chat(tokenizer, [*before, message], tools)
+        same = len(os.path.commonprefix([bare[::-1], shown[::-1]]))
+        return max(end, len(shown) - same - len(prompt))
+    opening = "" if native else content.partition("</think>")[0] + "</think>\n\n"
+    text = render_chat(
+        tokenizer, [*before, message | {"content": opening + STAND_IN["assistant"]}], tools)
+    speaks = len(text.rpartition(STAND_IN["assistant"])[0]) - len(prompt)
+    if speaks >= end and text.startswith(prompt + answer[:speaks]):
+        return speaks
+    return end + re.match(r"\s*(?:</think>)?\s*", answer[end:]).end()
 
 
 def _prompt_of(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, text: str,
@@ -210,5 +246,9 @@ def describe_template(tokenizer: Tokenizer, uses: Collection[str] = ("tools", "t
         notes.append("tokens depend on what stands before them, so answers are tokenised after their prompts")
     if not shows_system(tokenizer):
         notes.append("it knows no system message, so that opens the first question")
+    if shows_date(tokenizer):
+        notes.append(f"it shows the date, here {render_settings(tokenizer).date or 'of the day'}")
     notes += describe_forms(tokenizer, uses)
+    if "thoughts" in uses and not render_settings(tokenizer).train_thoughts:
+        notes.append("thoughts are read, not trained")
     return "; ".join(notes)

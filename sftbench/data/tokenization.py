@@ -220,7 +220,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     words = fast.to_str() if fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     digest = hashlib.sha256(words.encode())
     for part in (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map,
-                 version("transformers"), version("tokenizers")):
+                 version("transformers"), version("tokenizers"), rendering.render_settings(tokenizer)):
         digest.update(str(part).encode())
     for module in (chat_template, control_tokens, frames, rendering, tool_forms):
         digest.update(Path(module.__file__).read_bytes())

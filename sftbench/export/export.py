@@ -24,7 +24,7 @@ from ..models.checkpoint import CheckpointRef, check_start_revision, load_stage,
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings, stage_settings
 from ..runs.folder import find_run, read_json, read_result, store_folder
-from ..templates.rendering import shows_system
+from ..templates.rendering import render_settings, set_rendering, shows_system
 from .model_card import write_model_card
 from .older_readers import add_older_spellings
 
@@ -53,6 +53,7 @@ class ExportPlan:
     base: Path | str | None = None  # what an adapter is loaded on: weights of an earlier stage, or the start
     own_base: bool = False  # whether the base is in the stage store, and is exported too
     revision: str | None = None  # of a base on the hub
+    template_date: str | None = None  # that prompts had in training, where the chat template shows one
 
     @property
     def quantised(self) -> bool:
@@ -119,6 +120,7 @@ def _make_plan(run: Path, stage: str | None, form: str | None) -> ExportPlan:
     plan = ExportPlan(
         run=run, number=number, entry=entry, settings=stage_settings(recipe, entry["kind"]), form=form,
         start=start, hub=start if on_hub else None, max_new_tokens=recipe.max_new_tokens,
+        template_date=recipe.template_date,
         source=store / entry["key"] / ("model" if form == "merged" else "adapter"))
     if form == "merged":
         return plan
@@ -235,7 +237,7 @@ def _count_equal(folder: Path, plan: ExportPlan, questions: list[dict]) -> int:
 
 def _answer_by_export(folder: Path, plan: ExportPlan, questions: list[dict]) -> list[str]:
     """The answers of the written folder, by transformers and PEFT alone, in the precision of the run's."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = set_rendering(AutoTokenizer.from_pretrained(folder), plan.template_date)
     base = (folder / BASE if plan.own_base else plan.base) if plan.form == "adapter" else folder
     extra = {"quantization_config": loading.make_bnb_config(plan.settings)} if plan.quantised else {}
     model = AutoModelForCausalLM.from_pretrained(
@@ -261,6 +263,6 @@ def _render_plainly(tokenizer, question: dict) -> str:
     messages, options = question["messages"], prompt_options(tokenizer)
     folded = messages[0]["role"] == "system" and not shows_system(tokenizer)
     plain = not question.get("tools") and all(message.keys() == {"role", "content"} for message in messages)
-    if options is None or folded or not plain:
+    if options is None or folded or not plain or render_settings(tokenizer).date:
         return render_prompt(tokenizer, messages, question.get("tools"))
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)

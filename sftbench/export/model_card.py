@@ -18,6 +18,7 @@ from ..reports.ledger import format_result_ledger
 from ..reports.plots import figure_png, loss_figure
 from ..runs.events import read_events
 from ..runs.folder import read_json, read_result
+from ..templates.rendering import set_rendering
 
 if TYPE_CHECKING:
     from .export import ExportCheck, ExportPlan
@@ -32,7 +33,8 @@ def write_model_card(folder: Path, plan: "ExportPlan", check: "ExportCheck", exa
         check: the comparison with the run's model, and what was left out of the files.
         examples: questions to show, as `{prompt, wanted, answer}`.
     """
-    result, tokenizer = read_result(plan.run), load_tokenizer(str(folder))
+    result, tokenizer = read_result(plan.run), set_rendering(
+        load_tokenizer(str(folder)), plan.template_date)
     stages = result["stages"][:plan.number + 1]  # later ones gave another model
     drawn = plan.run / "loss.png"
     (folder / "loss.png").write_bytes(drawn.read_bytes() if drawn.exists() else

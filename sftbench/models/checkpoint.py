@@ -6,9 +6,11 @@ from pathlib import Path
 from peft import PeftModel
 
 from ..errors import BadInput
+from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings
 from ..runs.folder import find_run, read_json, read_result, runs_root, store_folder
 from ..runs.stage_store import find_stage
+from ..templates.rendering import set_rendering
 from .loading import load_for_training, load_model, load_tokenizer, locate_model, resolve_revision
 
 
@@ -93,11 +95,13 @@ class CheckpointRef:
     def load(self):
         """The model and its tokenizer; raises BadInput where weights are gone or the start model changed."""
         if self.run is None:
-            return load_model(self.model), load_tokenizer(self.model)
+            return load_model(self.model), set_rendering(load_tokenizer(self.model))
         state = state_of(self.run, self.stage)
         if not state.weights:
             check_start_revision(self.run)
-        return state.load(), state.load_tokenizer()
+        recipe = recipe_from_dict(read_result(self.run)["recipe"])
+        return state.load(), set_rendering(state.load_tokenizer(), recipe.template_date,
+                                           recipe.train_thoughts)
 
 
 def _is_run(folder: Path) -> bool:

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from ..errors import BadInput, file_error
 from ..pocket import FOLDERS
+from ..recipes.recipe import Recipe
 from ..recipes.stages import StageSettings
 from ..runs.stage_store import file_sha256
 from ..sources.names import find_model_folder
-from ..templates.rendering import default_template
+from ..templates.rendering import default_template, set_rendering
 from .architecture import with_attention
 
 # What of a hub model is fetched: nothing that could carry code, no second copy in another format.
@@ -150,6 +151,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> transformers.PreTr
         tokenizer.chat_template = default_template(tokenizer)
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def load_recipe_tokenizer(name: str, recipe: Recipe) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's start model, or of a stage, which renders and masks as the recipe says."""
+    return set_rendering(load_tokenizer(name, recipe.model_revision), recipe.template_date,
+                         recipe.train_thoughts)
 
 
 def load_model(name: str, revision: str | None = None, *, dtype: torch.dtype = torch.float32,

@@ -6,6 +6,7 @@ or a wrong type is refused in the same words everywhere, before any work. `None`
 """
 
 import dataclasses
+import datetime
 import difflib
 import math
 import operator
@@ -73,6 +74,10 @@ class Recipe:
         None, "system message of tasks that have none: a text, or a .toml by role and type; None: none")
     bad_rows: str = _field(
         "stop", "rows that cannot be used: stop at them, or drop them and go on", choices=("stop", "drop"))
+    train_thoughts: bool = _field(
+        True, "train the thoughts of an answer; false: only what follows them, thoughts are read")
+    template_date: str | None = _field(
+        None, "day that a chat template shows, as 2026-11-27; None: today, where it shows one")
     probe_share: float = _field(0.1, "share of a role's rows split off as its probe", above=0, below=1)
     probe_rows: int = _field(200, "rows of each probe that are scored, at most", min=1)
     scorer: str = _field("exact", "how a probe's answers are scored, where a row has no scorer of its own",
@@ -202,6 +207,8 @@ def _check_value(name: str, value: Any) -> Any:
         value = str(value)
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is str and isinstance(value, datetime.date):  # YAML reads 2026-11-27 as a date
+        value = value.isoformat()
     if type(value) is not kind:
         given = f"the text {value!r}" if type(value) is str else repr(value)
         # YAML, as papermill reads its parameters, takes 1e-4 for text

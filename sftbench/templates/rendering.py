@@ -1,5 +1,13 @@
-"""Messages through a model's own chat template, with contents in the form that it expects."""
+"""Messages through a model's own chat template: contents in the form that it expects, the day pinned.
 
+What a recipe says of rendering travels with the tokenizer (`set_rendering`, `render_settings`), so that
+training, probes, chat and export render the same.
+"""
+
+import dataclasses
+import datetime
+import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -13,6 +21,9 @@ DEFAULT_CHAT_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
+# Before a template, and under the name of the function by which it asks for the day. Jinja drops the first
+# line break after a block, so the template begins on a line of its own.
+PINNED_DAY = "{% macro strftime_now(format) %}{{ pinned_day[format] }}{% endmacro %}\n"
 STAND_IN = {role: f"\u2042{role}\u2042" for role in ("system", "user", "assistant")}
 
 
@@ -32,6 +43,60 @@ def stand_ins(*roles: str) -> list[dict]:
     return [{"role": role, "content": STAND_IN[role]} for role in roles]
 
 
+@dataclass(frozen=True)
+class RenderSettings:
+    """What a recipe says of rendering: the day that the template shows, and whether thoughts are trained."""
+
+    date: str | None = None  # ISO; None: the template shows none
+    train_thoughts: bool = True
+
+    def changed(self) -> dict:
+        """The settings that are not the default."""
+        return {field.name: value for field in dataclasses.fields(self)
+                if (value := getattr(self, field.name)) != field.default}
+
+
+def set_rendering(tokenizer: Tokenizer, date: str | None = None, train_thoughts: bool = True) -> Tokenizer:
+    """The tokenizer, which renders and masks from now on as stated; without a date a template shows today's.
+
+    Raises BadInput for a date that is none, or that the template would not show.
+    """
+    try:
+        given = date and datetime.date.fromisoformat(date).isoformat()
+    except ValueError:
+        raise BadInput(f"template_date must be a day as 2026-11-27, not {date!r}",
+                       field="template_date") from None
+    shown = shows_date(tokenizer)
+    if given and not shown:
+        raise BadInput("template_date: the model's chat template shows no date; leave it out",
+                       field="template_date")
+    given = given or (datetime.date.today().isoformat() if shown else None)
+    tokenizer.render_settings = RenderSettings(given, train_thoughts)
+    return tokenizer
+
+
+def render_settings(tokenizer: Tokenizer) -> RenderSettings:
+    """What `set_rendering` stated for the tokenizer."""
+    return getattr(tokenizer, "render_settings", RenderSettings())
+
+
+def shows_date(tokenizer: Tokenizer) -> bool:
+    """Whether the template shows the day on which it is rendered."""
+    return _shows_date(tokenizer, template_of(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _shows_date(tokenizer: Tokenizer, template: str) -> bool:
+    def texts(date: str) -> list[str]:
+        return [_render(tokenizer, messages, parts, date) for messages in (
+            stand_ins("user"), stand_ins("system", "user")) if messages[0]["role"] == "user" or system]
+
+    if "strftime_now" not in template:  # the only clock that transformers (5.23) gives to templates
+        return False
+    parts, system = _wants_parts(tokenizer, template), shows_system(tokenizer)
+    return texts("2001-02-03") != texts("2024-10-15")
+
+
 def template_of(tokenizer: Tokenizer) -> str:
     """The template's text, or that of all its named ones; what is found out of it is cached under this."""
     return str(tokenizer.chat_template)
@@ -44,8 +109,8 @@ def render_messages(tokenizer: Tokenizer, messages: list[dict], tools: list[dict
     `options` are `add_generation_prompt` (opens the assistant's turn) and the template's own, such as
     `enable_thinking`. Raises BadInput for a template that cannot show a question and its answer.
     """
-    return _render(tokenizer, messages, _wants_parts(tokenizer, template_of(tokenizer)), tools=tools,
-                   **options)
+    return _render(tokenizer, messages, _wants_parts(tokenizer, template_of(tokenizer)),
+                   render_settings(tokenizer).date, tools=tools, **options)
 
 
 def try_rendering(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None = None) -> str:
@@ -103,8 +168,20 @@ def _wants_parts(tokenizer: Tokenizer, template: str) -> bool:
                    "with a template for text", field="model")
 
 
-def _render(tokenizer: Tokenizer, messages: list[dict], parts: bool, **options) -> str:
+def _render(tokenizer: Tokenizer, messages: list[dict], parts: bool, date: str | None = None,
+            **options) -> str:
     if parts:
         messages = [message | {"content": [{"type": "text", "text": message["content"]}]}
                     for message in messages]
+    if date:
+        template = tokenizer.get_chat_template(tools=options.get("tools"))
+        options |= {"chat_template": PINNED_DAY + template, "pinned_day": _day_texts(template, date)}
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+@lru_cache(maxsize=16)
+def _day_texts(template: str, date: str) -> dict[str, str]:
+    """The day in every format that the template names: each of its texts in quotes with a `%`."""
+    day = datetime.datetime.fromisoformat(date)
+    return {text: day.strftime(text) for _, text in re.findall(r"""(['"])((?:(?!\1).)*%(?:(?!\1).)*)\1""",
+                                                               template)}

@@ -16,7 +16,7 @@ from ..data.tokenization import control_token_rows, cut_rows, encode_probe, enco
 from ..errors import BadInput
 from ..evaluation.scorers import lossy_answers
 from ..evaluation.scoring import ProbeSet
-from ..models.loading import load_model_config, load_tokenizer, silence_libraries
+from ..models.loading import load_model_config, load_recipe_tokenizer, silence_libraries
 from ..models.start_model import check_vocabulary
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
@@ -167,7 +167,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
     probe_rows, more = _read_readable(probe, f"{role}_probe", systems) if probe else (None, [])
     split, fault, counts = None, "", None
     if len(rows.table):
-        tokenizer, config = load_tokenizer(recipe.model), load_model_config(recipe.model)
+        tokenizer, config = load_recipe_tokenizer(recipe.model, recipe), load_model_config(recipe.model)
         try:
             split = split_role(source, rows, probe_rows, recipe, systems)
             counts = _count_tokens(recipe, role, split, tokenizer, config)

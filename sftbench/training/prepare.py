@@ -40,6 +40,7 @@ from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings
 from ..runs.stage_store import has_stage, hash_key
 from ..sources.names import card_rate
+from ..templates.rendering import RenderSettings, render_settings
 from .trainer import count_steps
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
@@ -109,7 +110,8 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     config = loading.load_model_config(start, recipe.model_revision)
     roles = load_roles(recipe)
     check_roles(recipe, plans, roles)
-    tokenizer = loading.load_tokenizer(start, recipe.model_revision)
+    tokenizer = loading.load_recipe_tokenizer(start, recipe)
+    recipe = override(recipe, template_date=render_settings(tokenizer).date)
     tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
     facts = measure_facts(config, start, tokenizer, roles, tokens)
     check_vocabulary(tokenizer, roles, tokens, facts.vocabulary)
@@ -147,11 +149,13 @@ def _resolve_stages(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[st
     stages, parent = [], _start_key(revision)
     # several processes train as one with a larger batch, which is another training
     more = {"processes": process_count()} if process_count() > 1 else {}
+    rendering = RenderSettings(recipe.template_date, recipe.train_thoughts).changed()
     for plan in plans:
         settings = stage_settings(recipe, plan.kind)
         parent = hash_key(
             parent=parent, kind=plan.kind, shares=plan.shares, settings=settings.for_key(),
-            data={role: roles[role].digest for role in plan.shares}, versions=library_versions(), **more)
+            data={role: roles[role].digest for role in plan.shares}, versions=library_versions(), **more,
+            **(rendering if any(role.endswith("_tasks") for role in plan.shares) else {}))
         stages.append(Stage(plan.name, plan.kind, plan.shares, settings, parent))
     return tuple(stages)
 
@@ -253,7 +257,7 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
     """
     loading.silence_libraries()
     start = find_start_model(recipe)
-    roles, tokenizer = load_roles(recipe), loading.load_tokenizer(start, recipe.model_revision)
+    roles, tokenizer = load_roles(recipe), loading.load_recipe_tokenizer(start, recipe)
     tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
     config = loading.load_model_config(start, recipe.model_revision)
     facts = measure_facts(config, start, tokenizer, roles, tokens).add("stated", **stated)
