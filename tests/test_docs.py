@@ -12,7 +12,9 @@ import pytest
 
 from sftbench.cli import main
 from sftbench.commands import commands as group
+from sftbench.data import conversations, fields
 from sftbench.recipes.modes import MODES
+from sftbench.sources.names import SHAPES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sftbench"
@@ -29,9 +31,9 @@ def commands(page: str) -> list[str]:
             for line in block.strip().splitlines()]
 
 
-def test_readme_has_two_screens_and_the_other_pages_one_each():
-    assert len(README.splitlines()) <= 160
-    assert all(len(text.splitlines()) <= 120 for page, text in PAGES.items() if page != "README.md")
+def test_readme_and_data_have_two_screens_and_the_other_pages_one_each():
+    long = ("README.md", "data.md")  # two screens
+    assert all(len(text.splitlines()) <= (160 if page in long else 120) for page, text in PAGES.items())
     assert set(PAGES) - {"README.md"} == {
         f"{name}.md" for name in ("data", "models", "runs", "methods", "scale", "for_agents")}
 
@@ -119,6 +121,29 @@ def test_what_a_page_names_in_the_tree_is_there():
     named = {name for text in PAGES.values()
              for name in re.findall(r"(?:benchmarks|notebooks|tests)/\w+\.\w+", text)}
     assert len(named) > 5 and all((ROOT / name).exists() for name in named)
+
+
+def strings(value) -> set[str]:
+    """All texts in a constant: of a dict its keys, and those of its values."""
+    if isinstance(value, str):
+        return {value}
+    values = [*value, *value.values()] if isinstance(value, dict) else value
+    return set().union(*map(strings, values)) if isinstance(value, (dict, tuple, list, frozenset)) else set()
+
+
+# no names of fields: words of verdicts, empty values, the order of messages, what an error says, scorers
+NO_FIELDS = ("YES", "NO", "EMPTY", "STEPS", "WANTED", "SCORERS")
+
+
+@pytest.mark.parametrize("module", [conversations, fields])
+def test_the_table_of_fields_has_every_name_that_the_code_knows(module):
+    table = PAGES["data.md"].split("## What is used of a row")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([^`]+)`", table)) | {"system", "user", "assistant", "tool", *SHAPES}
+    constants = {name: value for name, value in vars(module).items() if name.isupper()}
+    assert len(constants) > 5
+    for name in constants.keys() - {*NO_FIELDS}:
+        lacking = strings(constants[name]) - named
+        assert not lacking, f"docs/data.md says nothing of {name}: {lacking}"
 
 
 @pytest.mark.slow

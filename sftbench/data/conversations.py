@@ -14,8 +14,14 @@ from ..errors import BadInput
 from ..recipes.recipe import SCORERS, suggest_name
 from ..sources.names import SHAPES
 from .fields import (
+    CALL_PARTS,
+    CALLS,
     OF_MESSAGES,
+    SYSTEMS,
+    TEXT_PARTS,
+    THOUGHT_PARTS,
     THOUGHTS,
+    TOOLS,
     Record,
     check_text,
     find_field,
@@ -95,11 +101,11 @@ def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
     if messages[-1]["role"] != "assistant":
         refuse_preferences(record)
     tools = [tool for message in messages for tool in message.pop("tools", ())]
-    _, system = record.first(("system", "system_prompt"))
+    _, system = record.first(SYSTEMS)
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": check_text("system", system)})
     row = {"messages": _check_turns(messages)}
-    name, given = record.first(("tools", "functions", "available_tools"))
+    name, given = record.first(TOOLS)
     if tools := tools + (parse_definitions(name, given) if name else []):
         row["tools"] = tools
     if record.first(("scorer",))[0]:
@@ -165,7 +171,7 @@ def _message(name: str, role: str, record: Record, calls: bool) -> list[dict]:
     if calls and isinstance(content, str) and content.lstrip()[:1] in ("{", "["):
         more["tool_calls"] = parse_calls(f"{name}.{key}", content)
         content = ""
-    call_field, given = record.first(("tool_calls", "function_call"))
+    call_field, given = record.first(CALLS)
     if call_field:
         more["tool_calls"] = [*more.get("tool_calls", []), *parse_calls(f"{name}.{call_field}", given)]
     if role == "assistant":
@@ -191,11 +197,11 @@ def _read_parts(name: str, parts: list) -> tuple[str, dict, list[dict]]:
         kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
         value = next((part[key] for key in (kind, "text", "value", "content")
                       if part.get(key) is not None), None) if isinstance(kind, str) else None
-        if kind in ("text", "input_text", "output_text"):
+        if kind in TEXT_PARTS:
             texts.append(check_text(name, value, empty=True))
-        elif kind in ("reasoning", "thinking", "thought"):
+        elif kind in THOUGHT_PARTS:
             thoughts.append(check_text(name, value))
-        elif kind in ("tool_call", "tool_calls", "function_call", "tool_use"):
+        elif kind in CALL_PARTS:
             calls += parse_calls(name, part if value is None else value)
         elif kind == "tools":
             tools.append(value)

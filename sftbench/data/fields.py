@@ -29,7 +29,7 @@ YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "pref
 NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined",
       "thumbs_down", "downvote", "deleted")
 RATINGS = frozenset((  # words in the names of fields that may say which rows are good ones, and are not read
-    "score", "scores", "rating", "ratings", "rate", "reward", "rewards", "quality", "grade", "stars", "rank",
+    "score", "scores", "rating", "ratings", "reward", "rewards", "quality", "grade", "stars", "rank",
     "votes", "upvotes", "upvoted", "likes", "helpful", "helpfulness", "preference", "feedback", "confidence",
     "passed", "valid", "success", "hallucination", "toxicity", "flagged"))
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
@@ -45,6 +45,13 @@ PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents
             "snippets")
 PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
 OPTIONS = ("options", "choices")
+SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions", "available_tools")
+CALLS = ("tool_calls", "function_call")  # of a message
+# parts of a message's content, by their type
+TEXT_PARTS = ("text", "input_text", "output_text")
+THOUGHT_PARTS = ("reasoning", "thinking", "thought")
+CALL_PARTS = ("tool_call", "tool_calls", "function_call", "tool_use")
 GROUPS = ("group", "group_id", "conversation_id", "dialogue_id", "dialog_id", "thread_id")
 DOCUMENTS = ("document_id", "doc_id", "docid", "document", "url")  # whose pieces a text's rows are
 # a better and a worse answer to a question
