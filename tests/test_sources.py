@@ -239,10 +239,11 @@ def test_cards_notices_hidden_and_unreadable_files_are_named_and_not_read(tmp_pa
             *left_out[-5:],
             "a.jsonl",
             "citation.jsonl",
+            "license_agreement_of_2020.txt",
             "notes.md",
         ],
     )
-    assert texts(folder) == ["a.jsonl", "citation.jsonl", "notes.md"]
+    assert texts(folder) == ["a.jsonl", "citation.jsonl", "license_agreement_of_2020.txt", "notes.md"]
     unread = passed_over(str(folder), "domain_text")
     assert list(unread) == sorted(unread) or unread
     assert {name.removeprefix(f"{folder}/") for name in unread} == set(left_out)
@@ -309,6 +310,7 @@ def test_check_and_look_name_what_is_passed_over_and_the_probe_that_may_be_given
     assert report.rows == 9 and report.to_dict()["passed_over"].keys() == unread
     assert report.verdict == "ready with warnings"
     assert f"-p domain_tasks_probe '{folder}#test'" in report.warnings[0]
+    assert report.offered_probe == f"{folder}#test"
     text = format_report(report)
     assert "passed over" in text and "README.md" in text
     assert measure_data(str(folder), probe=f"{folder}#test", model=make_model()).verdict == "ready"

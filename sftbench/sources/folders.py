@@ -26,8 +26,9 @@ WORDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in
 SHARD = re.compile(rf"(?:.*{re.escape(ARCHIVE)}/)?data/([^/]+)-\d{{5}}-of-\d{{5}}[^/]*\.[^/]*", re.IGNORECASE)
 SPLIT_WORD = re.compile(rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(WORDS)})(?=[{NON_WORDS_CHARS}]|$)",
                         re.IGNORECASE)
-CARD = re.compile(r"(readme|licen[cs]e|copying|notices?|changelog|citation|contributing|authors|"
-                  r"code[-_]of[-_]conduct|(data|dataset|model)[-_ ]?card)([-_. ].*)?", re.IGNORECASE)
+CARD = re.compile(r"(readme([-_. ].*)?|licen[cs]e([-_. ][\w-]{1,10})?|copying|notices?|changelog|citation|"
+                  r"contributing|authors|code[-_]of[-_]conduct|(data|dataset|model)[-_ ]?card)(\.\w+)?",
+                  re.IGNORECASE)
 INDEX = re.compile(r"(index|manifest|.*\.index|croissant|dataset-metadata)\.json|"
                    r"(md5|sha\d*|check)sums?(\.txt)?|(requirements|robots)\.txt", re.IGNORECASE)
 UNPACK, SAVE_CSV, SAVE_DOCX = "unpack it, and name the folder", "save it as CSV", "save it as .docx or .html"

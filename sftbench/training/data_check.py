@@ -69,6 +69,7 @@ class DataReport:
     other_shape: int  # rows that would do as text for tasks, or the other way round
     duplicates: int
     first_duplicates: list[tuple[str, str]]  # file and line of a row and of the earlier equal one
+    offered_probe: str | None  # a split of the source that may be given as its probe, where none is
     probe_rows: int | None  # None: no probe is given, so one is split off
     probe_bad: int
     probe_first_bad: list[str]
@@ -183,6 +184,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
             "passed_over", "shapes", "types", "systems", "unused", "bad", "first_bad", "bad_reasons")},
         other_shape=_count_other_shape(rows, role) if about["bad"] else 0,
         duplicates=duplicates, first_duplicates=first_duplicates,
+        offered_probe=split.offered_probe if split else None,
         probe_rows=len(probe_rows.table) if probe_rows else None, probe_bad=probe_about["bad"],
         probe_first_bad=probe_about["first_bad"], shared_groups=split.shared_groups if split else 0,
         fault=fault, findings=role_warnings(role, split) if split else [],
