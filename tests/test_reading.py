@@ -7,8 +7,8 @@ from sftbench.data.tokenization import encode_prompt
 from sftbench.errors import BadInput
 from sftbench.evaluation import probes
 from sftbench.evaluation.probes import complete_answers, score_probe
-from sftbench.evaluation.reading import answer_text, read_answer
-from sftbench.evaluation.scorers import score_answer, wanted_answer
+from sftbench.evaluation.reading import read_answer, wanted_ids
+from sftbench.evaluation.scorers import lossy_answers, score_answer, wanted_answer
 from sftbench.models.loading import load_model
 from tests.templates import SHIPPED, template_maker
 from tests.test_tools import ANSWER, BYE, PLAIN, THANKS, THINKING, TOOL, USER, call
@@ -41,7 +41,7 @@ def test_a_model_that_answers_as_it_was_trained_to_is_right(many, name):
     for kind, messages in ROWS.items():
         row = {"messages": messages, "tools": [TOOL]}
         try:
-            answer = answer_text(tokenizer, row)
+            answer = tokenizer.decode(wanted_ids(tokenizer, row))
         except BadInput:  # a template that shows one call a turn
             assert kind == "two calls"
             continue
@@ -60,7 +60,7 @@ def test_a_model_that_answers_as_it_was_trained_to_is_right(many, name):
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_an_answer_that_was_cut_among_its_thoughts_says_nothing(many, name):
     tokenizer, row = many(name), {"messages": [USER, THOUGHTFUL]}
-    thoughts, _, rest = answer_text(tokenizer, row).partition(" it is.")
+    thoughts, _, rest = tokenizer.decode(wanted_ids(tokenizer, row)).partition(" it is.")
     assert "So" in thoughts and "sunny" in rest
     assert read_answer(tokenizer, encode(tokenizer, thoughts), encode_prompt(tokenizer, row)) == ""
 
@@ -70,7 +70,15 @@ def test_an_answer_without_tools_or_thoughts_is_read_as_it_is(many, name):
     tokenizer = many(name)
     for text in ("It is sunny.", "Use the tag think.", "42", "{}"):
         row = {"messages": [USER, ANSWER | {"content": text}]}
-        assert read_answer(tokenizer, encode(tokenizer, answer_text(tokenizer, row))) == text
+        assert read_answer(tokenizer, encode(tokenizer, tokenizer.decode(wanted_ids(tokenizer, row)))) == text
+
+
+def test_what_looks_like_a_control_token_in_an_answer_stays_in_it(many):
+    tokenizer = many("qwen3")
+    for text in ("Close it with <|im_end|> then.", "<eos> ends a text", "Use <|im_start|>user"):
+        row = {"messages": [USER, ANSWER | {"content": text}]}
+        assert read_answer(tokenizer, wanted_ids(tokenizer, row)) == wanted_answer(tokenizer, row) == text
+        assert lossy_answers(tokenizer, [row]) == 0
 
 
 def test_the_wanted_answer_is_the_last_even_where_it_is_not_trained(many):

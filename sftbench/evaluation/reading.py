@@ -11,6 +11,7 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.chat_template import training_pieces
+from ..data.tokenization import IGNORE_INDEX, encode_row
 from ..errors import BadInput
 from ..templates.rendering import template_of
 from ..templates.tool_forms import DEFINITION
@@ -42,7 +43,8 @@ def _find_marks(tokenizer: Tokenizer, template: str) -> AnswerMarks:
 
     def given(*messages: dict) -> str:
         with suppress(BadInput):
-            return answer_text(tokenizer, {"messages": [user, *messages], "tools": [DEFINITION]})
+            row = {"messages": [user, *messages], "tools": [DEFINITION]}
+            return training_pieces(tokenizer, row)[-1][-1][0]
         return ""
 
     leads = {given(*messages).partition(ANSWER)[0].strip() for messages in ([answer], [call, result, answer])}
@@ -56,11 +58,13 @@ def _find_marks(tokenizer: Tokenizer, template: str) -> AnswerMarks:
     return AnswerMarks(tuple(dict.fromkeys(pairs)), tuple(leads - {""}))
 
 
-def answer_text(tokenizer: Tokenizer, row: dict) -> str:
-    """The row's last message as a model gives it: with its thoughts, calls and end."""
+def wanted_ids(tokenizer: Tokenizer, row: dict) -> list[int]:
+    """The tokens of the row's last message as a model gives it: with its thoughts, calls and end."""
     *before, last = row["messages"]
     last = {name: value for name, value in last.items() if name != "train"}
-    return training_pieces(tokenizer, row | {"messages": [*before, last]})[-1][-1][0]
+    encoded = encode_row(tokenizer, row | {"messages": [*before, last]})[-1]
+    read = (number for number, label in enumerate(encoded.labels) if label == IGNORE_INDEX)
+    return encoded.input_ids[max(read, default=-1) + 1:]
 
 
 def read_answer(tokenizer: Tokenizer, ids: list[int], prompt: list[int] = ()) -> str:

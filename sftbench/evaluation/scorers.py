@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..recipes.recipe import suggest_name
-from .reading import answer_text, read_answer
+from .reading import read_answer, wanted_ids
 from .stated import last_number, stated_letter, wanted_letter
 
 REGEX_SECONDS = 1.0  # that a pattern may take on one answer
@@ -60,8 +60,7 @@ def wanted_answer(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     """The answer that a row ends with, as a model gives it: a call of tools in the template's own form."""
     if not row["messages"][-1].get("tool_calls"):
         return row["messages"][-1]["content"]
-    answer = answer_text(tokenizer, row)
-    return read_answer(tokenizer, tokenizer(answer, add_special_tokens=False)["input_ids"])
+    return read_answer(tokenizer, wanted_ids(tokenizer, row))
 
 
 def lossy_answers(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> int:
@@ -75,7 +74,8 @@ def lossy_answers(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> int:
     if not answers:
         return 0
     numbers, texts = zip(*answers, strict=True)
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    # what looks like a control token is text in training too
+    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     given = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return len({number for number, text, own in zip(numbers, given, texts, strict=True)
                 if not exact_match(text, own)})

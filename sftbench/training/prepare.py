@@ -23,7 +23,7 @@ from ..distributed import is_sharded, process_count
 from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
 from ..evaluation.probes import probe_losses
-from ..evaluation.reading import answer_text
+from ..evaluation.reading import wanted_ids
 from ..evaluation.scoring import ProbeSet
 from ..models import loading
 from ..models.architecture import measure_architecture
@@ -231,14 +231,14 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
     """What advice can know before training: sizes of model and data, and what the device can do."""
     tasks = [name for name in roles if name.endswith("_tasks")]
     lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
-    answers = [answer_text(tokenizer, row) for role in roles.values() for row in role.probe
+    answers = [wanted_ids(tokenizer, row) for role in roles.values() for row in role.probe
                if "messages" in row]
     facts = Facts().add(
         "measured",
         rows={name: len(role.train) for name, role in roles.items()},
         tokens={name: int(encoded.lengths.sum()) for name, encoded in tokens.items()},
         row_tokens=int(lengths[int(len(lengths) * 0.99)]) if len(lengths) else None,
-        answer_tokens=max((len(tokenizer(text)["input_ids"]) for text in answers), default=None),
+        answer_tokens=max(map(len, answers), default=None),
         task_types=len({kind for name in tasks for kind in roles[name].rows.about["types"]}),
         system_prompts=any(roles[name].rows.about["systems"] for name in tasks),
         pocket=start in FOLDERS, device=loading.select_device().type, bf16=loading.supports_bf16(),
