@@ -212,6 +212,7 @@ def test_your_own_walks_from_files_to_an_export(tmp_path, monkeypatch):
     said = {name: "".join(output.get("text", "") for output in found) for name, found in outputs.items()}
     assert "by shape: qa" in said["check"] and "split off by hash" in said["check"]
     assert "sftbench's default" in said["recipe"] and "Memory: fits" in said["recipe"]
+    assert "trained in 2 turns" in said["more"] and said["more"].count("tokens,") == 2
     assert "3 of 3 answers as the run's model gave them" in said["export"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "one" / "exported")
     assert 19e6 < model.num_parameters() < 100e6

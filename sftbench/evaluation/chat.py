@@ -68,12 +68,12 @@ def probe_questions(run: str | None) -> list[dict]:
             for row in roles[name].probe[:QUESTIONS_PER_ROLE]]
     if not rows:
         raise BadInput(f"{run}: it has no probe with questions; give a prompt", where=str(run))
-    return [{"prompt": " / ".join(map(_show_message, row["messages"][:-1])),
-             "wanted": _show_message(row["messages"][-1]), "messages": row["messages"][:-1],
+    return [{"prompt": " / ".join(map(show_message, row["messages"][:-1])),
+             "wanted": show_message(row["messages"][-1]), "messages": row["messages"][:-1],
              "tools": row.get("tools"), "end": row["messages"][-1:]} for row in rows]
 
 
-def _show_message(message: dict) -> str:
+def show_message(message: dict) -> str:
     """A message as a person reads it: its text, and its calls of tools as JSON."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
     return "\n".join(filter(None, (message["content"], *calls)))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..data.roles import Role, role_warnings
 from ..errors import BadInput
+from ..evaluation.chat import show_message
 from ..evaluation.probes import complete_answers
 from ..evaluation.scorers import score_answer, wanted_answer
 from ..models.checkpoint import load_stage
@@ -119,7 +120,7 @@ def ask_probes(run: PreparedRun | Path | str, ready: PreparedRun, rows: int = 3)
         probe = ready.roles[role].probe[:rows] if role in ready.roles else []
         answers = complete_answers(model, tokenizer, probe, ready.recipe.max_new_tokens)
         for row, answer in zip(probe, answers, strict=True):
-            prompt = [message["content"] for message in row["messages"][:-1]]
+            prompt = map(show_message, row["messages"][:-1])
             wanted = wanted_answer(tokenizer, row)
             right = score_answer(answer.spoken, wanted, row.get("scorer", ready.recipe.scorer))
             verdict = "right" if right == 1 else "wrong" if right == 0 else f"{right:.0%} right"
