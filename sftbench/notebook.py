@@ -68,7 +68,8 @@ def _execute(notebook: Path, executed: Path, values: dict, timeout: int | None) 
     except papermill.PapermillExecutionError as error:
         cell = f"cell {error.exec_count} of {executed}"
         text = f"{error.ename}: {error.evalue} ({cell})"
-        kinds = {"BadInput": BadInput(text, where=cell), "Stopped": Stopped(error.evalue)}
+        kinds = {"BadInput": BadInput(text, where=cell), "Stopped": Stopped(
+            f"{error.evalue}; go on with: sftbench resume {executed.parent}")}
         raise kinds.get(error.ename, RunFailed(text)) from None
     except (PapermillException, RuntimeError, TimeoutError) as error:
         raise RunFailed(f"{executed}: the notebook did not finish: "

@@ -1,5 +1,6 @@
 """Signals that stop a run: from the terminal's end, a scheduler or `kill`, to real processes in mid stage."""
 
+import json
 import os
 import pty
 import signal
@@ -18,7 +19,7 @@ from sftbench.runs.events import read_events
 from sftbench.runs.folder import read_json, read_result
 from sftbench.runs.ownership import StopSignal, catch_stops
 from sftbench.training.chain import run_chain
-from sftbench.workers.client import run_state
+from sftbench.workers.client import run_state, start_run
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -134,6 +135,32 @@ def test_torchrun_passes_the_signal_on_and_all_its_processes_stop_together(value
     reached = max(losses(folder))
     checkpoints = [path.name for path in (tmp_path / ".stages" / ".partial").glob("*/checkpoint-*")]
     assert checkpoints == [f"checkpoint-{reached}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [HUP, TERM])
+def test_a_headless_notebook_stops_its_run_with_a_checkpoint(values, tmp_path, number):
+    command = words(values, tmp_path / "run")
+    process = started([*SFTBENCH, "notebook", *command[1:]])
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"go on with: sftbench resume {tmp_path / 'run'}" in said
+    assert read_json(tmp_path / "run", "result.json")["message"].startswith("stopped after step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [HUP, USR1])
+def test_a_worker_stops_with_a_checkpoint_by_each_of_them(values, tmp_path, number):
+    recipe = override(Recipe(), mode="1", **values, output_dir=str(tmp_path / "run"))
+    folder = start_run(recipe)
+    wait_for_step(folder, 3)
+    os.kill(json.loads((folder / "worker.json").read_text())["pid"], number)
+    until = time.monotonic() + 60
+    while run_state(folder)["alive"]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert run_state(folder)["message"].startswith("stopped after step")
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back(monkeypatch):
