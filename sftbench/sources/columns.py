@@ -80,36 +80,62 @@ def propose_columns(names: list[str], sample: list[dict], kind: str = "tasks") -
     They are recognised by what they are called in some twenty languages, else by the texts of a sample: of
     two columns with text the longer is the answer. `kind` is that of the role, "text" or "tasks".
     """
-    texts = {name: [row[name] for row in sample if isinstance(row.get(name), str) and row[name].strip()]
-             for name in names}
-    filled = [name for name in names if texts[name]]
+    listed = [name for name in names if any(_is_conversation(row.get(name)) for row in sample)]
+    if kind == "tasks" and listed:
+        return _write_columns({"messages": listed[0]})
+    texts = {name: [text for row in sample if isinstance(text := _look_up(row, name), str) and text.strip()]
+             for name in dict.fromkeys([*names, *itertools.chain(*map(_nested_names, sample))])}
+    filled = [name for name in texts if texts[name]]
     # words with spaces between them, or many letters: no identifiers, no categories
     worded = [name for name in filled if any(" " in text.strip() or len(text) > 40 for text in texts[name])]
+    others = [name for name in names if name not in filled]
     if kind == "text":
         text = _find_named(filled, TEXT) or (worded[0] if len(worded) == 1 else None)
-        return _write_columns({"text": text}) if text else None
+        return _write_columns({"text": text}) if text and "text" not in others else None
     question = _find_named(filled, QUESTION)
     answer = _find_named([name for name in filled if name != question], ANSWER)
+    context = _find_named([name for name in filled if name not in (question, answer)], CONTEXT)
+    if (question is None and _find_named(others, QUESTION, whole_only=True)
+            or answer is None and _find_named(others, ANSWER, whole_only=True)):
+        return None  # it is there, but no text
     if question is None or answer is None:
         rest = [name for name in worded if name not in (question, answer)]
-        rest = rest or [name for name in filled if name not in (question, answer)]
+        rest = rest if len(rest) == 1 else [name for name in rest if name != context] or [
+            name for name in filled if name not in (question, answer, context)]
         if len(rest) != (question is None) + (answer is None):
             return None
         rest.sort(key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
         question, answer = question or rest[0], answer or rest[-1]
-    context = _find_named([name for name in filled if name not in (question, answer)], CONTEXT)
     columns = {"question": question, "answer": answer, "context": context}
     return _write_columns({field: column for field, column in columns.items() if column})
 
 
-def _find_named(names: list[str], words: tuple[str, ...]) -> str | None:
+def _is_conversation(value) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and (
+        bool({"role", "from"} & value[0].keys()))
+
+
+def _nested_names(record: dict) -> Iterator[str]:
+    """Dotted paths to the texts in objects and lists of a record."""
+    for name, value in record.items():
+        if isinstance(value, list):
+            value = {"0": value[0]} if value and not isinstance(value[0], list) else {}
+        if isinstance(value, dict):
+            yield from (f"{name}.{key}" for key, inner in value.items() if isinstance(inner, str))
+            yield from (f"{name}.{inner}" for inner in _nested_names(
+                {key: inner for key, inner in value.items() if isinstance(inner, (dict, list))}))
+
+
+def _find_named(names: list[str], words: tuple[str, ...], whole_only: bool = False) -> str | None:
     """The first name that is one of these words, else the first that has one, by the order of the words."""
     spaced = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold() for name in names}
-    parts = {name: re.findall(r"(?:[^\W\d_]|[\u0300-\u0eff])+", text) for name, text in spaced.items()}
-    for whole in (True, False):
+    parts = {name: [part.removesuffix("s") if len(part) > 3 and part.isascii() else part
+                    for part in re.findall(r"(?:[^\W\d_]|[\u0300-\u0eff])+", text)]
+             for name, text in spaced.items()}
+    for whole in (True,) if whole_only else (True, False):
         for word in words:
             for name, found in parts.items():
-                if found in ([word], [word + "s"]) if whole else word in found and len(word) > 1:
+                if found == [word] if whole else word in found and len(word) > 1:
                     return name
     return None
 
