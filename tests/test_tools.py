@@ -433,3 +433,24 @@ def test_a_run_pins_the_day_and_what_reads_it_back_uses_it(make_model, small_fil
     assert render_settings(tokenizer).date == "2001-02-03"
     assert export_stage(run, tmp_path / "export")["equal"] > 0
     assert "2001-02-03" in (tmp_path / "export" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", KNOWING)
+def test_a_definition_without_description_and_parameters_is_shown(many, name):
+    tokenizer = many(name)
+    bare = {"type": "function", "function": {"name": "look_around"}}
+    text = shown(tokenizer, {"messages": PLAIN[:4], "tools": [bare]})
+    assert "look_around" in text and "It is sunny." in text
+
+
+def test_thoughts_follow_a_prompt_that_opens_them_where_an_option_does(tokenizer):
+    other = copy.deepcopy(tokenizer)  # as DeepSeek V3.1's: the prompt closes thoughts, and history has none
+    other.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<user>' + m.content }}{% else %}"
+        "{{ '<assistant></think>' + m.content.split('</think>')[-1] + '<eos>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{{ '<think>' if thinking else '</think>' }}{% endif %}")
+    texts = training_pieces(other, {"messages": [USER, ANSWER | {"reasoning_content": "Is it?"}]})
+    assert texts == [[("<user>Weather in Lima?<assistant><think>", False),
+                      ("Is it?\n</think>\n\nIt is sunny.<eos>", True)]]
+    assert training_pieces(other, {"messages": [USER, ANSWER]}) == [
+        [("<user>Weather in Lima?<assistant></think>", False), ("It is sunny.<eos>", True)]]

@@ -69,7 +69,8 @@ def _split_turn(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | 
     """What is read before the last message, and that message, an answer, as shown and with its end."""
     content, native = messages[-1]["content"], messages[-1].get("reasoning_content", "").strip()
     thoughts, text = native or split_thoughts(content)[0], render_chat(tokenizer, messages, tools)
-    prompt = _prompt_of(tokenizer, messages[:-1], tools, text, THINKING_ON if thoughts else ())
+    prompt = _prompt_of(tokenizer, messages[:-1], tools, text if thoughts in text else "<think>",
+                        THINKING_ON if thoughts else ())
     if messages[-1].get("tool_calls"):
         return _split_calls(tokenizer, messages, tools, prompt, text)
     frame, asked = frame_at(tokenizer, messages[:-1], tools, prompt)
@@ -124,11 +125,15 @@ def _thoughts_length(tokenizer: Tokenizer, turn: tuple[list[dict], list[dict] | 
 
 def _prompt_of(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, text: str,
                options: tuple[dict, ...]) -> str:
-    """The prompt to these messages; where `text` begins otherwise, as it is under options, if it does so."""
+    """The prompt to these messages; where `text` begins otherwise, as it is under options, if it does so.
+
+    For a text that is but `<think>`, as the template shows no thoughts, the prompt that opens them.
+    """
     prompts = (render_chat(tokenizer, messages, tools, add_generation_prompt=True, **chosen)
                for chosen in ({}, *options))
     first = next(prompts)
-    return next((prompt for prompt in itertools.chain([first], prompts) if text.startswith(prompt)), first)
+    return next((prompt for prompt in itertools.chain([first], prompts)
+                 if text.startswith(prompt) or prompt.rstrip().endswith(text)), first)
 
 
 def _split_calls(tokenizer: Tokenizer, messages: list[dict], tools: list[dict] | None, prompt: str,

@@ -20,6 +20,7 @@ DEFINITION = {"type": "function", "function": {
     "name": "zqtool", "description": "zqdescription", "parameters": {
         "type": "object", "properties": {"zqplace": {"type": "string", "description": "zqwhere"}},
         "required": ["zqplace"]}}}
+EMPTY = {"description": "", "parameters": {"type": "object", "properties": {}}}  # of a bare definition
 RESULT_ROLES = ("tool", "ipython", "observation", "function")
 # Forms of a call's id: as the data has it; nine letters (Mistral's templates raise for any other); with the
 # function's name, which Kimi's templates show in no other place.
@@ -35,6 +36,7 @@ class ToolForms:
     """In which forms a template shows tools and thoughts; what it does not show becomes text."""
 
     definitions: bool  # it shows the definitions of tools
+    bare: bool = True  # those without description and parameters too; gpt-oss raises for them
     arguments: type | None = None  # calls with arguments as a dict, or as JSON text; None: it shows no calls
     ids: str = "own"  # which of ID_FORMS
     results: str | None = None  # the role under which it shows a tool's result; None: only as the user's
@@ -59,6 +61,8 @@ def _find_forms(tokenizer: Tokenizer, template: str) -> ToolForms:
 
     thoughts = {"thoughts": shows([_answer(reasoning_content="zqthought")], "zqthought", "zqanswer")}
     definitions = shows([_answer()], "zqtool", "zqdescription", "zqplace")
+    bare = "zqtool" in try_rendering(tokenizer, [_user()], [
+        {"type": "function", "function": {"name": "zqtool"}}])
     for arguments, ids, role in itertools.product((dict, str), ID_FORMS, RESULT_ROLES):
         def turn(count: int, arguments=arguments, ids=ids, role=role, **more) -> list[dict]:
             return _link([_answer(content="", tool_calls=[_call(number) for number in range(count)]) | more,
@@ -72,14 +76,14 @@ def _find_forms(tokenizer: Tokenizer, template: str) -> ToolForms:
                 between = text.partition("zqvalue0")[2].partition("zqcall1")[0]
             spoken = try_rendering(tokenizer, [_user(), *turn(1, content="zqwords")], [DEFINITION])
             return ToolForms(
-                definitions, arguments, ids, role, between, **thoughts,
+                definitions, bare, arguments, ids, role, between, **thoughts,
                 words="zqwords" in spoken, words_first="zqwords" in spoken.partition("zqvalue0")[0],
                 call_thoughts=shows(turn(1, reasoning_content="zqthought")[:1], "zqthought", "zqvalue0"),
                 both=shows(turn(1, reasoning_content="zqthought", content="zqwords")[:1], "zqthought"))
     # A template that prints any role by its name knows no tools; one that shows definitions means its `tool`.
     role = next((role for role in RESULT_ROLES * definitions
                  if shows([_answer(), {"role": role, "content": "zqresult0"}], "zqresult0")), None)
-    return ToolForms(definitions, results=role, **thoughts)
+    return ToolForms(definitions, bare, results=role, **thoughts)
 
 
 def _user() -> dict:
@@ -143,6 +147,8 @@ def adapt_messages(tokenizer: Tokenizer, messages: list[dict],
         messages = list(_results_as_text(messages))
     if tools and not forms.definitions:
         return _definitions_as_text(messages, tools), None
+    if tools and not forms.bare:
+        tools = [tool | {"function": EMPTY | tool["function"]} for tool in tools]
     return messages, tools or None
 
 
