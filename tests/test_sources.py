@@ -189,6 +189,14 @@ def test_what_has_no_split_in_its_name_while_others_have_is_warned_of(tmp_path, 
     assert report.rows == 9 and len(report.warnings) == 1 and "more.jsonl.gz" in report.warnings[0]
 
 
+def test_what_another_part_of_the_source_reads_is_not_passed_over_nor_offered(tmp_path):
+    folder = fill(tmp_path / "d", ["train.jsonl", "dev.jsonl", "more.jsonl"])
+    assert passed_over(f"{folder}, {folder}/more.jsonl", "domain_text").keys() == {f"{folder}/dev.jsonl"}
+    both = f"{folder}, {folder}#validation"
+    assert passed_over(both, "domain_text").keys() == {f"{folder}/more.jsonl"}
+    assert offered_probe(both) is None and offered_probe(str(folder)) == f"{folder}#validation"
+
+
 def test_a_text_beside_tasks_is_passed_over_by_a_role_of_tasks(tmp_path):
     folder = fill(tmp_path / "d", {"a.jsonl": json.dumps({"question": "q", "answer": "a"}), "about.txt": "t",
                                    "guide.pdf": "t"})
@@ -298,6 +306,8 @@ def test_a_saved_data_set_offers_its_other_splits(tmp_path):
     }
     table.save_to_disk(tmp_path / "one")
     assert offered_probe(str(tmp_path / "one")) is None and passed_over(str(tmp_path / "one"), "r") == {}
+    with bad_input(where=tmp_path / "one", match="no splits"):
+        texts(f"{tmp_path / 'one'}#dev")
 
 
 def test_check_and_look_name_what_is_passed_over_and_the_probe_that_may_be_given(tmp_path, make_model):

@@ -195,7 +195,7 @@ def _find_split(splits: dict[str, str | None], split: str, behind: str, named_by
     if None in splits.values() and not named_by_card and (
             not known and wanted == "train" or not split and not any("train" in one for one in known)):
         return None
-    path = behind.partition("#")[0]
+    path = behind.rpartition("#")[0]
     raise file_error(path, f"it has the splits {', '.join(known) or '(none)'}; name one as "
                      f"{behind}{known[0] if known else ALL}, or {path}#{ALL} for every file")
 

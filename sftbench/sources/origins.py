@@ -91,15 +91,20 @@ def describe_source(source: str, role: str) -> dict:
 
 def passed_over(source: str, role: str) -> dict[str, str]:
     """The files of a source's folders and archives that are not read, and other splits, with the reason."""
-    return {name: why for part in parse_source(source, role)
-            for name, why in _select(part, role).passed_over.items()}
+    parts = parse_source(source, role)
+    found = [_select(part, role) for part in parts]
+    read = {content.name for selection in found for content in selection.contents} | {
+        part.path for part in parts}
+    return {name: why for selection in found for name, why in selection.passed_over.items()
+            if name not in read}
 
 
 def offered_probe(source: str, role: str = "data") -> str | None:
     """The source that may serve this one as a probe: its validation or test split; None without any."""
-    probes = []
-    for part in parse_source(source, role):
-        if probe := _select(part, role).probe:
+    parts, probes = parse_source(source, role), []
+    read = {str(expand_path(part.path)) for part in parts}
+    for part in parts:
+        if (probe := _select(part, role).probe) and probe not in read:
             probes.append(write_source(part._replace(path=probe, weight=1.0)))
     return ", ".join(probes) or None
 
@@ -195,6 +200,8 @@ def load_saved_dataset(folder: Path, split: str = "") -> datasets.Dataset:
     except (OSError, ValueError, KeyError) as error:
         raise file_error(folder, f"not readable as a saved data set: {error}") from None
     if not isinstance(data, datasets.DatasetDict):
+        if split:
+            raise file_error(folder, f"it has no splits; write {folder} without #{split}")
         return data
     if (split or "train") not in data:
         raise file_error(folder, f"it has the splits {', '.join(data)}; name one as {folder}#SPLIT")
