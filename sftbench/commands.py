@@ -193,7 +193,8 @@ def export(run, folder, stage, rows, **forms) -> None:
 @click.option("--rows", type=options.COUNT, default=1, show_default=True, help="rows of each role")
 def look(mode, recipe, role, row, rows) -> None:
     """Show what the model sees: rows token by token, with their mask."""
-    print_line(bench.look(bench.prepare(recipe), rows, role, row))
+    print_line(f"{bench.look(bench.prepare(recipe), rows, role, row)}\n\n«trained» · read only · | between "
+               "tokens · ‖ a text is cut · ↵ a line's end")
 
 
 @commands.command()

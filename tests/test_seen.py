@@ -14,7 +14,7 @@ from sftbench.reports.html import HtmlText, escape_html, make_visible
 from sftbench.reports.text import look_at_data
 from sftbench.reports.token_view import MAX_TOKENS_SHOWN, format_view, summarise_view, token_texts, view_row
 from sftbench.training.prepare import prepare_recipe
-from tests.conftest import small_rows
+from tests.conftest import bad_input, small_rows
 from tests.test_blocks import TURNS, with_bos
 
 
@@ -157,6 +157,10 @@ def test_look_tells_shares_system_messages_drops_and_places(ready):
 def test_look_at_one_role_and_row_and_what_is_not_there(ready):
     page = look_at_data(ready, 2, "general_text", 3)
     assert "Stage" not in page and page.count("row ") == 2 and "row 3 (" in page and "row 4 (" in page
+    assert "general_text: no stage draws from it" in page
+    assert "no row 38: it has 36 training rows" in " ".join(look_at_data(ready, row=38).split())
+    with bad_input("row", match="domain_text has training rows 1 to 36"):
+        look_at_data(ready, row=1000)
     for field, values in (("role", {"role": "domain_texts"}), ("row", {"role": "domain_text", "row": 0})):
         with pytest.raises(BadInput) as error:
             look_at_data(ready, **values)

@@ -240,3 +240,23 @@ def test_the_chosen_answers_train_as_the_remedy_says(tmp_path, make_model):
     path = write(tmp_path, REFUSED["DPO, alpaca"][0])
     report = measure_data(f"{path}[output=chosen]", role="domain_tasks", model=make_model())
     assert report.bad == 0 and report.unused == {"rejected": 12} and report.counts.trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "ptuning_v2"])
+def test_rows_that_are_calls_alone_go_through_a_run(method, tmp_path, make_model):
+    from sftbench.evaluation.chat import talk
+    from sftbench.reports.text import ask_probes, look_at_data
+    from sftbench.training.chain import run_chain
+    record = {"messages": [user("Sky over Bern? @"), answer("", tool_calls=[call("Bern")])], "tools": [TOOL]}
+    path = write(tmp_path, record)
+    ready = prepare_recipe(override(Recipe(), mode="1", method=method, model=make_model(), domain_tasks=path,
+                                    max_steps=2, max_length=256, max_new_tokens=4, yardstick=False,
+                                    learning_rate=1e-2, output_dir=str(tmp_path / "runs" / "one")))
+    assert '"name": "sky"' in look_at_data(ready).replace("\n      ", "").replace("|", "")
+    run = run_chain(ready)
+    result = json.loads((run / "result.json").read_text())
+    assert result["complete"] and result["stages"][-1]["probes"]["domain_tasks"]["loss"] > 0
+    assert '"name": "sky"' in ask_probes(run, ready, rows=1)
+    asked = talk([str(run)])[0]
+    assert '"name": "sky"' in asked["wanted"] and asked["prompt"].startswith("Sky over Bern?")

@@ -56,8 +56,10 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
     if role not in (None, *ready.roles):
         raise BadInput(f"no data for role {role!r}{suggest_name(role, ready.roles)}; "
                        f"there is {', '.join(ready.roles)}", field="role")
-    if role and row not in range(1, 1 + (size := len(ready.roles[role].train))):
-        raise BadInput(f"{role} has training rows 1 to {size}, not {row}", field="row")
+    sizes = {name: len(ready.roles[name].train) for name in ready.roles if role in (None, name)}
+    if row not in range(1, 1 + max(sizes.values())):
+        raise BadInput(" and ".join(f"{name} has training rows 1 to {size:,}" for name, size in sizes.items())
+                       + f", not {row}", field="row")
     numbers, parts = range(row - 1, row - 1 + rows), []
     for stage in ready.stages:
         dataset, drawn = ready.datasets[stage.name]
@@ -66,7 +68,7 @@ def look_at_data(ready: PreparedRun, rows: int = 1, role: str | None = None, row
         for name in names:
             parts += [*_role_lines(ready.roles[name], name, drawn[name]), *_row_views(ready, name, numbers)]
     if not parts:  # a role that no stage draws from
-        parts = _row_views(ready, role, numbers)
+        parts = [*_role_lines(ready.roles[role], role), *_row_views(ready, role, numbers)]
     return HtmlText("\n".join(parts), "".join(part.markup for part in parts))
 
 
@@ -75,10 +77,11 @@ def _line(text: str) -> HtmlText:
     return HtmlText(wrap_text(text), markup)
 
 
-def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
+def _role_lines(role: Role, name: str, drawn: dict | None = None) -> list[HtmlText]:
     """What a role gives to a stage, what was dropped of it, and where its system messages come from."""
     lines = [f"  {name}: {drawn['rows']:,} rows ({drawn['passes']:g} passes), {drawn['tokens']:,} tokens = "
-             f"{drawn['share']:.0%} of the stage, {drawn['trained_tokens']:,} of them trained"]
+             f"{drawn['share']:.0%} of the stage, {drawn['trained_tokens']:,} of them trained"
+             if drawn else f"  {name}: no stage draws from it"]
     lines += [f"    {reason}: {plural(dropped['rows'], 'row')}, first {dropped['examples'][0]}"
               for reason, dropped in role.dropped.items()]
     about = role.rows.about
@@ -100,6 +103,8 @@ def _role_lines(role: Role, name: str, drawn: dict) -> list[HtmlText]:
 def _row_views(ready: PreparedRun, name: str, numbers: range) -> list[HtmlText]:
     """Training rows by number: each with its file and line, a summary and its tokens."""
     role, parts = ready.roles[name], []
+    if numbers.start >= (size := len(role.train)):
+        parts.append(_line(f"    no row {numbers.start + 1}: it has {plural(size, 'training row')}"))
     for number in numbers[:max(0, len(role.train) - numbers.start)]:
         where = role.rows.where(role.chosen[number])
         views = view_row(ready.tokenizer, role.train[number], ready.recipe.max_length)
