@@ -188,6 +188,39 @@ def test_a_card_cuts_every_path_of_a_list_to_its_name_and_leaves_long_text(run, 
     assert result["recipe"]["prefix_init_text"] in card
 
 
+def test_a_card_states_in_numbers_which_data_nothing_was_learnt_from(run, tmp_path):
+    folder = tmp_path / "out"
+    export_stage(run("lora"), folder)
+    assert "that nothing reads" not in (folder / "README.md").read_text()
+    copy = shutil.copytree(run("lora"), tmp_path / "copy")
+    stored = json.loads((copy / "recipe.json").read_text())
+    stored["data"]["domain_tasks"] |= {
+        "unused": {"difficulty": 1200, "messages[].`name`": 3},
+        "bad_reasons": {"secret words": 4, "other": 2},
+        "passed_over": {"/home/me/a.bin": "no data", "b.md": "a card"}}
+    stored["data"]["domain_text"] |= {"unused": {}, "bad_reasons": {}, "passed_over": {"c.md": "a card"}}
+    (copy / "recipe.json").write_text(json.dumps(stored))
+    write_model_card(folder, export._make_plan(copy, None, None), ExportCheck(3, 3, {}, []), [])
+    card = (folder / "README.md").read_text()
+    assert ("Of domain_tasks: fields that nothing reads: `difficulty` in 1,200 rows, `messages[]. name ` in "
+            "3 rows; rows that could not be used: 6; files passed over: 2.\n\n") in card
+    assert "Of domain_text: files passed over: 1.\n" in card
+    assert not [word for word in ("secret", "a.bin", "/home", "b.md") if word in card]
+
+
+def test_a_card_states_by_which_scorer_answers_were_judged_and_what_was_left_out(run, tmp_path):
+    folder = tmp_path / "out"
+    export_stage(run("lora"), folder)
+    copy = shutil.copytree(run("lora"), tmp_path / "copy")
+    result = json.loads((copy / "result.json").read_text()) | {"scorers": {"domain_tasks": {"f1": 4}}}
+    (copy / "result.json").write_text(json.dumps(result))
+    write_model_card(folder, export._make_plan(copy, None, None),
+                     ExportCheck(3, 3, {"top_p": 0.9}, ["rope_scaling"]), [])
+    card = (folder / "README.md").read_text()
+    assert "by the scorer f1 (4 rows)" in card
+    assert "were left out: `top_p 0.9`" in card and "`config.json` lacks `rope_scaling`" in card
+
+
 def test_what_cannot_be_exported_is_refused_with_the_reason(run, tmp_path):
     full, out = tmp_path / "full", tmp_path / "out"
     full.mkdir()

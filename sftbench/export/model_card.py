@@ -33,8 +33,8 @@ def write_model_card(folder: Path, plan: "ExportPlan", check: "ExportCheck", exa
         check: the comparison with the run's model, and what was left out of the files.
         examples: questions to show, as `{prompt, wanted, answer}`.
     """
-    result, tokenizer = read_result(plan.run), set_rendering(
-        load_tokenizer(str(folder)), plan.template_date)
+    result, stored = read_result(plan.run), read_json(plan.run, "recipe.json")
+    tokenizer = set_rendering(load_tokenizer(str(folder)), plan.template_date)
     stages = result["stages"][:plan.number + 1]  # later ones gave another model
     drawn = plan.run / "loss.png"
     (folder / "loss.png").write_bytes(drawn.read_bytes() if drawn.exists() else
@@ -46,17 +46,29 @@ def write_model_card(folder: Path, plan: "ExportPlan", check: "ExportCheck", exa
               for name, value in result["recipe"].items() if value is not None}
     ModelCard.from_template(
         data, str(Path(__file__).with_name("model_card.md.jinja")), code=_code, block=_block,
-        plan=plan, result=result, stored=read_json(plan.run, "recipe.json"), check=check,
+        plan=plan, result=result, stored=stored, check=check,
         title=re.sub(r"[^\w.-]+", "-", plan.run.resolve().name) or "run",
         chain=" → ".join(stage["name"] for stage in stages),
         base="FOLDER/base" if plan.own_base else plan.hub or "BASE",
         options=prompt_options(tokenizer) or {}, template=describe_template(tokenizer),
         ledger=format_result_ledger(result | {"stages": stages}),
         recipe=json.dumps(recipe, indent=1, ensure_ascii=False),
-        unused=", ".join(f"{name} {value}" for name, value in check.unused_flags.items()),
+        unused_flags=", ".join(f"{name} {value}" for name, value in check.unused_flags.items()),
+        unused_data={role: text for role, facts in stored["data"].items() if (text := _unused_data(facts))},
         examples="\n\n".join(f"{one['prompt']}\n  wanted: {one['wanted']}\n  answer: {one['answer']}"
                              for one in examples),
         versions=", ".join(map(" ".join, result["versions"].items()))).save(folder / "README.md")
+
+
+def _unused_data(facts: dict) -> str:
+    """What of a role's data was not trained on, in numbers; empty where all was."""
+    fields = [f"{_code(name)} in {count:,} rows" for name, count in facts.get("unused", {}).items()]
+    parts = ["fields that nothing reads: " + ", ".join(fields)] if fields else []
+    for words, counts in (("rows that could not be used", facts.get("bad_reasons", {}).values()),
+                          ("files passed over", [1 for _ in facts.get("passed_over", {})])):
+        if counts:
+            parts.append(f"{words}: {sum(counts):,}")
+    return "; ".join(parts)
 
 
 def _code(text: str) -> str:
