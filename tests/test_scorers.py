@@ -317,4 +317,4 @@ def test_a_run_states_which_scorer_gave_its_accuracy(recipe):
     assert result["scorers"] == {"domain_tasks": {"number": 2, "choice": 1}}
     assert set(result["start"]["probes"]["domain_tasks"]) == {"loss", "accuracy", "f1"}
     text = " ".join(format_ledger(run).split())
-    assert "by the scorer number (2 rows), choice (1 rows)" in text and "exactly" not in text
+    assert "by the scorer number (2 rows), choice (1 row)" in text and "exactly" not in text

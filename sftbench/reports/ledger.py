@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..runs.events import format_duration
 from ..runs.folder import read_json, read_result
-from .text_table import format_table, wrap_text
+from .text_table import format_table, plural, wrap_text
 
 COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text", "yardstick")
 MEASURES = {"loss": 6, "accuracy": 8, "f1": 5}  # with the width of their figures
@@ -115,10 +115,10 @@ def _summary(first: dict, last: dict, scorers: dict) -> list[str]:
         if "accuracy" in last.get(role, {}):
             before, after = map(_percent, pair(role, "accuracy"))
             by = scorers.get(role, {"exact": 0})
+            names = ", ".join(f"{name} ({plural(rows, 'row')})" for name, rows in by.items())
             sentences.append(f"{words}: {before} of the probe's questions answered exactly as wanted before, "
                              f"{after} after." if by.keys() == {"exact"} else
-                             f"{words}: accuracy {before} before, {after} after, by the scorer "
-                             f"{', '.join(f'{name} ({rows:,} rows)' for name, rows in by.items())}.")
+                             f"{words}: accuracy {before} before, {after} after, by the scorer {names}.")
     if "loss" in last.get("general_text", {}):
         before, after = pair("general_text", "loss")
         rise = _rounded(after, before)
