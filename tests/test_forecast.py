@@ -12,7 +12,7 @@ from sftbench.cli import main
 from sftbench.data.packing import collate_batch, rows_to_dataset
 from sftbench.data.tokenization import EncodedRow
 from sftbench.evaluation.probes import scoring_bytes
-from sftbench.models.architecture import measure_architecture
+from sftbench.models.architecture import build_empty, measure_architecture
 from sftbench.models.loading import load_model, release_memory
 from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.recipes.recipe import METHODS, Recipe, override
@@ -62,6 +62,17 @@ def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, setting
     real = saved_bytes(model, batch)
     # what is held for a moment comes on top: logits, their gradient, one layer's gradients
     assert 0.95 * real <= parts["activations"] + parts["gradients"] <= 1.7 * real
+
+
+def test_merging_in_float32_is_counted_where_it_takes_more_than_training(make_model, tokenizer, settings):
+    from transformers import LlamaConfig
+    config = LlamaConfig(vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
+    whole = 4 * sum(weight.numel() for weight in build_empty(config).parameters())
+    options = settings("qlora", bf16=True, lora_r=1, per_device_train_batch_size=1)
+    parts = predict_memory(config, options, tokenizer, 8)
+    assert parts["weights"] < 0.3 * whole and parts["hand_over"] > 0
+    assert whole < sum(parts.values()) < 1.1 * whole and parts == predict_memory(config, options, tokenizer, 8)
+    assert predict_memory(config, settings("full"), tokenizer, 8)["hand_over"] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -171,7 +182,7 @@ def test_it_says_whether_memory_suffices(recipe, monkeypatch, room, word, remedy
 def test_each_method_is_forecast(recipe, method):
     found = forecast_recipe(recipe(method=method), timed=False)
     assert all(set(stage["memory"]) == {"base", "weights", "gradients", "optimiser", "activations",
-                                           "probes"}
+                                           "hand_over", "probes"}
                for stage in found["stages"].values())
 
 

@@ -161,14 +161,32 @@ def _with_conv1d(model):
     return model
 
 
+def compute_in_float32(model):
+    """The trained model with its own weights widened to float32, in which it computes from now on.
+
+    LoRA merged into bfloat16 is rounded away: of SmolLM2-135M after 120 steps 0.14 nats were lost. 4-bit
+    weights stay, and bitsandbytes (0.50) widens what it reads from them to the type it computes in.
+    """
+    model.zero_grad()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_dtype = torch.float32
+    return model
+
+
 def save_stage_model(model, method: str, folder: Path):
     """Write the trained stage into `folder` and return the model that computes the same function.
 
     `full` and `freeze`: weights in `model/`. LoRA: adapter in `adapter/`, merged weights in `model/`; QLoRA
     the same after dequantising, since merging into 4-bit weights rounds the adapter away. P-tuning v2 has
-    nothing to merge: only `adapter/` is written, and the prefix goes on top of the parent's weights.
+    nothing to merge: only `adapter/` is written, and the prefix goes on top of the parent's weights. Merged
+    and written in float32, into the weights that were trained beside: a base loaded anew is not rounded as
+    that one was.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), compute_in_float32(model)
     if method in ("lora", "qlora", "ptuning_v2"):
         model.save_pretrained(folder / "adapter")
     if method == "ptuning_v2":
@@ -176,7 +194,7 @@ def save_stage_model(model, method: str, folder: Path):
     if method == "lora":
         model = model.merge_and_unload()
     if method == "qlora":
-        plain = _with_conv1d(model.unload().dequantize())
+        plain = compute_in_float32(_with_conv1d(model.unload().dequantize()))
         model = PeftModel.from_pretrained(plain, folder / "adapter").merge_and_unload()
     _save_weights(model, folder / "model")
     return model

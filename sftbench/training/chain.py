@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from ..data.chat_template import training_pieces
 from ..distributed import broadcast, is_follower, is_sharded, join_processes
+from ..errors import RunFailed
 from ..evaluation.probes import probe_losses
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
@@ -26,8 +27,10 @@ from ..runs.folder import SCHEMA, new_run_folder, store_folder, write_json
 from ..runs.ownership import StopSignal, claim_folder, release_folder, update_owner_record
 from ..runs.stage_store import build_stage, find_stage, lock_stage
 from .forecast import forecast_recipe
+from .hand_over import check_stored, score_trained
+from .memory import read_peak_memory
 from .outcome import check_disk_space, describe_run, record_early_end
-from .prepare import PreparedRun, library_versions, prepare_recipe
+from .prepare import PreparedRun, encode_live_probes, library_versions, prepare_recipe
 from .trainer import StageContext, StageMetrics, train_stage
 
 
@@ -164,19 +167,30 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
     model, metrics = _train_together(ready, stage, parent, checkpoints, record,
                                      tracker=ready.recipe.report_to, run_folder=run.folder)
     figures = {name: value for name, value in vars(metrics).items() if name != "gathered"}
-    trained = sum(trainable_parameters(model).values())
+    losses, trained = score_trained(model, ready.tokenizer, ready.live_probes), trainable_parameters(model)
     if method == "qlora":  # how much each probe's loss rose by it, in nats per token
-        losses = probe_losses(parent.load(), ready.tokenizer, ready.live_probes)
+        whole = probe_losses(parent.load(), ready.tokenizer, ready.live_probes)
         figures["quantisation_loss"] = {role: round(metrics.start_loss[role] - loss, 5)
-                                        for role, loss in losses.items()}
+                                        for role, loss in whole.items()}
     model = save_stage_model(model, method, folder)
     ready.tokenizer.save_pretrained(folder / ("adapter" if method == "ptuning_v2" else "model"))
     base = model.get_base_model() if method == "ptuning_v2" else model
-    figures |= {"parameters": base.num_parameters(), "trainable_parameters": trained,
+    figures |= {"parameters": base.num_parameters(), "trainable_parameters": sum(trained.values()),
                 "data": ready.datasets[stage.name][1]}
-    write_json(folder / "stage.json", {"figures": figures, "events": checkpoints.events})
     del model, base
     release_memory()
+    figures |= _check_hand_over(ready, stage, parent.after(folder.name, method), losses)
+    figures["peak_memory_bytes"] = max(metrics.peak_memory_bytes, read_peak_memory())
+    write_json(folder / "stage.json", {"figures": figures, "events": checkpoints.events})
+
+
+def _check_hand_over(ready: PreparedRun, stage: Stage, written: ModelState, losses: dict[str, float]) -> dict:
+    """The figure of a written stage, loaded with its tokenizer; RunFailed where it is not the trained one."""
+    probes = encode_live_probes(written.load_tokenizer(), ready.roles, ready.recipe.max_length)
+    if probes != ready.live_probes:
+        raise RunFailed(f"stage {stage.name} wrote a tokenizer that reads the probes otherwise than the "
+                        "start model's; take another model, or write its tokenizer anew", "hand-over")
+    return {"hand_over_difference": check_stored(written, stage, losses, probes)}
 
 
 def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkpoints: Checkpoints,

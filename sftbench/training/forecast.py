@@ -138,9 +138,10 @@ def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> 
     forecast["probe_seconds"] = round(_time_probes(ready, model) + load, 2)
     del model
     release_memory()
-    # each stage's model is loaded, scored before its first step, and written; probes are scored before all
+    # each stage's model is loaded, scored before its first step and after the last, written, loaded again and
+    # scored; probes are scored before all
     forecast["seconds"] = round(sum(stage["seconds"] for stage in forecast["stages"].values())
-                                + sum(2 * load + trial.score for trial in trials.values())
+                                + sum(3 * load + 3 * trial.score for trial in trials.values())
                                 + forecast["probe_seconds"] * (len(untrained) + 1), 2)
 
 

@@ -65,7 +65,8 @@ def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> di
     """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
 
     `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
-    what the backward pass needs, and what is there for a moment only.
+    what the backward pass needs, and what is there for a moment only. `hand_over` is what storing the stage
+    takes beyond all of these, since its weights are merged and scored in float32.
     """
     relevant = asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS)
     key = json.dumps([config.to_dict(), relevant, width], default=str, sort_keys=True)
@@ -76,6 +77,8 @@ def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> di
         except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
             parts = _predict_memory(config, settings, tokenizer, width, torch.bfloat16)
             _predicted[key] = parts | {"activations": parts["activations"] * 2}
+        parts = _predicted[key]
+        parts["hand_over"] = max(parts["hand_over"] - sum(parts.values()) + parts["hand_over"], 0)
     return dict(_predicted[key])
 
 
@@ -101,8 +104,9 @@ def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
         moving += max(linears) * loaded  # one matrix at a time is dequantised
     elif settings.bf16 and loaded == 4:
         moving += trained * 2  # autocast keeps a copy of what trains
+    merged = 2 * max(linears, default=0) if settings.method in ("lora", "qlora") else 0
     return {"weights": weights, "gradients": trained * 4, "optimiser": trained * 8,
-            "activations": max(moving - gradients, 0)}
+            "activations": max(moving - gradients, 0), "hand_over": (stored + added + merged) * 4}
 
 
 def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> int:

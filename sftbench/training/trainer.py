@@ -265,6 +265,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
         batches = steps * settings.gradient_accumulation_steps
         with limit_threads(model.num_parameters() * callback.tokens[-1] / batches):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    model.__dict__.pop("forward", None)  # accelerate 1.15 leaves its autocast around the trained model
     if callback.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {context.name}")
     metrics = callback.metrics(trainer.state.global_step)
