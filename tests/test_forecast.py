@@ -71,7 +71,8 @@ def test_merging_in_float32_is_counted_where_it_takes_more_than_training(make_mo
     options = settings("qlora", bf16=True, lora_r=1, per_device_train_batch_size=1)
     parts = predict_memory(config, options, tokenizer, 8)
     assert parts["weights"] < 0.3 * whole and parts["hand_over"] > 0
-    assert whole < sum(parts.values()) < 1.1 * whole and parts == predict_memory(config, options, tokenizer, 8)
+    assert whole < sum(parts.values()) < 1.15 * whole
+    assert parts == predict_memory(config, options, tokenizer, 8)
     assert predict_memory(config, settings("full"), tokenizer, 8)["hand_over"] == 0
 
 
