@@ -6,14 +6,16 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import safe_open
 
 from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_probe, encode_row
 from sftbench.evaluation.probes import mean_loss
-from sftbench.models.loading import load_model, load_model_config, make_bnb_config
+from sftbench.models.loading import load_for_training, load_model, load_model_config, make_bnb_config
 from sftbench.models.methods import (
     METHOD_FUNCTIONS,
     check_parts,
+    compute_in_float32,
     ptuning_v2,
     save_stage_model,
     trainable_parameters,
@@ -289,3 +291,44 @@ def test_a_text_prefix_is_the_cache_of_its_text(make_model, tokenizer, settings)
     prefixed = ptuning_v2(model, tokenizer, options, text).eval()
     logits = prefixed(input_ids=question, attention_mask=torch.ones_like(question)).logits
     assert torch.allclose(logits, plain, atol=1e-4)
+
+
+def trained_in_bfloat16(folder, tokenizer, options):
+    """The model of a stage's folder after a few steps of a method beside bfloat16, computing in float32."""
+    model = METHOD_FUNCTIONS[options.method](
+        load_for_training(folder, None, options), tokenizer, options, "Where is item 1? Lima. " * 9)
+    dataset = dataset_of(tokenizer, options)
+    train_stage(model, StageContext("sft", options, tokenizer, dataset, lambda event: None))
+    return compute_in_float32(model).eval()
+
+
+@pytest.mark.parametrize(("family", "method", "changed"), [
+    ("qwen3", "lora", {}), ("qwen3", "qlora", {"bnb_4bit_compute_dtype": "bfloat16"}),
+    ("qwen3", "lora", {"use_dora": True}), ("gpt2", "lora", {}), ("gpt2", "qlora", {}),
+    ("qwen3_moe", "lora", {}),
+])
+def test_an_adapter_trained_beside_bfloat16_is_merged_and_stored_whole(make_model, tokenizer, settings,
+                                                                       tmp_path, family, method, changed):
+    options = settings(method, bf16=True, learning_rate=1e-4, max_steps=3, **changed)
+    model = trained_in_bfloat16(make_model(family), tokenizer, options)
+    rows = [encode_row(tokenizer, row)[-1] for row in small_rows("domain_tasks", 30)]
+    loss = mean_loss(model, rows, 0)
+    save_stage_model(model, method, tmp_path)
+    with safe_open(next((tmp_path / "model").glob("*.safetensors")), "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}
+    limit = 3e-4 if method == "qlora" else 1e-5  # bitsandbytes rounds what it reads to bfloat16 in its own way
+    assert mean_loss(load_model(str(tmp_path / "model")), rows, 0) == pytest.approx(loss, abs=limit)
+
+
+@pytest.mark.parametrize(("method", "limit"), [
+    ("full", 1e-5), ("freeze", 1e-5), ("ptuning_v2", 2e-2)])  # a prefix was trained on rounded weights
+def test_a_model_trained_in_bfloat16_computes_in_float32_afterwards(make_model, tokenizer, settings, tmp_path,
+                                                                    method, limit):
+    folder, options = make_model(), settings(method, bf16=True, learning_rate=1e-3, max_steps=2)
+    model, tokens = trained_in_bfloat16(folder, tokenizer, options), torch.randint(5, 300, (2, 20))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    logits = model(**batch).logits
+    save_stage_model(model, method, tmp_path)
+    again = (PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter") if method == "ptuning_v2"
+             else load_model(str(tmp_path / "model"))).eval()
+    assert logits.dtype == torch.float32 and torch.allclose(again(**batch).logits, logits, atol=limit)
