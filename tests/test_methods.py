@@ -316,7 +316,7 @@ def test_an_adapter_trained_beside_bfloat16_is_merged_and_stored_whole(make_mode
     save_stage_model(model, method, tmp_path)
     with safe_open(next((tmp_path / "model").glob("*.safetensors")), "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}
-    limit = 3e-4 if method == "qlora" else 1e-5  # bitsandbytes rounds what it reads to bfloat16 in its own way
+    limit = 3e-4 if method == "qlora" else 1e-5  # bitsandbytes has its own rounding
     assert mean_loss(load_model(str(tmp_path / "model")), rows, 0) == pytest.approx(loss, abs=limit)
 
 
