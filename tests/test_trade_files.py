@@ -225,6 +225,13 @@ def test_a_file_that_is_no_data_for_this_is_refused_with_what_to_do(name, tmp_pa
     assert report.proposal is None, "its fields are known"
 
 
+def test_an_error_names_the_columns_as_they_are_called(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Frage,Antwort\nWo?,Hier.\n")
+    with bad_input("", f"{path}, line 2", match="it has 'Frage', 'Antwort'"):
+        read_source(str(path), "domain_tasks")
+
+
 def test_one_text_file_is_a_source_of_text(tmp_path, make_model):
     path = tmp_path / "wiki.txt"
     path.write_text("\n\n".join(f"Tea {number} is a drink of leaves. " * 20 for number in range(40)))

@@ -73,8 +73,7 @@ def parse_row(record, kind: str | None = None, shape: str | None = None) -> Pars
     """
     if not isinstance(record, dict):
         raise BadInput(f"a row must be an object {{…}}, not {type(record).__name__}")
-    record, names = plain_names(record)
-    record, unused = Record(record), []
+    record, unused = Record(*plain_names(record)), []
     shape = shape or _recognise_shape(record, kind)
     refuse_unusable(record, is_text=shape == "text")
     refuse_weight(record)
@@ -84,7 +83,7 @@ def parse_row(record, kind: str | None = None, shape: str | None = None) -> Pars
         row = _read_task(record, shape, unused)
         question = "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
     group = group_of(record, question)
-    return ParsedRow(shape, row, group, [names.get(name, name) for name in record.unused()] + unused)
+    return ParsedRow(shape, row, group, record.unused() + unused)
 
 
 def _recognise_shape(record: dict, kind: str | None) -> str:

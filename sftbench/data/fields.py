@@ -76,9 +76,9 @@ def plain_names(record: dict) -> tuple[dict, dict[str, str]]:
 class Record(dict):
     """A record, or a message of one, that remembers which fields were read; a null field is absent."""
 
-    def __init__(self, fields: dict):
+    def __init__(self, fields: dict, names: dict[str, str] | None = None):
         super().__init__(fields)
-        self.read = set()
+        self.read, self.names = set(), names or {}  # what fields are called, where they are read as others
         if None in fields.values():
             for name in [name for name, value in fields.items() if value is None]:
                 del self[name]
@@ -97,7 +97,8 @@ class Record(dict):
 
     def unused(self) -> list[str]:
         """The fields with a value that nothing has read."""
-        return [name for name, value in self.items() if name not in self.read and value not in EMPTY]
+        return [self.names.get(name, name) for name, value in self.items()
+                if name not in self.read and value not in EMPTY]
 
 
 def check_text(name: str, value, empty: bool = False) -> str:
@@ -146,9 +147,9 @@ def _verdict(name: str, value, is_text: bool) -> bool | None:
     return value > 0 if name in VERDICTS and value in (-1, 0, 1) else None
 
 
-def names_of(record: dict) -> str:
+def names_of(record: Record) -> str:
     """The record's first fields, for an error."""
-    return ", ".join(map(repr, list(record)[:12])) or "none"
+    return ", ".join(repr(record.names.get(name, name)) for name in list(record)[:12]) or "none"
 
 
 def find_field(record: Record, names: tuple[str, ...]) -> str:
