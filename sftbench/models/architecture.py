@@ -109,6 +109,21 @@ def find_decoder_layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList
 
 
 @torch.no_grad()
+def gives_router_logits(model) -> bool:
+    """Whether a mixture gives what its experts can be balanced by, as TRL 1.16 takes it; Doge does not."""
+    config = model.config.get_text_config()
+    names = ("output_router_logits", "num_experts", "num_experts_per_tok")
+    if not all(hasattr(config, name) for name in names):
+        return False
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        output = model(input_ids=ids, output_router_logits=True, use_cache=False)
+    except Exception:  # Flint balances what it never gathered (transformers 5.23)
+        return False
+    return bool(getattr(output, "router_logits", None))
+
+
+@torch.no_grad()
 def ask_packing(model) -> str:
     """Why rows may not share a block of the loaded model; empty where they may, since they do not notice.
 

@@ -18,6 +18,9 @@ from ..recipes.stages import StageSettings
 from .architecture import build_empty, expert_names
 from .parts import check_rebuild, freeze
 
+# Of these families peft 0.21 refuses the output layer, whose weight their kernels take past any adapter.
+MAMBA, MAMBA_OUTPUT = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ["out_proj"]
+
 
 def full(model, tokenizer, settings: StageSettings, text: str):
     """Train every weight."""
@@ -29,15 +32,18 @@ def lora(model, tokenizer, settings: StageSettings, text: str):
 
     The same function serves QLoRA (arXiv:2305.14314), whose model is loaded quantised.
     """
-    targets, fused = settings.lora_target_modules, None
-    if targets == "all-linear":  # peft 0.21 adds fused experts by itself for some families only
+    targets, fused, left = settings.lora_target_modules, None, None
+    if targets == "all-linear":
+        left = MAMBA_OUTPUT if model.config.model_type in MAMBA else None
+        # peft 0.21 adds fused experts by itself for some families only
         fused = sorted({".".join(name.split(".")[-2:]) for name in expert_names(model)}) or None
     else:
         targets = _target_modules(model, targets)
     try:
         return get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM", r=settings.lora_r, lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout, target_modules=targets, target_parameters=fused,
+            lora_dropout=settings.lora_dropout, target_modules=targets, exclude_modules=left,
+            target_parameters=fused,
             use_rslora=settings.use_rslora, use_dora=settings.use_dora))
     except ValueError as error:
         raise BadInput(f"LoRA cannot be added to {type(model).__name__}: {error}", field="method") from error
@@ -98,6 +104,30 @@ def ptuning_v2(model, tokenizer, settings: StageSettings, text: str):
         initialize_kv_prefix_from_text(model, tokenizer, text=text, use_chat_template=False,
                                        max_length=settings.num_virtual_tokens)
     return model
+
+
+@torch.no_grad()
+def ask_lora(model, settings: StageSettings) -> str:
+    """Why a loaded model does not run with LoRA as a stage of these settings adds it; empty where it does."""
+    name = type(model).__name__
+    ids = torch.arange(2, 18, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    try:
+        lora(model, None, settings, "")(input_ids=ids, use_cache=False)
+    except RuntimeError as error:  # of a layer whose output is not its rows times the input (DeepSeek V4)
+        return f"{name} does not run with LoRA on {settings.lora_target_modules} ({error})"
+    return ""
+
+
+@torch.no_grad()
+def ask_quantised(model) -> str:
+    """Why a model that was loaded in 4 bit cannot be trained so; empty where it can."""
+    ids = torch.arange(2, 18, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    try:
+        finite = model.train()(input_ids=ids, use_cache=False).logits.isfinite().all()
+        model.dequantize()
+    except Exception as error:  # whatever a family raises that computes with the numbers of its weights
+        return f"{type(model).__name__} does not run in 4 bit ({type(error).__name__}: {error})"
+    return "" if finite else f"{type(model).__name__} gives no numbers in 4 bit"
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..recipes.stages import StageSettings
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
 from . import architecture, loading
-from .methods import ask_prefix
+from .methods import ask_lora, ask_prefix, ask_quantised
 
 MIN_LENGTH = 8  # tokens of the shortest block that a recipe may state
 ALL_TOKENS = 10**9
@@ -36,26 +36,39 @@ def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start
     the stage loads it, since more might not fit. Raises BadInput for a model that is no causal one, and for
     what `recipe` sets or a stage of these settings needs that it cannot take.
     """
-    path = _answers_path(revision)
-    answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tokenizer = loading.load_tokenizer(start, recipe.model_revision)
-    questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
-        tokenizer, model.get_input_embeddings().weight)}
-    if settings.method == "ptuning_v2":
-        questions["prefix"] = ask_prefix
-    if not questions.keys() <= answers.keys():
-        model = (loading.load_for_training(start, recipe.model_revision, settings)
-                 if facts.parameters >= LARGE_MODEL else loading.load_model(start, recipe.model_revision))
-        answers |= {name: ask(model) for name, ask in questions.items() if name not in answers}
-        del model
-        loading.release_memory()
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        write_json(path, answers)
+    answers = _ask_once(_answers_path(revision), recipe, settings, start, facts.parameters >= LARGE_MODEL)
+    if settings.method == "lora" and (fault := answers[f"lora {settings.lora_target_modules}"]):
+        raise BadInput(f"lora_target_modules: {fault}; name the modules, such as q_proj,v_proj, or take "
+                       "method freeze", field="lora_target_modules")
+    if settings.method == "qlora" and answers["quantised"]:
+        raise BadInput(f"qlora: {answers['quantised']}; take another method, such as lora", field="method")
     if settings.method == "ptuning_v2" and answers["prefix"]:
         raise BadInput(f"ptuning_v2: {answers['prefix']}; take another method, such as lora", field="method")
     if settings.packing and recipe.packing and answers["packing"]:
         raise BadInput(f"packing: {answers['packing']}; leave it out, or set it to false", field="packing")
     return facts.add("measured", packing_fault=answers["packing"], untrained_tokens=answers["untrained"])
+
+
+def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, large: bool) -> dict:
+    """The model's answers, of which those that `path` does not hold yet are asked for and stored there."""
+    answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    revision = recipe.model_revision
+    tokenizer = loading.load_tokenizer(start, revision)
+    questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
+        tokenizer, model.get_input_embeddings().weight)}
+    last = {"ptuning_v2": {"prefix": ask_prefix}, "qlora": {"quantised": ask_quantised}, "lora": {
+        f"lora {settings.lora_target_modules}": lambda model: ask_lora(model, settings)}}  # these change it
+    asked = [(questions, large), (last.get(settings.method, {}), large or settings.method == "qlora")]
+    for those, as_trained in asked:
+        if not those.keys() <= answers.keys():
+            model = (loading.load_for_training(start, revision, settings) if as_trained else
+                     loading.load_model(start, revision))
+            answers |= {name: ask(model) for name, ask in those.items() if name not in answers}
+            del model
+            loading.release_memory()
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            write_json(path, answers)
+    return answers
 
 
 def find_untrained_tokens(tokenizer, embedding: torch.Tensor) -> list[str]:

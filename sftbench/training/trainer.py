@@ -24,6 +24,7 @@ from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
 from ..evaluation.probes import limit_threads, probe_losses
+from ..models.architecture import gives_router_logits
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
 from .hand_over import check_changes, sum_weights
@@ -111,8 +112,6 @@ def make_sft_config(settings: StageSettings, folder: str, steps: int, **report) 
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
         # with the filter on, a step whose loss is no number is logged as the running mean (transformers 5.23)
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
-        # balancing experts is for the router, which a prefix leaves alone; transformers 5.23 fails on both
-        router_aux_loss_coef=0.0 if settings.method == "ptuning_v2" else None,
         save_strategy="no", **{"report_to": "none"} | report)
 
 
@@ -253,6 +252,9 @@ def train_stage(model, context: StageContext) -> StageMetrics:
         callback.emit(0, start_loss, steps=steps)
     reset_peak_memory()
     fields, trackers = _make_tracker(context)
+    # balancing experts is for the router, which a prefix leaves alone; transformers 5.23 fails on both
+    if settings.method == "ptuning_v2" or not gives_router_logits(model):
+        fields["router_aux_loss_coef"] = 0.0
     with tempfile.TemporaryDirectory() as folder, keep_config(model):
         trainer = StageTrainer(
             model=model, processing_class=tokenizer, train_dataset=context.dataset,
