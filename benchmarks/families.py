@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
             sys.stdout.flush()
     if not options.families:
         text = PAGE.read_text()
-        before, _, after = text.partition(MARKS[0])[0], *text.partition(MARKS[1])[1:]
+        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
         PAGE.write_text(before + MARKS[0] + table(known) + MARKS[1] + after)
 
 
@@ -83,27 +83,33 @@ def _send_result(sender, family: str) -> None:
         sender.send(try_family(family, make_tokenizer(), Path(folder)))
 
 
-def outcome(found: dict) -> tuple:
+def outcome(found: dict) -> str:
     """What of a family counts for its line: why it is not tried, or what each method does."""
     if reason := found.get("other") or found.get("built"):
-        return (reason,)
-    return tuple(_cell(found[method]) for method in METHODS)
+        return f"not tried: {reason}"
+    cells = {method: _cell(found[method]) for method in METHODS}
+    done = [method for method, cell in cells.items() if cell in ("packed", "unpacked")]
+    if not done:
+        return cells["full"]
+    faults = {f"{cell} by {method}" for method, cell in cells.items() if cell.startswith("FAILS")}
+    named = "every method" if len(done) == len(METHODS) else ", ".join(done)
+    return "; ".join([f"rows {cells[done[0]]}; {named}", *sorted(faults)])
 
 
 def _cell(found: dict) -> str:
     if "failed" in found:
-        return f"FAILS: {found['failed']}"
+        return f"FAILS ({found['failed']})"
     if "refused" in found:
         return f"refused: {found['sentence']}"
-    return ("packed" if found["packs"] else "yes") + ", OTHER ANSWERS" * (not found["equal"])
+    return ("packed" if found["packs"] else "unpacked") + ", OTHER ANSWERS" * (not found["equal"])
 
 
 def table(known: dict[str, dict]) -> str:
-    """The families by what each method does with them, as Markdown."""
+    """The families by what each method does with them, as a Markdown list."""
     groups = defaultdict(list)
     for family, found in sorted(known.items()):
         groups[outcome(found)].append(family)
-    return "".join(f"- {' | '.join(key)}: {', '.join(families)}\n" for key, families in groups.items())
+    return "\n".join(f"- {key}: {', '.join(families)}" for key, families in groups.items()) + "\n"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.conftest import small_rows
 
 # The first pattern that a field's name matches decides; a field that is None, text or a switch stays.
 SIZES = (
-    (r"index_topk", 64),  # more than a row has tokens, as in the real ones
+    (r"index_topk", 256),  # more than a row has tokens, as in the real ones
     (r"vocab_size(_per_layer_input)?|n_vocab", "vocabulary"),
     (r".*(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|seq_length)", 256),
     (r"(sliding_window|attention_chunk_size|window_size|attention_window_size)", 16),

@@ -7,7 +7,14 @@ turns the trained model into what the next stage starts from, such that the func
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_text
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model,
+    initialize_kv_prefix_from_past_key_values,
+    initialize_kv_prefix_from_text,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
@@ -113,7 +120,9 @@ def ask_lora(model, settings: StageSettings) -> str:
     ids = torch.arange(2, 18, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     try:
         lora(model, None, settings, "")(input_ids=ids, use_cache=False)
-    except RuntimeError as error:  # of a layer whose output is not its rows times the input (DeepSeek V4)
+    except BadInput:
+        raise
+    except Exception as error:  # of layers that are used as more than rows times the input (DeepSeek V4)
         return f"{name} does not run with LoRA on {settings.lora_target_modules} ({error})"
     return ""
 
@@ -141,6 +150,8 @@ def ask_prefix(model) -> str:
         prefixed = get_peft_model(model, PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=False)).eval()
         after = prefixed(**batch, use_cache=False).logits
+        cache = model(input_ids=batch["input_ids"][:1], use_cache=True).past_key_values
+        initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache, num_virtual_tokens=4)
         answer = prefixed.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
         again = prefixed(input_ids=answer[:, :-1], attention_mask=torch.ones_like(answer[:, :-1]),
                          use_cache=False).logits[:, -1].argmax(-1)

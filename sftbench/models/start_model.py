@@ -37,7 +37,7 @@ def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start
     what `recipe` sets or a stage of these settings needs that it cannot take.
     """
     answers = _ask_once(_answers_path(revision), recipe, settings, start, facts.parameters >= LARGE_MODEL)
-    if settings.method == "lora" and (fault := answers[f"lora {settings.lora_target_modules}"]):
+    if settings.method in ("lora", "qlora") and (fault := answers[f"lora {settings.lora_target_modules}"]):
         raise BadInput(f"lora_target_modules: {fault}; name the modules, such as q_proj,v_proj, or take "
                        "method freeze", field="lora_target_modules")
     if settings.method == "qlora" and answers["quantised"]:
@@ -56,9 +56,11 @@ def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, l
     tokenizer = loading.load_tokenizer(start, revision)
     questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
         tokenizer, model.get_input_embeddings().weight)}
-    last = {"ptuning_v2": {"prefix": ask_prefix}, "qlora": {"quantised": ask_quantised}, "lora": {
-        f"lora {settings.lora_target_modules}": lambda model: ask_lora(model, settings)}}  # these change it
-    asked = [(questions, large), (last.get(settings.method, {}), large or settings.method == "qlora")]
+    # each of these changes the model
+    prefix = {"prefix": ask_prefix} if settings.method == "ptuning_v2" else {}
+    adapter = {f"lora {settings.lora_target_modules}": lambda model: ask_lora(model, settings)}
+    asked = [(questions, large), (prefix, large), (adapter if "lora" in settings.method else {}, large),
+             ({"quantised": ask_quantised} if settings.method == "qlora" else {}, True)]
     for those, as_trained in asked:
         if not those.keys() <= answers.keys():
             model = (loading.load_for_training(start, revision, settings) if as_trained else
