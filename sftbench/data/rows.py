@@ -23,7 +23,7 @@ from datasets import Dataset, Features, List, Value
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
 from ..sources.origins import Origin, describe_source, open_sources, propose_source
-from . import conversations, fields
+from . import conversations, fields, tool_calls
 from .conversations import parse_row
 from .fields import without_nulls
 
@@ -135,7 +135,7 @@ def read_rows(origins: list[Origin], kind: str, systems: dict | None = None) -> 
 def _code_digest() -> str:
     """A hash of the modules that decide what row a record becomes."""
     return hashlib.sha256(b"".join(
-        Path(module.__file__).read_bytes() for module in (conversations, fields))).hexdigest()
+        Path(module.__file__).read_bytes() for module in (conversations, fields, tool_calls))).hexdigest()
 
 
 def _parse_records(origins: list[Origin], kind: str, systems: dict) -> Iterator[dict]:
