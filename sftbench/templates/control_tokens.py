@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import BadInput
 from .frames import answer_frame
+from .rendering import template_of
 
 MARK = "\ufdd0"  # before what is text; no character has this code point
 THOUGHT_TAGS = ("<think>", "</think>")  # of an answer's thoughts, special in some tokenizers
 
 
 @lru_cache(maxsize=16)
-def _pattern(tokenizer: Tokenizer, size: int, but: tuple[str, ...] = ()) -> re.Pattern:
-    """A pattern of all special tokens, which ends where the vocabulary's size changes."""
+def _pattern(tokenizer: Tokenizer, template: str, but: tuple[str, ...] = ()) -> re.Pattern:
+    """A pattern of all special tokens."""
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens = sorted((tokens | {*tokenizer.all_special_tokens}) - {*but}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
@@ -32,7 +33,7 @@ def mark_row(tokenizer: Tokenizer, row: dict) -> dict:
     What a row says to begin and to end with is no such text: a text's own beginning- and end-of-sequence
     token, an answer's end of turn. Thoughts in an answer stay in their tags.
     """
-    pattern = _pattern(tokenizer, len(tokenizer))
+    pattern = _pattern(tokenizer, template_of(tokenizer))
     if "text" in row:
         return {"text": _mark_text(tokenizer, pattern, row["text"])} if pattern.search(row["text"]) else row
     if not _has_match(pattern, row):
@@ -66,7 +67,7 @@ def _mark_text(tokenizer: Tokenizer, pattern: re.Pattern, text: str) -> str:
 def _mark_message(tokenizer: Tokenizer, pattern: re.Pattern, message: dict) -> dict:
     if message["role"] != "assistant":
         return {name: value if name == "role" else _mark(pattern, value) for name, value in message.items()}
-    content, pattern = message["content"], _pattern(tokenizer, len(tokenizer), THOUGHT_TAGS)
+    content, pattern = message["content"], _pattern(tokenizer, template_of(tokenizer), THOUGHT_TAGS)
     for end in (answer_frame(tokenizer).end.strip(), tokenizer.eos_token):
         if content.rstrip().endswith(end) and content.strip() != end:
             content = content.rstrip().removesuffix(end)
@@ -90,7 +91,7 @@ def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
 
     Raises BadInput where the tokenizer makes a control token of the text all the same.
     """
-    pattern, parts, end = _pattern(tokenizer, len(tokenizer)), [("", False)], 0
+    pattern, parts, end = _pattern(tokenizer, template_of(tokenizer)), [("", False)], 0
     for match in pattern.finditer(text):
         if text[match.start() - 1:match.start()] != MARK:  # a control token of the template
             parts += [(text[end:match.start()], False), (match[0], True)]
@@ -120,9 +121,9 @@ def _encode_text(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
     clean = text.replace(MARK, "")
     line = encode("\n")
     # Some tokenizers put a space before the first word of a text, and after a control token none.
-    ids = encode("\n" + clean) if not first and _first_differs(tokenizer, len(tokenizer)) else []
+    ids = encode("\n" + clean) if not first and _first_differs(tokenizer, template_of(tokenizer)) else []
     ids = ids[len(line):] if ids and ids[:len(line)] == line else encode(clean)
-    for match in _pattern(tokenizer, len(tokenizer)).finditer(clean):
+    for match in _pattern(tokenizer, template_of(tokenizer)).finditer(clean):
         if tokenizer.convert_tokens_to_ids(match[0]) in ids:
             raise BadInput(f"the tokenizer takes {match[0]!r} for a control token in any text; take it out "
                            "of the row", field="text")
@@ -130,7 +131,7 @@ def _encode_text(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def _first_differs(tokenizer: Tokenizer, size: int) -> bool:
+def _first_differs(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a word has other tokens at the start of a text than after a control token."""
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
