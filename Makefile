@@ -3,7 +3,7 @@
 # Every tool runs as `python -m …` of that environment, so nothing has to be activated.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures pocket lab test quick lint clean
+.PHONY: help setup demo figures families pocket lab test quick lint clean
 
 ifneq ($(VIRTUAL_ENV),)
 ENV := $(VIRTUAL_ENV)
@@ -38,6 +38,9 @@ demo: setup  ## run the notebook of mode 2 on the pocket model and data; results
 
 figures: demo  ## draw README's picture anew
 	cp runs/demo/loss.png docs/demo_loss.png
+
+families: setup  ## try every family by every method, and list in docs/models.md what came of it
+	@$(EACH_CORE) $(PY) benchmarks/families.py
 
 pocket: setup  ## make the pocket's models again from nothing, into sftbench/pocket; some 20 minutes
 	@$(PY) -m sftbench.pocket.build

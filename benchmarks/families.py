@@ -3,8 +3,7 @@
     python benchmarks/families.py [--log runs/families.jsonl] [FAMILY …]
 
 A tiny model of each family is trained for two steps by each method, handed over, exported and loaded again,
-each family in a process of its own, with a limit of time. What is in the log is not tried again. Some 10
-minutes on one core.
+each family in a process of its own, with a limit of time. What is in the log is not tried again.
 """
 
 import argparse
