@@ -88,7 +88,7 @@ COMPRESS = {
         (["train/test-a.jsonl", "test/train-a.jsonl"], ["train/test-a.jsonl"], "test"),
         (
             ["train.1.jsonl", "train 2.jsonl", "evaluation.jsonl", "more.jsonl"],
-            ["train 2.jsonl", "train.1.jsonl"],
+            ["more.jsonl", "train 2.jsonl", "train.1.jsonl"],
             "test",
         ),
         (
@@ -98,7 +98,7 @@ COMPRESS = {
                 "data/test-00000-of-00001.jsonl",
                 "train.jsonl",
             ],
-            ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"],
+            ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "train.jsonl"],
             "test",
         ),
         (["a.jsonl", "test.jsonl"], ["a.jsonl"], "test"),
@@ -179,21 +179,24 @@ def test_a_card_that_names_the_files_of_splits_and_configurations_is_followed(tm
     nowhere = CARD.replace("en/", "x/").replace("de/", "y/")
     for card in ("---\nconfigs: [1\n---\n", "---\nconfigs: 3\n---\n", nowhere):
         (folder / "README.md").write_text(card.replace("config_name: en", "config_name: default"))
-        assert texts(folder) == ["train.jsonl"]
+        assert texts(folder) == texts(f"{folder}#all") and texts(f"{folder}#train") == ["train.jsonl"]
 
 
 def test_what_has_no_split_in_its_name_while_others_have_is_warned_of(tmp_path, make_model):
-    tasks = "".join(json.dumps({"question": f"q {number}", "answer": "a"}) + "\n" for number in range(9))
-    folder = fill(tmp_path / "d", {"train.jsonl": tasks, "more.jsonl.gz": gzip.compress(tasks.encode())})
+    tasks, more = ("".join(json.dumps({"question": f"{word} {number}", "answer": "a"}) + "\n"
+                           for number in range(9)) for word in ("q", "r"))
+    folder = fill(tmp_path / "d", {"train.jsonl": tasks, "more.jsonl.gz": gzip.compress(more.encode())})
     report = measure_data(str(folder), model=make_model())
-    assert report.rows == 9 and len(report.warnings) == 1 and "more.jsonl.gz" in report.warnings[0]
+    assert report.rows == 18 and len(report.warnings) == 1 and "more.jsonl.gz" in report.warnings[0]
+    assert measure_data(f"{folder}#train", model=make_model()).warnings == []
 
 
 def test_what_another_part_of_the_source_reads_is_not_passed_over_nor_offered(tmp_path):
     folder = fill(tmp_path / "d", ["train.jsonl", "dev.jsonl", "more.jsonl"])
-    assert passed_over(f"{folder}, {folder}/more.jsonl", "domain_text").keys() == {f"{folder}/dev.jsonl"}
+    unread = passed_over(f"{folder}#train, {folder}/more.jsonl", "domain_text")
+    assert unread.keys() == {f"{folder}/dev.jsonl"}
     both = f"{folder}, {folder}#validation"
-    assert passed_over(both, "domain_text").keys() == {f"{folder}/more.jsonl"}
+    assert passed_over(both, "domain_text") == {}
     assert offered_probe(both) is None and offered_probe(str(folder)) == f"{folder}#validation"
 
 

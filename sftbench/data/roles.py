@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 from datasets import Dataset
@@ -15,7 +16,6 @@ from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
 from ..recipes.modes import find_start_model
 from ..recipes.recipe import ROLES, Recipe, suggest_name
-from ..sources.folders import NO_SPLIT
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
 from .fields import RATINGS
@@ -154,14 +154,14 @@ def role_warnings(name: str, role: Role) -> list[str]:
     """What of a role's data may be meant otherwise than it is used, each with what to do."""
     ratings = [f"`{field}`" for field in role.rows.about["unused"] if RATINGS & set(
         re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).lower()))]
-    unsplit = [name for name, why in role.rows.about["passed_over"].items() if why == NO_SPLIT]
+    unsplit = [PurePath(name).name for name in role.rows.about.get("unsplit", ())]
     more, what = role.shared_groups, "document" if name.endswith("_text") else "question"
     cases = {f"{name}: {', '.join(ratings)} may say which rows are good, and all of them are trained; keep "
              "the good rows only, or remove the field": ratings,
              f"{name}: {more:,} training rows share a {what} with a row of the probe, whose scores they "
              "raise; take them out of one of the two": more,
-             f"{name}: {', '.join(unsplit[:3])}{' and more' * (len(unsplit) > 3)}: not read, for lack of a "
-             "split in the name, which others have; to train them, name them too, or FOLDER#all": unsplit,
+             f"{name}: {', '.join(unsplit[:3])}{' and more' * (len(unsplit) > 3)}: trained too, though no "
+             "split is in the name, which others have; FOLDER#train leaves such files out": unsplit,
              f"{name}: some rows are held out as its probe, while its source has a split for that; give it: "
              f"-p {name}_probe {shlex.quote(role.offered_probe or '')}": role.offered_probe}
     return [text for text, applies in cases.items() if applies]

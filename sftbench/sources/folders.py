@@ -1,10 +1,9 @@
 """What of a folder or a zip archive is read, by the names of its files, and why the others are not.
 
 Splits are those of `datasets` (5.2, `data_files`): `data/SPLIT-00000-of-00002.…`, else the words train,
-validation and test with their other forms as a part of a folder's or file's name. As there, the files
-without such a word are not read where others have one. Unlike there, large and small letters are the same,
-files that cannot be read make no split, a file is in one split only, and where no file is named for
-training, those without a word are for it.
+validation and test with their other forms as a part of a folder's or file's name. Unlike there, large and
+small letters are the same, files that cannot be read make no split, a file is in one split only, and files
+without such a word are for training, unless a split is named: who puts `more.jsonl` beside means it.
 """
 
 import os
@@ -43,7 +42,7 @@ REMEDIES = {
 TEXTS = (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)
 TEXT_WITH_TASKS = "a text, while this role takes tasks; give it to a role of texts"
 NOT_ON_CARD = "not named by the folder's card; name the file itself to read it"
-NO_SPLIT = "no split in its name, while others have one; name the file itself to read it"
+NO_SPLIT = "no split in its name, while one is named; name the file itself to read it"
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Selection:
     contents: list[Content]
     passed_over: dict[str, str] = field(default_factory=dict)
     probe: str | None = None
+    unsplit: list[str] = field(default_factory=list)  # files that are read with a split that they do not name
 
 
 def select_contents(path: Path, split: str = "", tasks: bool = False) -> Selection:
@@ -72,13 +72,15 @@ def select_contents(path: Path, split: str = "", tasks: bool = False) -> Selecti
     card = read_card_splits(path, split, names) if path.is_dir() else None
     splits, behind, wanted = card or (find_splits(names), f"{path}#", split)
     wanted = _find_split(splits, wanted, behind, named_by_card=card is not None)
+    read = {wanted} if split or card else {wanted, None}
     for name in names:
-        if (other := splits[name]) != wanted:
+        if (other := splits[name]) not in read:
             passed_over[readable[name].name] = f"split {other}; {behind}{other} names it" if other else (
                 NOT_ON_CARD if card else NO_SPLIT)
     probe = find_probe(wanted or "train", [one for one in splits.values() if one])
-    return Selection([readable[name] for name in names if splits[name] == wanted], passed_over,
-                     probe and f"{behind}{probe}")
+    return Selection([readable[name] for name in names if splits[name] in read], passed_over,
+                     probe and f"{behind}{probe}",
+                     [readable[name].name for name in names if wanted and splits[name] is None in read])
 
 
 def _sort_out(path: Path, tasks: bool) -> tuple[dict[str, Content], dict[str, str]]:
@@ -174,9 +176,8 @@ def _refuse_file(name: str) -> str | None:
 
 
 def find_splits(names: list[str]) -> dict[str, str | None]:
-    """The split of each file by its path below the folder: that of shards if there are any, else by words."""
-    shards = {name: match[1] for name in names if (match := SHARD.fullmatch(name))}
-    return {name: shards.get(name) if shards else _split_word(name) for name in names}
+    """The split of each file by its path below the folder: a shard's, else by words; None for neither."""
+    return {name: match[1] if (match := SHARD.fullmatch(name)) else _split_word(name) for name in names}
 
 
 def _split_word(name: str) -> str | None:

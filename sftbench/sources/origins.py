@@ -74,7 +74,7 @@ def open_sources(source: str, role: str) -> list[Origin]:
 
 
 def describe_source(source: str, role: str) -> dict:
-    """What `Rows.about` has of a source as a whole: `passed_over` and `offered_probe`.
+    """What `Rows.about` has of a source as a whole: `passed_over`, `offered_probe` and `unsplit` files.
 
     Of many files in one folder that are passed over for one reason, only their number is named.
     """
@@ -86,7 +86,8 @@ def describe_source(source: str, role: str) -> dict:
         if len(files) > NAMED_ALIKE:
             files = [f"{os.path.join(folder, '*')}{suffix} ({len(files):,} files)"]
         named |= dict.fromkeys(files, why)
-    return {"passed_over": named, "offered_probe": offered_probe(source, role)}
+    unsplit = [name for part in parse_source(source, role) for name in _select(part, role).unsplit]
+    return {"passed_over": named, "offered_probe": offered_probe(source, role), "unsplit": unsplit}
 
 
 def passed_over(source: str, role: str) -> dict[str, str]:
