@@ -188,6 +188,16 @@ def test_a_card_cuts_every_path_of_a_list_to_its_name_and_leaves_long_text(run, 
     assert result["recipe"]["prefix_init_text"] in card
 
 
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_plain_transformers_loads_the_folder_of_each_stage_in_the_store(run, method):
+    for entry in read_result(run(method))["stages"]:
+        folder = store_folder(Path(run(method))) / entry["key"] / "model"
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(report.values()) and model.config.use_cache
+        wanted = talk([f"{run(method)}:{entry['name']}"], PROMPTS, max_new_tokens=6)
+        assert answer_plainly(model, folder, PROMPTS) == [one["answer"] for one in wanted]
+
+
 def test_a_card_states_in_numbers_which_data_nothing_was_learnt_from(run, tmp_path):
     folder = tmp_path / "out"
     export_stage(run("lora"), folder)
