@@ -56,6 +56,9 @@ class RenderSettings:
                 if (value := getattr(self, field.name)) != field.default}
 
 
+DEFAULT_SETTINGS = RenderSettings()
+
+
 def set_rendering(tokenizer: Tokenizer, date: str | None = None, train_thoughts: bool = True) -> Tokenizer:
     """The tokenizer, which renders and masks from now on as stated; without a date a template shows today's.
 
@@ -77,7 +80,7 @@ def set_rendering(tokenizer: Tokenizer, date: str | None = None, train_thoughts:
 
 def render_settings(tokenizer: Tokenizer) -> RenderSettings:
     """What `set_rendering` stated for the tokenizer."""
-    return getattr(tokenizer, "render_settings", RenderSettings())
+    return tokenizer.__dict__.get("render_settings", DEFAULT_SETTINGS)
 
 
 def shows_date(tokenizer: Tokenizer) -> bool:

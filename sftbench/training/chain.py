@@ -26,6 +26,7 @@ from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, new_run_folder, store_folder, write_json
 from ..runs.ownership import StopSignal, claim_folder, release_folder, update_owner_record
 from ..runs.stage_store import build_stage, find_stage, lock_stage
+from ..templates.rendering import set_rendering
 from .forecast import forecast_recipe
 from .hand_over import check_stored, score_trained
 from .memory import read_peak_memory
@@ -186,7 +187,9 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
 
 def _check_hand_over(ready: PreparedRun, stage: Stage, written: ModelState, losses: dict[str, float]) -> dict:
     """The figure of a written stage, loaded with its tokenizer; RunFailed where it is not the trained one."""
-    probes = encode_live_probes(written.load_tokenizer(), ready.roles, ready.recipe.max_length)
+    tokenizer = set_rendering(written.load_tokenizer(), ready.recipe.template_date,
+                              ready.recipe.train_thoughts)
+    probes = encode_live_probes(tokenizer, ready.roles, ready.recipe.max_length)
     if probes != ready.live_probes:
         raise RunFailed(f"stage {stage.name} wrote a tokenizer that reads the probes otherwise than the "
                         "start model's; take another model, or write its tokenizer anew", "hand-over")
