@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
@@ -230,6 +231,8 @@ def silence_libraries() -> None:
     import datasets
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # else the first request to a hub waits 3 s more for a list of programs it may be used by (2.4)
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     # peft 0.21 still reads the old name
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     # peft 0.21 warns of the pattern that it sets itself for fused experts
