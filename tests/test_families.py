@@ -17,6 +17,7 @@ from sftbench.recipes.recipe import METHODS, Recipe, override
 from sftbench.runs.folder import read_json, read_result
 from sftbench.training.chain import run_chain
 from tests.conftest import FAMILIES, bad_input, small_rows
+from tests.families import try_family
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,20 @@ def test_every_method_trains_in_bfloat16_where_the_device_has_it(train, method):
     assert "bf16" not in reasons and "bfloat16" in reasons["weights"] or method == "qlora"
     kept = {weight.dtype for weight in load_stage(run)[0].parameters()}
     assert kept == {torch.float32}
+
+
+HYBRIDS = ("qwen3_next", "qwen3_5_text", "lfm2", "jamba", "granitemoehybrid", "nemotron_h")  # by layer
+NAMED = {**dict.fromkeys(HYBRIDS, False), "gpt_neo": True, "gemma2": True, "gpt_oss": False, "gpt2": True,
+         "opt": False}  # whether rows may share a block
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NAMED)
+def test_a_family_trains_by_every_method_or_refuses_it_before_any_work(tokenizer, tmp_path, family):
+    found = try_family(family, tokenizer, tmp_path)
+    assert not any("failed" in one for one in found.values()), found
+    refused = {method: one["refused"] for method, one in found.items() if "refused" in one}
+    assert refused == ({"ptuning_v2": "method"} if family in HYBRIDS else {})
+    done = [one for method, one in found.items() if method not in refused]
+    assert [(one["packs"], one["equal"]) for one in done if one["exports"] == "merged"] == [
+        (NAMED[family], True)] * 4
