@@ -320,10 +320,9 @@ def test_an_adapter_trained_beside_bfloat16_is_merged_and_stored_whole(make_mode
     assert mean_loss(load_model(str(tmp_path / "model")), rows, 0) == pytest.approx(loss, abs=limit)
 
 
-@pytest.mark.parametrize(("method", "limit"), [
-    ("full", 1e-5), ("freeze", 1e-5), ("ptuning_v2", 2e-2)])  # a prefix was trained on rounded weights
+@pytest.mark.parametrize("method", ["full", "freeze", "ptuning_v2"])
 def test_a_model_trained_in_bfloat16_computes_in_float32_afterwards(make_model, tokenizer, settings, tmp_path,
-                                                                    method, limit):
+                                                                    method):
     folder, options = make_model(), settings(method, bf16=True, learning_rate=1e-3, max_steps=2)
     model, tokens = trained_in_bfloat16(folder, tokenizer, options), torch.randint(5, 300, (2, 20))
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -331,4 +330,4 @@ def test_a_model_trained_in_bfloat16_computes_in_float32_afterwards(make_model, 
     save_stage_model(model, method, tmp_path)
     again = (PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter") if method == "ptuning_v2"
              else load_model(str(tmp_path / "model"))).eval()
-    assert logits.dtype == torch.float32 and torch.allclose(again(**batch).logits, logits, atol=limit)
+    assert logits.dtype == torch.float32 and torch.allclose(again(**batch).logits, logits, atol=1e-5)

@@ -209,8 +209,12 @@ def check_weights(folder: Path) -> None:
 
 
 def load_for_training(name: str, revision: str | None, settings: StageSettings, on_cpu: bool = False):
-    """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16."""
-    half = settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2")
+    """The model as a stage of these settings trains it: quantised for QLoRA, a bf16 adapter's in bfloat16.
+
+    A prefix is stored beside the weights and not merged into them, so it trains on them as they are stored.
+    """
+    half = settings.bf16 and (settings.method in ("lora", "qlora") or settings.method == "ptuning_v2"
+                              and load_model_config(name, revision).dtype == torch.bfloat16)
     quantization = make_bnb_config(settings) if settings.method == "qlora" else None
     model = load_model(name, revision, dtype=torch.bfloat16 if half else torch.float32,
                        quantization=quantization, on_cpu=on_cpu)

@@ -278,6 +278,7 @@ def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
         derived["weights"] = ("bfloat16 because they are frozen beside what trains" if adapted == methods else
                               "float32, computed with in bfloat16, because small steps vanish in bfloat16"
                               + " (bfloat16 in stages that train something beside them)" * bool(adapted))
+        derived["weights"] += "; as they are stored in stages by ptuning_v2" * ("ptuning_v2" in methods)
     if experts := facts.experts:
         share = f"{experts / facts.parameters:.0%} of the parameters are experts, fused into few weights"
         if "qlora" in methods:
