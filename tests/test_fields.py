@@ -37,7 +37,8 @@ def answer(**more):
 @pytest.mark.parametrize(("more", "field"), [
     ({"label": False}, "label"), ({"kto_tag": False}, "kto_tag"), ({"label": "false"}, "label"),
     ({"is_correct": 0}, "is_correct"), ({"accepted": "no"}, "accepted"), ({"verdict": "Rejected"}, "verdict"),
-    ({"label": -1}, "label"), ({"rejected": True}, "rejected"), ({"toxic": "true"}, "toxic"),
+    ({"kto_label": -1}, "kto_label"), ({"train": False}, "train"), ({"trainable": 0}, "trainable"),
+    ({"rejected": True}, "rejected"), ({"toxic": "true"}, "toxic"),
     ({"quality": "bad"}, "quality"), ({"feedback": "thumbs_down"}, "feedback"),
     ({"weight": 0}, "weight"), ({"sample_weight": 0.3}, "sample_weight"),
     ({"images": ["cat.png"]}, "images"), ({"audio": {"path": "a.wav"}}, "audio"), ({"video": "v"}, "video"),
@@ -72,6 +73,9 @@ def test_a_row_that_says_that_it_is_a_good_one_is_trained(more):
 
 def test_the_label_of_a_class_says_nothing_of_quality():
     assert parse_row({"text": "t", "label": 0}, "text").unused == ["label"]
+    assert parse_row(ASK | {"label": 0}, "tasks").unused == ["label"]
+    with bad_input(field="label"):
+        parse({"prompt": "q", "completion": "a", "label": 0})
     assert parse_row(ASK | {"label": "sports"}, "tasks").unused == ["label"]
     assert parse_row(ASK | {"rating": 1, "score": 0}, "tasks").unused == ["rating", "score"]
     with bad_input(field="label"):
@@ -202,6 +206,17 @@ def test_every_way_to_write_tools_becomes_the_same_row(record):
     if row["messages"][0]["role"] == "system":
         assert row["messages"].pop(0)["content"] == "s"
     assert row == called(tools=[TOOL])
+
+
+@pytest.mark.parametrize("record", [
+    {"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": '}]}]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f(x=1)"}]},
+    {"messages": [TURNS[0], {"role": "assistant", "function_call": {"name": "f", "arguments": "[1"}}]}])
+def test_a_call_that_is_no_json_is_refused(record):
+    field = "conversations[2].value" if "conversations" in record else next(
+        f"messages[2].{name}" for name in record["messages"][1] if name != "role")
+    with bad_input(field=field):
+        parse(record)
 
 
 def test_calls_one_after_another_are_one_turn():

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from sftbench.cli import main
+from sftbench.distributed import STOP_SIGNALS
 from sftbench.errors import Stopped
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.events import read_events
@@ -25,6 +26,16 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SFTBENCH = [sys.executable, "-m", "sftbench"]
 HUP, USR1, XCPU, TERM = signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU, signal.SIGTERM
+
+
+@pytest.fixture(autouse=True)
+def heeded():
+    """The signals heeded, as processes inherit which ones are not: of tests under nohup, SIGHUP."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS
+              if number != signal.SIGINT}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sftbench.models import loading
 from sftbench.models.architecture import ask_packing, measure_architecture, with_attention
+from sftbench.models.loading import load_model
 from sftbench.models.methods import ask_prefix
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.training.data_check import measure_data
@@ -90,6 +91,10 @@ def test_a_family_whose_cache_holds_no_prefix_says_so(family):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neo", "opt", "gpt2"])
 def test_a_family_with_keys_and_values_takes_a_prefix(family):
     assert ask_prefix(build(family)) == ""
+
+
+def test_a_model_that_ends_its_answer_at_once_takes_a_prefix():
+    assert ask_prefix(load_model("pocket")) == ""
 
 
 def test_a_hybrid_comes_out_unpacked_with_the_reason_and_packing_by_hand_is_refused(prepare):

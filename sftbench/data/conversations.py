@@ -167,7 +167,7 @@ def _message(name: str, role: str, record: Record, calls: bool) -> list[dict]:
     if isinstance(content, list | dict):
         content = content if isinstance(content, list) else [content]
         content, more, results = _read_parts(f"{name}.{key}", content)
-    if calls and isinstance(content, str) and content.lstrip()[:1] in ("{", "["):
+    if calls and isinstance(content, str):
         more["tool_calls"] = parse_calls(f"{name}.{key}", content)
         content = ""
     call_field, given = record.first(CALLS)

@@ -29,10 +29,11 @@ YES = ("true", "yes", "good", "correct", "right", "accepted", "desirable", "pref
 NO = ("false", "no", "bad", "incorrect", "wrong", "rejected", "undesirable", "dispreferred", "declined",
       "thumbs_down", "downvote", "deleted")
 RATINGS = frozenset((  # words in the names of fields that may say which rows are good ones, and are not read
-    "score", "scores", "rating", "ratings", "reward", "rewards", "quality", "grade", "stars", "rank",
+    "label", "score", "scores", "rating", "ratings", "reward", "rewards", "quality", "grade", "stars", "rank",
     "votes", "upvotes", "upvoted", "likes", "helpful", "helpfulness", "preference", "feedback", "confidence",
     "passed", "valid", "success", "hallucination", "toxicity", "flagged"))
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
+ROW_MARKS = ("train", "trainable", "training", "train_on")  # of a row; true or false
 TRAIN_FLAGS = ("train", "loss", "weight", "loss_weight", "loss_mask", "trainable", "training", "train_on",
                "train_on_turn", "compute_loss", "calculate_loss")
 MASK_FLAGS = ("mask", "masked", "mask_loss", "ignore", "ignore_loss", "ignore_in_loss", "no_loss", "no_train",
@@ -59,6 +60,7 @@ PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_outpu
 SPECIAL = MEDIA | VERDICTS | WORD_VERDICTS | FAULTS
 FLAGS = frozenset((*TRAIN_FLAGS, *MASK_FLAGS, *PARTLY))  # of a message
 OF_MESSAGES = SPECIAL - FLAGS
+MARKS = sorted(SPECIAL | FLAGS | {"tools", "tool_calls"})  # whose slips are pointed out
 EMPTY = ("", [], {})
 
 
@@ -104,7 +106,9 @@ class Record(dict):
 def check_text(name: str, value, empty: bool = False) -> str:
     """The value if it is text; half a surrogate pair is not, as UTF-8 and so Arrow cannot store it."""
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}", field=name)
+        quotes = "; write it in quotes" if type(value) in (int, float) else ""
+        raise BadInput(f"field {name!r} must be text that is not empty, not {value!r:.40}{quotes}",
+                       field=name)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -123,6 +127,8 @@ def refuse_unusable(record: Record, is_text: bool = False, names: frozenset = SP
             if value not in EMPTY:
                 raise BadInput(f"field {name!r} holds pictures or sound, which the model would not get; only "
                                "text can be trained here", field=name)
+        elif name == "label" and type(value) is int and "completion" not in record:
+            continue  # a class's number: as a verdict it stands beside a completion (TRL's form of KTO)
         elif (good := _verdict(name, value, is_text)) is not None:
             record.read.add(name)
             if not good:
@@ -182,6 +188,9 @@ def speaker_of(message) -> str | None:
 
 def refuse_weight(record: Record) -> None:
     """Raise BadInput for a row whose own weight is not 1."""
+    for name in ROW_MARKS:
+        if name in record and isinstance(record[name], bool | int) and not record.get(name):
+            raise BadInput(f"field {name!r} says that this row is not to be trained", field=name)
     name, value = record.first(ROW_WEIGHTS)
     if name and value in (0, "0"):
         raise BadInput(f"field {name!r} says that this row is not to be trained", field=name)

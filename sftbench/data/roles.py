@@ -1,5 +1,6 @@
 """Roles: the four kinds of data, each with its training rows, its probe, and a record of what was dropped."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from ..recipes.modes import find_start_model
 from ..recipes.recipe import ROLES, Recipe, suggest_name
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
-from .fields import RATINGS
+from .fields import MARKS, RATINGS
 from .rows import Rows, read_rows, read_source
 
 DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
@@ -113,7 +114,7 @@ def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Reci
     times = np.floor(weights).astype(np.int64) + (train.names[1, chosen] / 2.0**64 < weights % 1)
     leaked = np.isin(train.names[0, chosen], probe.names[0, probed])
     drawn = ~leaked & (times > 0)
-    shared = drawn & np.isin(train.groups[chosen], probe.groups[probed])
+    shared = drawn & np.isin(train.groups[chosen], probe.groups[probed]) & (probe is not train)
     role = Role(source, train.table.select(chosen[drawn]), list(probe.table.select(probed)), train,
                 chosen[drawn], times[drawn], int(shared.sum()), offered, systems=systems)
     if train.about["bad"]:
@@ -156,7 +157,10 @@ def role_warnings(name: str, role: Role) -> list[str]:
         re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).lower()))]
     unsplit = [PurePath(name).name for name in role.rows.about.get("unsplit", ())]
     more, what = role.shared_groups, "document" if name.endswith("_text") else "question"
-    cases = {f"{name}: {', '.join(ratings)} may say which rows are good, and all of them are trained; keep "
+    slips = [f"`{field}` (as {near!r}?)" for field in role.rows.about["unused"] if f"`{field}`" not in ratings
+             for near in difflib.get_close_matches(field.rpartition(".")[2], MARKS, 1, 0.8)]
+    cases = {f"{name}: {', '.join(slips)} is not read; correct the name if it marks what is to train": slips,
+             f"{name}: {', '.join(ratings)} may say which rows are good, and all of them are trained; keep "
              "the good rows only, or remove the field": ratings,
              f"{name}: {more:,} training rows share a {what} with a row of the probe, whose scores they "
              "raise; take them out of one of the two": more,

@@ -1,6 +1,5 @@
 """Tools and their calls, in the ways in which data have them, as OpenAI writes them."""
 
-import contextlib
 import json
 
 from ..errors import BadInput
@@ -31,14 +30,18 @@ def parse_calls(field: str, value) -> list[dict]:
 
 
 def _call(field: str, call) -> dict:
-    """One call: its name, and its arguments as an object; text that is no JSON stays as written."""
+    """One call: its name, and its arguments as an object; text that does not look like one stays as it is."""
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadInput(f"a tool call must be an object with a name, not {call!r:.40}", field=field)
     arguments = next((function[key] for key in ("arguments", "parameters", "input")
                       if function.get(key) not in (None, "")), {})
-    with contextlib.suppress(json.JSONDecodeError):
+    try:
         arguments = load_json(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError as error:
+        if arguments.lstrip()[:1] in ("{", "["):
+            raise BadInput(f"the arguments of a call of {function['name']!r} are no JSON: {error.msg} at "
+                           f"character {error.pos}", field=field) from None
     more = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}} | more
 

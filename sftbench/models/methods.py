@@ -139,6 +139,9 @@ def ask_quantised(model) -> str:
     return "" if finite else f"{type(model).__name__} gives no numbers in 4 bit"
 
 
+SAME_LOGITS = 0.05  # of their spread: bfloat16 rounds to less, and a prefix read otherwise changes more
+
+
 @torch.no_grad()
 def ask_prefix(model) -> str:
     """Why a loaded model takes no prefix; empty where it does. It trains, answers and is changed by one."""
@@ -152,14 +155,16 @@ def ask_prefix(model) -> str:
         after = prefixed(**batch, use_cache=False).logits
         cache = model(input_ids=batch["input_ids"][:1], use_cache=True).past_key_values
         initialize_kv_prefix_from_past_key_values(prefixed, past_key_values=cache, num_virtual_tokens=4)
-        answer = prefixed.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
-        again = prefixed(input_ids=answer[:, :-1], attention_mask=torch.ones_like(answer[:, :-1]),
-                         use_cache=False).logits[:, -1].argmax(-1)
+        answer = prefixed.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False,
+                                   return_dict_in_generate=True, output_logits=True)
+        read = answer.sequences[:, :-1]
+        again = prefixed(input_ids=read, attention_mask=torch.ones_like(read), use_cache=False).logits[:, -1]
     except Exception as error:  # whatever a family's cache makes of keys and values that it did not write
         return f"{name} takes no prefix of keys and values ({type(error).__name__}: {error})"
     if after.shape != before.shape or not after.isfinite().all() or torch.equal(after, before):
         return f"{name} does not read a prefix of keys and values"
-    if not torch.equal(again, answer[:, -1]):
+    # as they come from the model, since generate() forbids the end that a trained one may give at once
+    if not (answer.logits[-1] - again).abs().max() <= SAME_LOGITS * again.std():
         return f"{name} answers otherwise than it trains under a prefix"
     return ""
 

@@ -21,8 +21,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.stages import StageSettings
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
-from . import architecture, loading
-from .methods import ask_lora, ask_prefix, ask_quantised
+from . import architecture, loading, methods
 
 MIN_LENGTH = 8  # tokens of the shortest block that a recipe may state
 ALL_TOKENS = 10**9
@@ -57,10 +56,10 @@ def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, l
     questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
         tokenizer, model.get_input_embeddings().weight)}
     # each of these changes the model
-    prefix = {"prefix": ask_prefix} if settings.method == "ptuning_v2" else {}
-    adapter = {f"lora {settings.lora_target_modules}": lambda model: ask_lora(model, settings)}
+    prefix = {"prefix": methods.ask_prefix} if settings.method == "ptuning_v2" else {}
+    adapter = {f"lora {settings.lora_target_modules}": lambda model: methods.ask_lora(model, settings)}
     asked = [(questions, large), (prefix, large), (adapter if "lora" in settings.method else {}, large),
-             ({"quantised": ask_quantised} if settings.method == "qlora" else {}, True)]
+             ({"quantised": methods.ask_quantised} if settings.method == "qlora" else {}, True)]
     for those, as_trained in asked:
         if not those.keys() <= answers.keys():
             model = (loading.load_for_training(start, revision, settings) if as_trained else
@@ -92,7 +91,8 @@ def find_untrained_tokens(tokenizer, embedding: torch.Tensor) -> list[str]:
 
 def _answers_path(pinned: str) -> Path:
     """Where the answers of a revision are stored, by these libraries to these questions."""
-    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (architecture, loading))
+    code = "".join(Path(module.__file__).read_text(encoding="utf-8")
+                   for module in (architecture, loading, methods))
     key = hash_key(revision=pinned, code=code, versions=[
         version(name) for name in ("torch", "transformers", "peft")])
     return cache_folder() / f"model-{key}.json"

@@ -132,11 +132,20 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
         resolved = override(resolved, model_revision=revision)
     ready = PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
                         tokenizer, start, revision, facts, tokens, pieces,
-                        (*recipe_warnings(recipe, facts), *(warning for name, role in roles.items()
-                                                            for warning in role_warnings(name, role))))
+                        (*recipe_warnings(recipe, facts), *(
+                            warning for name, role in roles.items()
+                            for warning in (*role_warnings(name, role), *_left_out(name, role)))))
     ready.probes.check()
     split = [name for name in roles if not getattr(recipe, f"{name}_probe")]
     return replace(ready, warnings=(*ready.warnings, *ready.probes.warnings(split)))
+
+
+def _left_out(name: str, role: Role) -> list[str]:
+    """How many of a role's rows the run leaves out for what they are."""
+    reasons = [f"{reason}: {dropped['rows']:,}" for reason, dropped in role.dropped.items()
+               if reason in ("cannot be used", "task longer than max_length", "nothing to train")]
+    return [f"{name}: rows are left out, of {len(role.chosen):,} to train ({'; '.join(reasons)}); "
+            "recipe.json names some, and sftbench check says what to do"] if reasons else []
 
 
 def _start_key(revision: str) -> str:
@@ -230,14 +239,16 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
                   tokens: dict[str, RoleTokens]) -> Facts:
     """What advice can know before training: sizes of model and data, and what the device can do."""
     tasks = [name for name in roles if name.endswith("_tasks")]
-    lengths = np.sort(np.concatenate([[], *(tokens[name].lengths for name in tasks)]))
+    # of each role by itself, so that few long rows of one's own do not vanish among another's short ones
+    longest = [int(np.sort(lengths)[int(len(lengths) * 0.99)]) for name in tasks
+               if len(lengths := tokens[name].lengths)]
     answers = [wanted_ids(tokenizer, row) for role in roles.values() for row in role.probe
                if "messages" in row]
     facts = Facts().add(
         "measured",
         rows={name: len(role.train) for name, role in roles.items()},
         tokens={name: int(encoded.lengths.sum()) for name, encoded in tokens.items()},
-        row_tokens=int(lengths[int(len(lengths) * 0.99)]) if len(lengths) else None,
+        row_tokens=max(longest, default=None),
         answer_tokens=max(map(len, answers), default=None),
         task_types=len({kind for name in tasks for kind in roles[name].rows.about["types"]}),
         system_prompts=any(roles[name].rows.about["systems"] for name in tasks),
