@@ -98,8 +98,9 @@ class DataReport:
         columns = (f"name its columns: {self.proposal}" if self.proposal else
                    "give rows of a shape that docs/data.md names")
         drop = ", or run with -p bad_rows drop" * (self.rows > 1)
-        cases = {f"{len(self.unreadable):,} files cannot be read; correct or remove them": self.unreadable,
-                 f"{bad:,} rows would stop a run; correct them{drop}": bad,
+        files = len(self.unreadable)
+        cases = {f"{files:,} file{'s' * (files != 1)} cannot be read; correct or remove": self.unreadable,
+                 f"{bad:,} row{'s' * (bad != 1)} would stop a run; correct them{drop}": bad,
                  f"{self.role}: {nothing}; {columns}": not self.rows,
                  f"{self.role}_probe: {nothing}; give another probe, or none": self.probe_rows == 0,
                  f"{self.role}: nothing to train, so a run stops here: {self.untrainable}": self.untrainable,
@@ -122,7 +123,7 @@ class DataReport:
                 f"{counts.lossy_answers:,} answers are other ones after this tokenizer, so no model can give "
                 "them; write them with characters that it has": counts.lossy_answers,
                 f"{longer:,} rows are longer than max_length {counts.max_length:,} and are dropped; "
-                "take a larger one (-p max_length)": longer and counts.trained,
+                f"-p max_length {counts.lengths.max(initial=0)} trains all": longer and counts.trained,
                 f"{', '.join(badly)}: more tokens than characters, so rows are long and dear to learn; take "
                 "a model that was trained on it": badly,
                 f"{unknown:,} characters are unknown to this tokenizer, so the model cannot read them; take "
