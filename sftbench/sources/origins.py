@@ -66,7 +66,7 @@ class Origin:
 
 def open_sources(source: str, role: str) -> list[Origin]:
     """The files and data sets that a source names (see `names.parse_source`); raises BadInput."""
-    found = [(part, _select(part, role)) for part in parse_source(source, role)]
+    found = _select_parts(source, role)
     alone = len(found) == 1 and len(found[0][1].contents) == 1
     digests: dict[Path, str] = {}
     return [_apply_part(origin, part) for part, selection in found for origin in (
@@ -78,35 +78,44 @@ def describe_source(source: str, role: str) -> dict:
 
     Of many files in one folder that are passed over for one reason, only their number is named.
     """
-    alike = defaultdict(list)
-    for name, why in passed_over(source, role).items():
+    selected, alike = _select_parts(source, role), defaultdict(list)
+    for name, why in _passed_over(selected).items():
         alike[os.path.dirname(name), PurePath(name).suffix, why].append(name)
     named = {}
     for (folder, suffix, why), files in alike.items():
         if len(files) > NAMED_ALIKE:
             files = [f"{os.path.join(folder, '*')}{suffix} ({len(files):,} files)"]
         named |= dict.fromkeys(files, why)
-    unsplit = [name for part in parse_source(source, role) for name in _select(part, role).unsplit]
-    return {"passed_over": named, "offered_probe": offered_probe(source, role), "unsplit": unsplit}
+    return {"passed_over": named, "offered_probe": _offered_probe(selected),
+            "unsplit": [name for _, selection in selected for name in selection.unsplit]}
+
+
+def _select_parts(source: str, role: str) -> list[tuple[SourcePart, Selection]]:
+    """Each part of a source with what of it is read; this lists folders and archives."""
+    return [(part, _select(part, role)) for part in parse_source(source, role)]
 
 
 def passed_over(source: str, role: str) -> dict[str, str]:
     """The files of a source's folders and archives that are not read, and other splits, with the reason."""
-    parts = parse_source(source, role)
-    found = [_select(part, role) for part in parts]
-    read = {content.name for selection in found for content in selection.contents} | {
-        part.path for part in parts}
-    return {name: why for selection in found for name, why in selection.passed_over.items()
+    return _passed_over(_select_parts(source, role))
+
+
+def _passed_over(selected: list[tuple[SourcePart, Selection]]) -> dict[str, str]:
+    read = {content.name for _, selection in selected for content in selection.contents} | {
+        part.path for part, _ in selected}
+    return {name: why for _, selection in selected for name, why in selection.passed_over.items()
             if name not in read}
 
 
 def offered_probe(source: str, role: str = "data") -> str | None:
     """The source that may serve this one as a probe: its validation or test split; None without any."""
-    parts, probes = parse_source(source, role), []
-    read = {str(expand_path(part.path)) for part in parts}
-    for part in parts:
-        if (probe := _select(part, role).probe) and probe not in read:
-            probes.append(write_source(part._replace(path=probe, weight=1.0)))
+    return _offered_probe(_select_parts(source, role))
+
+
+def _offered_probe(selected: list[tuple[SourcePart, Selection]]) -> str | None:
+    read = {str(expand_path(part.path)) for part, _ in selected}
+    probes = [write_source(part._replace(path=selection.probe, weight=1.0)) for part, selection in selected
+              if selection.probe and selection.probe not in read]
     return ", ".join(probes) or None
 
 
