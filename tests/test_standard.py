@@ -13,13 +13,14 @@ from huggingface_hub import constants
 from sftbench.cli import main
 from sftbench.data.tokenization import EncodedRow
 from sftbench.errors import BadInput
-from sftbench.evaluation.benchmarks import cache_alone_without_hub, run_benchmarks
+from sftbench.evaluation.benchmarks import run_benchmarks
 from sftbench.evaluation.probes import row_nats
 from sftbench.evaluation.yardstick import yardstick_rows
 from sftbench.models.checkpoint import load_stage
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.text import format_scores
 from sftbench.runs.folder import read_json
+from sftbench.sources.origins import offline_without_network
 from sftbench.training.chain import run_chain
 from tests.conftest import run_failed
 
@@ -112,7 +113,7 @@ def test_without_a_hub_only_the_cache_is_read_and_at_once(answers, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     began = time.monotonic()
-    with cache_alone_without_hub():
+    with offline_without_network():
         assert constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE != answers
         if not answers:
             with pytest.raises(ConnectionError):

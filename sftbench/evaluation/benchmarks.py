@@ -3,19 +3,15 @@
 Tasks are lm-eval's names, whose data come from the hub or its cache, or YAML files of one's own.
 """
 
-import contextlib
 import logging
 import re
 from pathlib import Path
 
-import datasets
-from huggingface_hub import constants, get_session
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-
 from ..errors import BadInput, RunFailed
 from ..models.checkpoint import CheckpointRef
-from ..models.loading import HUB_TIMEOUT, release_memory, silence_libraries
+from ..models.loading import release_memory, silence_libraries
 from ..runs.folder import SCHEMA, read_json, read_result, write_json
+from ..sources.origins import offline_without_network
 
 INSTALL_EXTRAS = "where sftbench lies: pip install -c requirements.lock -e '.[eval,track]'"
 IGNORED_METRICS = ("alias", "sample_len", "name", "sample_count")
@@ -42,7 +38,7 @@ def run_benchmarks(run: Path | str, tasks: list[str], stages: list[str] | None =
     except ValueError as error:
         raise BadInput(f"lm-eval: {error}; `lm-eval ls tasks` lists its tasks, a file with a task of your "
                        "own ends in .yaml", field="tasks") from error
-    with cache_alone_without_hub():
+    with offline_without_network():
         scores = {name: _scores(manager, checkpoint, config.tasks, limit)
                   for name, checkpoint in checkpoints.items()}
     path = Path(run) / "standard.json"
@@ -52,23 +48,6 @@ def run_benchmarks(run: Path | str, tasks: list[str], stages: list[str] | None =
             {task: {"limit": limit, **metrics} for task, metrics in results.items()})
     write_json(path, {"schema": SCHEMA, "scores": stored})
     return scores
-
-
-@contextlib.contextmanager
-def cache_alone_without_hub():
-    """Where the hub does not answer, let `datasets` read its cache alone while the block runs.
-
-    It would find that out by itself, but huggingface_hub (2.4) tries for half a minute.
-    """
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except (OSError, HTTPError, OfflineModeIsEnabled):
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _fetch_command(error: str) -> str:

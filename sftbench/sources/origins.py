@@ -230,7 +230,7 @@ def load_hub_dataset(text: str) -> datasets.Dataset:
     options = {"split": split or "train"} | ({"revision": revision} if revision else {})
     fetch = f"datasets.load_dataset({name!r}, {configuration or None!r}, **{options!r})"
     try:
-        with _offline_without_network():
+        with offline_without_network():
             return datasets.load_dataset(name, configuration or None, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise file_error(text, "no such file or folder here, and as a hub data set it cannot be read: "
@@ -239,17 +239,20 @@ def load_hub_dataset(text: str) -> datasets.Dataset:
 
 
 @contextlib.contextmanager
-def _offline_without_network():
-    """Turn the offline mode of `datasets` on while the block runs, if the hub does not answer."""
+def offline_without_network():
+    """Let `datasets` read its cache alone while the block runs, if the hub does not answer.
+
+    It would find that out by itself, but huggingface_hub (2.4) tries for half a minute.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
-    before = datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
-        if not before:
+        if not datasets.config.HF_HUB_OFFLINE:
             get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception:  # whichever error its transport has for "out of reach"
-        datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
