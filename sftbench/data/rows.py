@@ -1,12 +1,11 @@
 """The row cache: every record is read once, checked, turned into one shape and stored as an Arrow table.
 
 `datasets` writes the tables, maps them and locks them against a second writer. They lie in `sftbench` below
-its cache folder, under a hash of what they were made from, and may be removed at any time. A million rows
-(212 MB of JSON Lines, 83 million tokens) take 222 s and 647 MB of anonymous memory on one core, with tokens
-and packing; Arrow streams written and read by hand took 221 s and 675 MB (`benchmarks/million_rows.py`).
+its cache folder, under a hash of what they were made from, and may be removed at any time.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -17,26 +16,28 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
+from datasets.builder import Key
+from datasets.packaged_modules.generator.generator import GeneratorConfig
 
 from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
 from ..sources.origins import Origin, describe_source, open_sources, propose_source
+from ..sources.readers import READ_BATCH
 from . import conversations, fields, tool_calls
 from .conversations import parse_row
 from .fields import without_nulls
 
-CACHE_FORMAT = 6  # of the cached tables: with another number they are written again
+CACHE_FORMAT = 7  # of the cached tables: with another number they are written again
 NAMED_BAD_ROWS = 10  # bad rows that are named one by one
 MAX_NAMES = 1000  # different values of `type`, and sets of unused fields, that are counted
 NO_ROW = -1  # in place of a file's number
 OWN_TO_A_ROW = re.compile(r"(?:, not |; it has ).*", re.DOTALL)  # what an error says of one row alone
-# What a message or a row has beside the fields that all have is JSON: in a struct of Arrow's, all calls would
-# have the arguments of every call.
-BODIES = {"text": {"text": Value("string")},
-          "tasks": {"messages": List({name: Value("string") for name in ("role", "content", "more")}),
-                    "more": Value("string")}}
+# A task is stored as JSON: in structs of Arrow's, every call would have the arguments of all calls, and
+# `datasets` (5.2) takes a third longer to write them.
+BODIES = {"text": {"text": Value("string")}, "tasks": {"json": Value("binary")}}
 # `hash` and `rest` name the row, `group` the rows that stay on one side of the probe's split with it (0: by
 # itself), `error` and `field` say why a record cannot be used, `unused` has names with line breaks between
 COLUMNS = {name: Value(kind) for name, kind in {
@@ -73,14 +74,12 @@ class Rows:
     @property
     def uses(self) -> set[str]:
         """Which of `tools` and `thoughts` the rows have, by the names of their fields."""
-        data = self.table.data
-        if "messages" not in data.column_names:
+        if "json" not in self.table.data.column_names:
             return set()
-        messages = pc.struct_field(pc.list_flatten(data.column("messages")), "more")
-        places = (("tools", messages, "tool_calls"), ("tools", data.column("more"), "tools"),
-                  ("thoughts", messages, "reasoning_content"))
-        return {use for use, column, field in places
-                if pc.any(pc.match_substring(column, f'"{field}": ')).as_py()}
+        bodies = self.table.data.column("json")  # quotes within a text are escaped there
+        fields = (("tools", "tool_calls"), ("tools", "tools"), ("thoughts", "reasoning_content"))
+        return {use for use, field in fields
+                if pc.any(pc.match_substring(bodies, f'"{field}": ')).as_py()}
 
 
 def row_hash(row: dict) -> tuple[int, int]:
@@ -90,7 +89,12 @@ def row_hash(row: dict) -> tuple[int, int]:
 
 
 def _canonical_bytes(row: dict) -> bytes:
-    return json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
+    return _json_bytes(row, sort_keys=True)
+
+
+def _json_bytes(row: dict, **options) -> bytes:
+    """A row as JSON, which `json.loads` takes as it is; halves of surrogate pairs go in and come out."""
+    return json.dumps(row, ensure_ascii=False, **options).encode(errors="surrogatepass")
 
 
 def digest_rows(rows: list[dict]) -> str:
@@ -125,10 +129,39 @@ def read_rows(origins: list[Origin], kind: str, systems: dict | None = None) -> 
     systems = systems if kind == "tasks" and systems else {}
     key = hash_key(format=CACHE_FORMAT, kind=kind, systems=systems, code=_code_digest(),
                    origins=[(origin.name, origin.content, origin.shape) for origin in origins])
-    table = cache_table(
-        Dataset.from_generator, generator=lambda: _parse_records(origins, kind, systems),
-        features=Features(BODIES[kind] | COLUMNS), fingerprint=key, cache_dir=str(cache_folder()))
+    table = cache_table(_store_rows, generator=lambda: _parse_records(origins, kind, systems),
+                        features=Features(BODIES[kind] | COLUMNS), key=key)
     return _split_usable(table, kind, origins)
+
+
+class RowBuilder(datasets.ArrowBasedBuilder):
+    """Stores what a generator yields as `Dataset.from_generator` does, but many rows at a time.
+
+    That one (5.2) looks at every value of every row by itself, a sixth of all the time to prepare a file.
+    """
+
+    BUILDER_CONFIG_CLASS = GeneratorConfig
+
+    def _info(self):
+        return datasets.DatasetInfo(features=self.config.features)
+
+    def _split_generators(self, dl_manager):
+        return [datasets.SplitGenerator(self.config.split)]
+
+    def _generate_tables(self):
+        rows, schema = self.config.generator(), self.config.features.arrow_schema
+        for number, batch in enumerate(iter(lambda: list(itertools.islice(rows, READ_BATCH)), [])):
+            yield Key(0, number), pa.Table.from_pylist(batch, schema)
+
+
+def _store_rows(generator: Callable[[], Iterator[dict]], features: Features, key: str) -> Dataset:
+    """The generator's rows as a cached table, from the cache where the key is there."""
+    builder = RowBuilder(cache_dir=str(cache_folder()), config_id=key, generator=generator,
+                         features=features)
+    builder.download_and_prepare()
+    table = builder.as_dataset(split=builder.config.split)
+    table._fingerprint = key  # of the content, where `datasets` takes one of the generator
+    return table
 
 
 @cache
@@ -180,7 +213,7 @@ def _parse_record(origin: Origin, kind: str, record, systems: dict, seen: dict[s
         entry["system"] = row["messages"][0]["role"] == "system"
     if unused:
         entry["unused"] = _count_name("\n".join(dict.fromkeys(unused)), seen["unused"])
-    return entry | _pack_row(row)
+    return entry | ({"json": _json_bytes(row)} if kind == "tasks" else row)
 
 
 def _hash_group(group: str) -> int:
@@ -195,31 +228,10 @@ def _count_name(name: str, seen: set[str]) -> str | None:
     return _storable(name)
 
 
-def _pack_row(row: dict) -> dict:
-    """A row as the cached table has it; see BODIES."""
-    if "text" in row:
-        return row
-    messages = [{"role": message["role"], "content": message["content"], "more": _pack_more(message, 2)}
-                for message in row["messages"]]
-    return {"messages": messages, "more": _pack_more(row, 1)}
-
-
-def _pack_more(values: dict, usual: int) -> str | None:
-    """As JSON what is not among the fields that all have, of which there are so many."""
-    return json.dumps({name: value for name, value in values.items()
-                       if name not in ("role", "content", "messages")}) if len(values) > usual else None
-
-
-def _unpack_tasks(batch: dict[str, list]) -> dict[str, list]:
+def _read_tasks(batch: dict[str, list]) -> dict[str, list]:
     """Tasks of a cached table as `conversations` has them, by column; what none of them has is left out."""
-    def unpack(text: str | None) -> dict:
-        return json.loads(text) if text else {}
-
-    messages = [[{"role": one["role"], "content": one["content"]} | unpack(one["more"]) for one in row]
-                for row in batch["messages"]]
-    more = [unpack(text) for text in batch["more"]]
-    names = {name for values in more for name in values}
-    return {"messages": messages} | {name: [values.get(name) for values in more] for name in sorted(names)}
+    rows = [json.loads(row) for row in batch["json"]]
+    return {name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})}
 
 
 def _split_usable(table: Dataset, kind: str, origins: list[Origin]) -> Rows:
@@ -239,7 +251,7 @@ def _split_usable(table: Dataset, kind: str, origins: list[Origin]) -> Rows:
     rows = table.select_columns(list(BODIES[kind]))
     rows = rows if len(usable) == len(table) else rows.select(usable)
     return Rows(
-        rows.with_transform(_unpack_tasks) if kind == "tasks" else rows,
+        rows.with_transform(_read_tasks) if kind == "tasks" else rows,
         numbers("hash", "rest")[:, usable].view(np.uint64), numbers("group")[0, usable], lines[:, usable],
         origins,
         {"shapes": _value_counts(table, "shape"), "types": _value_counts(table, "type"),

@@ -43,7 +43,8 @@ class EncodedRow:
     @property
     def trained(self) -> int:
         """Tokens that are predicted and trained; the first of a row has nothing before it."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        labels = self.labels[1:]
+        return len(labels) - labels.count(IGNORE_INDEX)
 
     def cut(self, start: int = 0, length: int | None = None) -> "EncodedRow":
         """The tokens from `start` on as a block has them: with no label for the first.
@@ -97,7 +98,8 @@ def encode_rows(tokenizer: Tokenizer, rows: list[dict],
 def _encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The tokens of rendered texts, those with marks (`control_tokens`) one by one."""
     plain = [text for text in texts if MARK not in text]
-    ids = iter(tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+    ids = iter(tokenizer(plain, add_special_tokens=False, return_attention_mask=False,
+                         return_token_type_ids=False)["input_ids"] if plain else [])
     return [encode_marked(tokenizer, text) if MARK in text else next(ids) for text in texts]
 
 
