@@ -12,9 +12,11 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftbench.data.conversations import parse_row
+from sftbench.data.roles import load_roles, role_warnings
 from sftbench.data.rows import read_source
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.data_report import format_report
@@ -687,3 +689,55 @@ def test_a_column_with_text_is_proposed_for_text_and_a_proposal_can_be_read(tmp_
 def test_the_endings_that_are_named_are_those_that_are_read():
     assert set(SUFFIXES) == {*READERS, *TEXT_SUFFIXES, *DOCUMENT_SUFFIXES}
     assert set(NEEDED) == set(DOCUMENT_SUFFIXES)
+
+
+@pytest.mark.parametrize(("names", "source", "missing"), [
+    (["data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl"], ".",
+     ["data/train-00001-of-00003"]),
+    (["a-00001-of-00002.txt", "a-00002-of-00002.txt"], ".", []),
+    (["a.00001-of-00004.jsonl.gz", "a.00004-of-00004.jsonl"], ".", ["a.00002-of-00004", "a.00003-of-00004"]),
+    (["x-0-of-2.csv", "y-0-of-2.csv", "y-1-of-2.csv"], ".", ["x-1-of-2"]),
+    (["a-00000-of-00002.jsonl", "b.jsonl"], "b.jsonl", []),
+    (["a-00000-of-00002.jsonl"], "a-00000-of-00002.jsonl", []),  # by its own name: it is meant
+    (["a-00000-of-00003.jsonl", "a-00001-of-00003.jsonl"], "a-00000-of-00003.jsonl,a-00001-of-00003.jsonl",
+     ["a-00002-of-00003"]),
+    (["n/a-00000-of-00002.jsonl", "b.jsonl"], "b.jsonl,n", ["n/a-00001-of-00002"]),
+])
+def test_files_that_lack_by_their_numbers_are_named(tmp_path, monkeypatch, names, source, missing):
+    monkeypatch.chdir(fill(tmp_path, dict.fromkeys(names, "")))
+    assert describe_source(source, "domain_text")["missing"] == missing
+
+
+def test_files_that_lack_are_a_warning_of_check_and_of_a_run(tmp_path, make_model):
+    folder = fill(tmp_path / "d", {f"a-{number:05}-of-00005.jsonl": jsonl(*(
+        f"{number} {row}" for row in range(9))) for number in (0, 1, 4)})
+    named = str(folder / "a-00002-of-00005")
+    assert any(named in text for text in measure_data(
+        str(folder), "domain_text", model=make_model()).warnings)
+    roles = load_roles(override(Recipe(), domain_text=str(folder)))
+    assert any(named in text for text in role_warnings("domain_text", roles["domain_text"]))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_cell_that_is_nan_is_an_empty_one(tmp_path, name):
+    row = {"question": "q", "context": float("nan"), "answer": "a", "score": float("nan")}
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(json.dumps([row] if name.endswith("json") else row))
+    rows = read_source(str(tmp_path / name), "domain_tasks")
+    assert rows.table[0]["messages"][0]["content"] == "q" and not rows.about["unused"]
+
+
+def test_the_word_nan_of_csv_is_text(tmp_path):
+    fill(tmp_path, {"a.csv": "question,answer\nWhat is no number?,NaN\n"})
+    assert read_source(str(tmp_path / "a.csv"), "domain_tasks").table[0]["messages"][1]["content"] == "NaN"
+
+
+@pytest.mark.parametrize("source", ["a.csv[question=Frage", "a.csv[question=Frage,answer=Antwort",
+                                    "qa=a.csv[question=Frage:2", "a.csv question=Frage]"])
+def test_a_bracket_that_is_not_closed_is_named(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(fill(tmp_path, {"a.csv": "Frage,Antwort\nf,a\n", "odd[name.csv": ""}))
+    with bad_input(field="domain_tasks", where=source.partition(",")[0], match="bracket"):
+        parse_source(source, "domain_tasks")
+    assert parse_source("odd[name.csv:2", "domain_tasks")[0].path == "odd[name.csv"

@@ -273,7 +273,11 @@ def group_of(record: Record, question: str = "") -> str:
 
 
 def without_nulls(value):
-    """The value without fields that are None: Arrow gives every struct of a column the fields of all."""
+    """The value without fields that are None or NaN: Arrow gives every struct of a column the fields of all.
+
+    NaN is how pandas says that a cell is empty.
+    """
     if isinstance(value, dict):
-        return {name: without_nulls(one) for name, one in value.items() if one is not None}
+        return {name: without_nulls(one) for name, one in value.items()
+                if one is not None and not (isinstance(one, float) and one != one)}
     return [without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -156,6 +156,7 @@ def role_warnings(name: str, role: Role) -> list[str]:
     ratings = [f"`{field}`" for field in role.rows.about["unused"] if RATINGS & set(
         re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).lower()))]
     unsplit = [PurePath(name).name for name in role.rows.about.get("unsplit", ())]
+    missing = role.rows.about.get("missing", ())
     more, what = role.shared_groups, "document" if name.endswith("_text") else "question"
     slips = [f"`{field}` (as {near!r}?)" for field in role.rows.about["unused"] if f"`{field}`" not in ratings
              for near in difflib.get_close_matches(field.rpartition(".")[2], MARKS, 1, 0.8)]
@@ -166,6 +167,8 @@ def role_warnings(name: str, role: Role) -> list[str]:
              "raise; take them out of one of the two": more,
              f"{name}: {', '.join(unsplit[:3])}{' and more' * (len(unsplit) > 3)}: trained too, though no "
              "split is in the name, which others have; FOLDER#train leaves such files out": unsplit,
+             f"{name}: {len(missing):,} file(s) lack by their numbers ({', '.join(missing[:3])}"
+             f"{' and more' * (len(missing) > 3)}); fetch the rest, or rename the files": missing,
              f"{name}: some rows are held out as its probe, while its source has a split for that; give it: "
              f"-p {name}_probe {shlex.quote(role.offered_probe or '')}": role.offered_probe}
     return [text for text, applies in cases.items() if applies]

@@ -8,6 +8,7 @@ without such a word are for training, unless a split is named: who puts `more.js
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,10 +20,12 @@ from .cards import read_card_splits
 from .contents import Content, is_archive, list_members, split_suffixes
 from .names import ARCHIVE, COMPRESSED, DOCUMENT_SUFFIXES, SUFFIXES, TEXT_SUFFIXES
 
+MOST_NUMBERED = 100_000  # files of one whole, of which each is looked for
 PROBES = ("validation", "valid", "val", "dev", "test", "eval")  # the first that is there
 ALL = "all"  # in place of a split's name: every file
 WORDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 SHARD = re.compile(rf"(?:.*{re.escape(ARCHIVE)}/)?data/([^/]+)-\d{{5}}-of-\d{{5}}[^/]*\.[^/]*", re.IGNORECASE)
+NUMBERED = re.compile(r"(.*\D|)(\d+)-of-(\d+)(?!\d).*", re.IGNORECASE)  # one of several files of one whole
 SPLIT_WORD = re.compile(rf"(?:^|[{NON_WORDS_CHARS}])({'|'.join(WORDS)})(?=[{NON_WORDS_CHARS}]|$)",
                         re.IGNORECASE)
 CARD = re.compile(r"(readme([-_. ].*)?|licen[cs]e([-_. ][\w-]{1,10})?|copying|notices?|changelog|citation|"
@@ -199,6 +202,26 @@ def _find_split(splits: dict[str, str | None], split: str, behind: str, named_by
     path = behind.rpartition("#")[0]
     raise file_error(path, f"it has the splits {', '.join(known) or '(none)'}; name one as "
                      f"{behind}{known[0] if known else ALL}, or {path}#{ALL} for every file")
+
+
+def find_missing(names: list[str], only: set[str] = frozenset()) -> list[str]:
+    """The files that lack beside others by their numbers, as `data/train-00003-of-00005`.
+
+    Numbers begin at 0, or at 1 where there is the last of these. A file that is alone, and in `only`, lacks
+    none: one part of a large set is named on purpose.
+    """
+    found = defaultdict(dict)
+    for name in names:
+        if match := NUMBERED.fullmatch(name):
+            found[match[1], match[3]][int(match[2])] = name
+    missing = []
+    for (before, total), files in found.items():
+        first = int(int(total) in files and 0 not in files)
+        if len(files) > 1 or not only.issuperset(files.values()):
+            missing += [f"{before}{number:0{len(total)}}-of-{total}"
+                        for number in range(first, first + min(int(total), MOST_NUMBERED))
+                        if number not in files]
+    return missing
 
 
 def find_probe(wanted: str, splits: list[str]) -> str | None:

@@ -71,6 +71,9 @@ def parse_source(source: str, role: str) -> list[SourcePart]:
         if not path.strip():  # as a path it would be the current folder
             raise BadInput(f"{role}: {source!r} has an empty name; remove the comma that is too many, or "
                            "name a file ('.' is the current folder)", field=role, where=source)
+        if path.count("[") != path.count("]") and not expand_path(path).exists():
+            raise BadInput(f"{role}: {token}: a bracket is not closed; columns are written as "
+                           "FILE[question=COLUMN,answer=COLUMN]", field=role, where=token)
         if weight is not None and float(weight) == 0:
             raise BadInput(f"{role}: {token}: the weight must be above 0", field=role, where=token)
         parts.append(SourcePart(shape, path, float(weight or 1),

@@ -18,7 +18,7 @@ from ..runs.stage_store import file_sha256
 from .columns import propose_columns, rename_columns
 from .contents import Content
 from .documents import check_document, describe_document, name_section, read_document
-from .folders import Selection, find_probe, select_contents
+from .folders import Selection, find_missing, find_probe, select_contents
 from .names import (
     DOCUMENT_SUFFIXES,
     SourcePart,
@@ -74,7 +74,7 @@ def open_sources(source: str, role: str) -> list[Origin]:
 
 
 def describe_source(source: str, role: str) -> dict:
-    """What `Rows.about` has of a source as a whole: `passed_over`, `offered_probe` and `unsplit` files.
+    """What `Rows.about` has of a source: `offered_probe`, and files `passed_over`, `unsplit` and `missing`.
 
     Of many files in one folder that are passed over for one reason, only their number is named.
     """
@@ -87,7 +87,10 @@ def describe_source(source: str, role: str) -> dict:
             files = [f"{os.path.join(folder, '*')}{suffix} ({len(files):,} files)"]
         named |= dict.fromkeys(files, why)
     return {"passed_over": named, "offered_probe": _offered_probe(selected),
-            "unsplit": [name for _, selection in selected for name in selection.unsplit]}
+            "unsplit": [name for _, selection in selected for name in selection.unsplit],
+            "missing": find_missing(
+                [content.name for _, selection in selected for content in selection.contents],
+                {str(expand_path(part.path)) for part, _ in selected})}
 
 
 def _select_parts(source: str, role: str) -> list[tuple[SourcePart, Selection]]:

@@ -33,11 +33,18 @@ JSON_LINES = re.compile(r"\s*\{.*\}[^\S\n]*\n\s*\S")  # an object on the first l
 
 
 def load_json(text: str):
-    """The value of JSON text; raises BadInput for a doubled key and deep nesting, else JSONDecodeError."""
+    """The value of JSON text; raises BadInput for a doubled key and deep nesting, else JSONDecodeError.
+
+    NaN, as pandas and Python write what is not there, is null.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_read_constant)
     except RecursionError:
         raise BadInput("nested too deeply") from None
+
+
+def _read_constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -122,7 +129,8 @@ def _read_json(content: Content) -> Iterator[tuple]:
 def _list_rows(text: str) -> Iterator[tuple]:
     """The rows of a JSON list, each with the line at which it begins."""
     json.loads(text)
-    decoder, space = json.JSONDecoder(object_pairs_hook=_unique_keys), re.compile(r"[\s,]*")
+    decoder, space = json.JSONDecoder(
+        object_pairs_hook=_unique_keys, parse_constant=_read_constant), re.compile(r"[\s,]*")
     start, number, last = text.index("[") + 1, 1, 0
     while text[start := space.match(text, start).end()] != "]":
         number, last = number + text.count("\n", last, start), start
