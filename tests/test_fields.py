@@ -348,3 +348,57 @@ def test_the_pockets_data_serve_a_pocket_alone(tmp_path):
     own = override(Recipe(), mode="6", chat_model="somebody/else")
     assert load_roles(own) == {}
     assert set(load_roles(override(Recipe(), mode="6"))) >= {"domain_text", "general_tasks"}
+
+
+ABC = {"options": ["red", "blue", "white"]}
+
+
+def read_answers(folder, answers, choices=ABC):
+    """What each row of a file of questions is answered with, and how many rows cannot be used."""
+    path = lines(folder / "choices.jsonl", [
+        {"question": f"q{number}"} | choices | {"answer": one} for number, one in enumerate(answers)])
+    rows = read_source(path, "domain_tasks", "drop")
+    return [row["messages"][-1]["content"] for row in rows.table], rows.about["bad"]
+
+
+@pytest.mark.parametrize(("names", "letters"), [
+    ("ABC", "ABC"), ("abc", "ABC"), (("option_a", "option_b", "option_c"), "ABC"),
+    (("OptionA", "OptionB", "OptionC"), "ABC"), (("Choice A", "Choice B", "Choice C"), "ABC"),
+    (("opa", "opb", "opc"), "ABC"), (("option1", "option2", "option3"), "123"),
+])
+def test_options_may_stand_in_columns(names, letters):
+    parsed = parse_row(ASK | dict(zip(names, ABC["options"], strict=True)) | {"answer": letters[1]}, "tasks")
+    asked, answered = parsed.row["messages"]
+    assert asked["content"] == "q\n{}. red\n{}. blue\n{}. white".format(*letters)
+    assert answered["content"] == letters[1] and parsed.unused == []
+
+
+@pytest.mark.parametrize(("answers", "read", "bad"), [
+    (["A", "b", "(C)", "B. blue", "A, C"], ["A", "b", "(C)", "B. blue", "A, C"], 0),
+    (["red", "Blue "], ["red", "Blue "], 0),
+    ([0, 1, 2], ["A", "B", "C"], 0), (["0", "1", "1"], ["A", "B", "B"], 0),
+    ([1, 2, 3], ["A", "B", "C"], 0), (["1", "3"], ["A", "C"], 0), ([1.0, 3.0], ["A", "C"], 0),
+    (["A", "B", "C", "red", 0, 3], ["A", "B", "C"], 3),
+    (["red", "blue", "white", "A", "2"], ["red", "blue", "white"], 2),
+    ([0, 1, 2, 2, "A", "white"], ["A", "B", "C", "C"], 2),
+    (["A", "C", "green", "7"], ["A", "C"], 2),
+    (["A", "The answer is B because it is.", "I say blue, as is known.", "So it goes."],
+     ["A", "The answer is B because it is.", "I say blue, as is known."], 1),
+])
+def test_in_which_form_answers_name_an_option_is_decided_over_the_file(tmp_path, answers, read, bad):
+    assert read_answers(tmp_path, answers) == (read, bad)
+
+
+@pytest.mark.parametrize("answers", [[1, 2, 1], ["1", "2"], [0, 1, 3], ["green", "grey"]])
+def test_answers_whose_option_is_unclear_stop_a_run(tmp_path, answers):
+    with bad_input(field="answer", where=f"{tmp_path / 'choices.jsonl'}, line 1"):
+        read_answers(tmp_path, answers)
+
+
+def test_texts_that_are_numbers_and_letters_that_are_numbers_are_taken_as_they_stand(tmp_path):
+    assert read_answers(tmp_path, ["2", "4", "1"], {"options": ["1", "2", "4"]}) == (["2", "4", "1"], 0)
+    labelled = {"choices": {"text": ["red", "blue"], "label": ["1", "2"]}}
+    assert read_answers(tmp_path, ["1", "2"], labelled) == (["1", "2"], 0)
+    assert read_answers(tmp_path, ["B", "A"], {"options": '["red", "blue"]'}) == (["B", "A"], 0)
+    assert read_answers(tmp_path, ["B", "A"], {"options": [
+        {"label": "A", "text": "red"}, {"label": "B", "text": "blue"}]}) == (["B", "A"], 0)

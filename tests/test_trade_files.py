@@ -114,8 +114,13 @@ FILES = {
         {"question": "Who? @", "answer": {"value": "Ada", "aliases": ["A."]}, "question_id": "x"},
         {"messages": [user("Who? @"), answer("Ada")]}, ["question_id"]),
     "MMLU": (
-        {"question": "Which? @", "subject": "law", "choices": ["red", "blue"], "answer": 1},
-        {"messages": [user("Which? @\nA. red\nB. blue"), answer("B")]}, ["subject"]),
+        {"question": "Which? @", "subject": "law", "choices": ["red", "blue"], "answer": 0},
+        {"messages": [user("Which? @\nA. red\nB. blue"), answer("A")]}, ["subject"]),
+    "MedMCQA, its columns named": (
+        {"id": "@", "question": "Which? @", "opa": "red", "opb": "blue", "opc": "white", "opd": "grey",
+         "answer": 0, "subject_name": "Anatomy"},
+        {"messages": [user("Which? @\nA. red\nB. blue\nC. white\nD. grey"), answer("A")]},
+        ["id", "subject_name"]),
     "ARC": (
         {"id": "M@", "question": "Which? @", "choices": {"text": ["red", "blue"], "label": ["A", "B"]},
          "answerKey": "B"}, {"messages": [user("Which? @\nA. red\nB. blue"), answer("B")]}, ["id"]),

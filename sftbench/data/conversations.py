@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..errors import BadInput
 from ..recipes.recipe import SCORERS, suggest_name
 from ..sources.names import SHAPES
+from .choices import read_choice, read_choices
 from .fields import (
     CALL_PARTS,
     CALLS,
@@ -28,7 +29,6 @@ from .fields import (
     group_of,
     names_of,
     plain_names,
-    read_options,
     read_passages,
     read_train_flag,
     refuse_preferences,
@@ -66,15 +66,16 @@ class ParsedRow:
     unused: list[str]
 
 
-def parse_row(record, kind: str | None = None, shape: str | None = None) -> ParsedRow:
+def parse_row(record, kind: str | None = None, shape: str | None = None, form=None) -> ParsedRow:
     """The record as a row; `shape` overrides what its fields say.
 
-    `kind` is what the role has: "text", "tasks", or None for either. Raises BadInput with the field at fault.
+    `kind` is what the role has: "text", "tasks", or None for either; `form` is that of `Record`. Raises
+    BadInput with the field at fault.
     """
     if not isinstance(record, dict):
         raise BadInput(f"a row must be an object {{…}}, not {type(record).__name__}")
     record, unused = Record(*plain_names(record)), []
-    shape = shape or _recognise_shape(record, kind)
+    record.form, shape = form, shape or _recognise_shape(record, kind)
     refuse_unusable(record, is_text=shape == "text")
     refuse_weight(record)
     if shape == "text":
@@ -233,21 +234,21 @@ def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
     field = find_field(record, QUESTIONS[shape])
     asked = _side(field, "user", record.get(field), unused)
     _, more = record.first(("input",))
-    options = read_options(record)
+    choices = read_choices(record)
     lines = [check_text("input", more)] if more else []
     asked[-1]["content"] = "\n".join([asked[-1]["content"], *lines, *(
-        f"{letter}. {text}" for letter, text in options.items())])
-    return messages + _put_before_question(record, asked) + _answer(record, shape, list(options), unused)
+        f"{letter}. {text}" for letter, text in choices.items())])
+    return messages + _put_before_question(record, asked) + _answer(record, shape, choices, unused)
 
 
-def _answer(record: Record, shape: str, letters: list[str], unused: list[str]) -> list[dict]:
+def _answer(record: Record, shape: str, choices: dict[str, str], unused: list[str]) -> list[dict]:
     if not any(name in record for name in ANSWERS[shape]):
         refuse_preferences(record, ANSWERS[shape][0])
     field = find_field(record, ANSWERS[shape])
-    value = record.get(field)
-    if letters and type(value) is int and 0 <= value < len(letters):
-        value = letters[value]
-    answered = _side(field, "assistant", _first_answer(field, value), unused)
+    value = _first_answer(field, record.get(field))
+    if choices and not isinstance(value, list | bool):
+        value = read_choice(field, value, choices, record.form and record.form(ANSWERS[shape]))
+    answered = _side(field, "assistant", value, unused)
     name, thoughts = record.first(THOUGHTS)
     if thoughts:
         answered[-1]["reasoning_content"] = check_text(name, thoughts)

@@ -6,7 +6,7 @@ row one that cannot be used; every other field that nothing reads is counted.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..errors import BadInput
 
@@ -46,6 +46,7 @@ PASSAGES = ("context", "contexts", "passage", "passages", "document", "documents
             "snippets")
 PASSAGE_TEXTS = ("text", "content", "page_content", "passage", "body")
 OPTIONS = ("options", "choices")
+CHOICE_WORDS = ("option", "choice", "opt", "op")  # before a letter or number: a column with a choice
 SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions", "available_tools")
 CALLS = ("tool_calls", "function_call")  # of a message
@@ -76,7 +77,12 @@ def plain_names(record: dict) -> tuple[dict, dict[str, str]]:
 
 
 class Record(dict):
-    """A record, or a message of one, that remembers which fields were read; a null field is absent."""
+    """A record, or a message of one, that remembers which fields were read; a null field is absent.
+
+    `form` tells how answers of its file name a choice, see `choices.find_form`; by the names of its fields.
+    """
+
+    form: Callable[[tuple[str, ...]], str | None] | None = None
 
     def __init__(self, fields: dict, names: dict[str, str] | None = None):
         super().__init__(fields)
@@ -246,18 +252,6 @@ def _passage(name: str, value) -> str:
         text = check_text(name, text)
         return f"{check_text(name, title)}\n{text}" if title else text
     return check_text(name, value)
-
-
-def read_options(record: Record) -> dict[str, str]:
-    """The answers that a question lets one choose from, by their letters; empty where it does not."""
-    name, value = record.first(OPTIONS)
-    if isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("label", "text")):
-        value = dict(zip(map(str, value["label"]), value["text"], strict=False))
-    if isinstance(value, list):
-        value = {chr(ord("A") + number): text for number, text in enumerate(value)}
-    if value is not None and not isinstance(value, dict):
-        raise BadInput(f"field {name!r} must be a list of answers, not {value!r:.40}", field=name)
-    return {letter: check_text(name, text) for letter, text in (value or {}).items()}
 
 
 def group_of(record: Record, question: str = "") -> str:

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import datasets
@@ -26,7 +26,7 @@ from ..errors import BadInput, RunFailed
 from ..runs.stage_store import hash_key
 from ..sources.origins import Origin, describe_source, open_sources, propose_source
 from ..sources.readers import READ_BATCH
-from . import conversations, fields, tool_calls
+from . import choices, conversations, fields, tool_calls
 from .conversations import parse_row
 from .fields import without_nulls
 
@@ -167,18 +167,19 @@ def _store_rows(generator: Callable[[], Iterator[dict]], features: Features, key
 @cache
 def _code_digest() -> str:
     """A hash of the modules that decide what row a record becomes."""
-    return hashlib.sha256(b"".join(
-        Path(module.__file__).read_bytes() for module in (conversations, fields, tool_calls))).hexdigest()
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (
+        choices, conversations, fields, tool_calls))).hexdigest()
 
 
 def _parse_records(origins: list[Origin], kind: str, systems: dict) -> Iterator[dict]:
     """Every record as a row of the cached table, with its name and line, or with its error."""
     record, seen = None, defaultdict(set)
     for file, origin in enumerate(origins):
+        form = cache(partial(choices.find_form, origin.records))
         for line, record in origin.records():
             entry = {"hash": 0, "rest": 0, "group": 0, "file": file, "line": line, "system": False}
             try:
-                yield entry | _parse_record(origin, kind, record, systems, seen)
+                yield entry | _parse_record(origin, (kind, form), record, systems, seen)
             except BadInput as error:
                 yield entry | {"error": _storable(str(error)), "field": _storable(error.field)}
     if record is None:  # `datasets` (5.2) cannot read back a table without a row
@@ -190,12 +191,16 @@ def _storable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _parse_record(origin: Origin, kind: str, record, systems: dict, seen: dict[str, set]) -> dict:
-    """The record's row, name, group and shape, with the system message for it if it has none of its own."""
+def _parse_record(origin: Origin, read_as: tuple, record, systems: dict, seen: dict[str, set]) -> dict:
+    """The record's row, name, group and shape, with the system message for it if it has none of its own.
+
+    `read_as` has the role's kind, and the form of the file's answers as `parse_row` takes it.
+    """
     if isinstance(record, BadInput):
         raise record
     record = without_nulls(record) if origin.unit == "row" else record
-    parsed = parse_row(record, kind, origin.shape)
+    (kind, form), shape = read_as, origin.shape
+    parsed = parse_row(record, kind, shape, form)
     row, unused = parsed.row, parsed.unused
     # The name is of the row without an added system message, so that another one moves no row into or out of
     # the probe. Its numbers are stored signed: `datasets` (5.2) takes no larger integer from Python.
