@@ -259,7 +259,7 @@ def test_how_plain_text_was_cut_is_reported(tmp_path, make_model):
 @pytest.mark.parametrize(("names", "proposed"), [
     (("Frage", "Antwort"), "[question=Frage,answer=Antwort]"),
     (("problem", "solution"), "[question=problem,answer=solution]"),
-    (("input", "output"), "[question=input,answer=output]")])
+    (("ask", "reply"), "[question=ask,answer=reply]")])
 def test_columns_are_proposed_where_no_shape_is_recognised(names, proposed, tmp_path, make_model, capsys):
     rows = [dict(zip(names, (f"Where is it {number}?", f"Over there {number}."), strict=True))
             for number in range(12)]

@@ -31,7 +31,7 @@ def roles_of(tmp_path, **values):
 
 def test_rows_of_another_roles_shape_are_counted(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"text": "t"}, ASK, ASK)
-    with bad_input(where=f"{path}, line 2", match="2 of 3 rows"):
+    with bad_input("messages", f"{path}, line 2", match="2 of 3 rows"):
         read_source(path, "domain_text")
 
 
@@ -73,7 +73,7 @@ def test_training_rows_that_stand_in_the_probe_are_dropped_and_counted(tmp_path)
     roles = roles_of(tmp_path, domain_text=train, domain_text_probe=probe)
     assert list(roles) == ["domain_text"]
     torn = lines(tmp_path / "torn.jsonl", {"text": "3"}, {"question": "x"})
-    with bad_input(where=f"{torn}, line 2", match="domain_text_probe"):
+    with bad_input("question", f"{torn}, line 2", match="domain_text_probe"):
         roles_of(tmp_path, domain_text=train, domain_text_probe=torn)
     assert {"text": "3"} not in roles["domain_text"].train and len(roles["domain_text"].train) == 9
     assert roles["domain_text"].dropped == {

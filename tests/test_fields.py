@@ -402,3 +402,52 @@ def test_texts_that_are_numbers_and_letters_that_are_numbers_are_taken_as_they_s
     assert read_answers(tmp_path, ["B", "A"], {"options": '["red", "blue"]'}) == (["B", "A"], 0)
     assert read_answers(tmp_path, ["B", "A"], {"options": [
         {"label": "A", "text": "red"}, {"label": "B", "text": "blue"}]}) == (["B", "A"], 0)
+
+
+@pytest.mark.parametrize("text", ["<image>\nWhat is it?", "Is <image> or <image>?", "<|image_1|> So?",
+                                  "<audio>", "<video> What happens?", "<start_of_image> Well?", "<img>"])
+def test_a_placeholder_beside_a_field_that_nothing_reads_stops_the_row(text):
+    for record in (ASK | {"question": text}, conversation(("user", text), ("assistant", "a")),
+                   conversation(("user", "q"), ("assistant", text))):
+        with bad_input(field="photo_file"):
+            parse(record | {"photo_file": "a.png"})
+        assert parse(record | {"photo_file": "", "type": "map"}) == parse(record)
+    with bad_input(field="photo_file"):
+        parse({"text": text, "photo_file": b"png"}, "text")
+
+
+@pytest.mark.parametrize("text", ["Use <video>…</video> in a page.", "What does `<image>` mean?", "<images>",
+                                  "<img src='a.png'>", "an image"])
+def test_elements_of_pages_and_names_in_quotes_are_no_placeholders(text):
+    assert parse(ASK | {"question": text, "id": "x"})["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("more", [{}, {"instruction": ""}, {"instruction": None}, {"instruction": " \n"}])
+def test_an_input_without_an_instruction_is_the_question(more):
+    parsed = parse_row({"input": "q", "output": "a"} | more, "tasks")
+    assert parsed.row == {"messages": TURNS} and parsed.shape == "alpaca" and parsed.unused == []
+    assert parse({"input": "q", "question": "", "answer": "a"}) == {"messages": TURNS}
+    assert parse({"instruction": "q", "input": " ", "output": "a"}) == {"messages": TURNS}
+    with bad_input(field="instruction"):
+        parse({"instruction": "", "input": "", "output": "a"})
+
+
+def test_rows_of_the_other_kind_are_refused_by_the_field_that_fits_it(tmp_path):
+    (tmp_path / "a.txt").write_text("Some text.\n\nAnd more.")
+    with bad_input("text", f"{tmp_path / 'a.txt'}, line 1", match="domain_text"):
+        read_source(str(tmp_path / "a.txt"), "domain_tasks")
+    with bad_input(field="text", match="general_text"):
+        parse({"text": "t"})
+    with bad_input(field="question", match="domain_tasks"):
+        parse(ASK, "text")
+    with bad_input(field="messages", match="domain_tasks"):
+        parse({"messages": TURNS}, "text")
+
+
+def test_an_answer_that_is_cut_off_in_its_thoughts_cannot_be_used():
+    cut = "<think>\nso and"
+    for record in (ASK | {"answer": cut}, conversation(("user", "q"), ("assistant", cut))):
+        with bad_input(field="messages"):
+            parse(record)
+    for text in ("<think>so</think>a", "The tag <think> opens thoughts.", "so</think>a"):
+        assert parse(ASK | {"answer": text})["messages"][1]["content"] == text

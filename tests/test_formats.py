@@ -142,7 +142,7 @@ def test_a_bad_text_row_is_named_with_its_field_and_line(tmp_path, line, field, 
 
 
 @pytest.mark.parametrize(("line", "field", "words"), [
-    ('{"text": "x"}', "", "no field 'messages', 'conversations'"),
+    ('{"text": "x"}', "text", "no field 'messages', 'conversations'"),
     ('{"prompt": "x"}', "completion", ""),
     ('{"question": "x", "answer": 4}', "answer", "not 4"),
     ('{"question": "x", "answer": "one", "answer": "two"}', "answer", "more than once"),

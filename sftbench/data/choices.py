@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from ..errors import BadInput
-from .fields import CHOICE_WORDS, EMPTY, OPTIONS, Record, check_text, plain_names
-from .tool_calls import parse_list
+from .fields import CHOICE_WORDS, EMPTY, OPTIONS, Record, check_text, plain_names, speaker_of
+from .tool_calls import parse_calls, parse_list
 
 # names of columns with a choice each: `a`, `option_a`, `choice 1`, `opa`
 COLUMNS = [[f"{start}{label}" for label in labels] for labels in (string.ascii_lowercase, "123456789")
@@ -52,6 +52,18 @@ def _read_columns(record: Record) -> dict[str, str]:
     return {}
 
 
+def first_answer(field: str, value):
+    """Of several answers the first, as text; of several calls, which are one answer, a message with them."""
+    if field == "answers" and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return [{"role": "assistant", "tool_calls": parse_calls(field, value)}]
+    if isinstance(value, dict) or (isinstance(value, list) and value and speaker_of(value[0]) is None):
+        while isinstance(value, (dict, list)):
+            if not value:
+                raise BadInput(f"field {field!r} has no answer", field=field)
+            value = value[0] if isinstance(value, list) else value.get("text", value.get("value"))
+    return value
+
+
 def read_choice(field: str, value, choices: dict[str, str], form: str | None):
     """The answer, a number as the letter that it means; `form` is that of its file, None for this row's own.
 
@@ -86,7 +98,7 @@ def find_form(records: Callable[[], Iterator[tuple]], names: tuple[str, ...]) ->
         if isinstance(fields, dict):
             record = Record(*plain_names(fields))
             with contextlib.suppress(BadInput):  # of a row that will be refused where it is read
-                counts.update(_count_forms(read_choices(record), record.first(names)[1]))
+                counts.update(_count_forms(read_choices(record), first_answer(*record.first(names))))
     if not counts:
         return None
     form = max(("letter", "text", UNCLEAR), key=counts.__getitem__)
@@ -96,8 +108,6 @@ def find_form(records: Callable[[], Iterator[tuple]], names: tuple[str, ...]) ->
 
 
 def _count_forms(choices: dict[str, str], value) -> set[str]:
-    while isinstance(value, list) and value:
-        value = value[0]
     forms = _forms_of(choices, value) if choices else set()
     numbers = forms & set(FORMS[2:])
     if len(numbers) == 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..errors import BadInput
 from ..recipes.recipe import SCORERS, suggest_name
 from ..sources.names import SHAPES
-from .choices import read_choice, read_choices
+from .choices import first_answer, read_choice, read_choices
 from .fields import (
     CALL_PARTS,
     CALLS,
@@ -31,6 +31,7 @@ from .fields import (
     plain_names,
     read_passages,
     read_train_flag,
+    refuse_placeholder,
     refuse_preferences,
     refuse_unusable,
     refuse_weight,
@@ -84,16 +85,24 @@ def parse_row(record, kind: str | None = None, shape: str | None = None, form=No
         row = _read_task(record, shape, unused)
         question = "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
     group = group_of(record, question)
-    return ParsedRow(shape, row, group, record.unused() + unused)
+    unused = record.unused() + unused
+    refuse_placeholder([row["text"]] if shape == "text" else [turn["content"] for turn in row["messages"]],
+                       [name for name in unused if name != "type"])
+    return ParsedRow(shape, row, group, unused)
 
 
 def _recognise_shape(record: dict, kind: str | None) -> str:
     for shape, fields in SHAPES.items():
         if kind != ("tasks" if shape == "text" else "text") and any(field in record for field in fields):
             return shape
+    if kind != "text" and "input" in record and any(field in record for field in ANSWERS["alpaca"]):
+        return "alpaca"
     refuse_preferences(record)
+    other = next((field for shape, fields in SHAPES.items() for field in fields if field in record), "")
     wanted = " or ".join(WANTED.values()) if kind is None else WANTED[kind]
-    raise BadInput(f"no field {wanted}; it has {names_of(record)}")
+    fits = "text" if kind == "tasks" else "tasks"
+    fits = f", while {other!r} fits domain_{fits} or general_{fits}" * bool(other)
+    raise BadInput(f"no field {wanted}{fits}; it has {names_of(record)}", field=other)
 
 
 def _read_task(record: Record, shape: str, unused: list[str]) -> dict:
@@ -231,9 +240,10 @@ def _question(record: Record, shape: str, unused: list[str]) -> list[dict]:
                            field="history")
         for role, value in zip(("user", "assistant"), pair, strict=True):
             messages += _side("history", role, value, unused)
-    field = find_field(record, QUESTIONS[shape])
+    # an `input` without a question beside it is the question
+    field = record.first((*QUESTIONS[shape], "input"))[0] or find_field(record, QUESTIONS[shape])
     asked = _side(field, "user", record.get(field), unused)
-    _, more = record.first(("input",))
+    more = record.first(("input",))[1] if field != "input" else None
     choices = read_choices(record)
     lines = [check_text("input", more)] if more else []
     asked[-1]["content"] = "\n".join([asked[-1]["content"], *lines, *(
@@ -245,7 +255,7 @@ def _answer(record: Record, shape: str, choices: dict[str, str], unused: list[st
     if not any(name in record for name in ANSWERS[shape]):
         refuse_preferences(record, ANSWERS[shape][0])
     field = find_field(record, ANSWERS[shape])
-    value = _first_answer(field, record.get(field))
+    value = first_answer(field, record.get(field))
     if choices and not isinstance(value, list | bool):
         value = read_choice(field, value, choices, record.form and record.form(ANSWERS[shape]))
     answered = _side(field, "assistant", value, unused)
@@ -253,18 +263,6 @@ def _answer(record: Record, shape: str, choices: dict[str, str], unused: list[st
     if thoughts:
         answered[-1]["reasoning_content"] = check_text(name, thoughts)
     return answered
-
-
-def _first_answer(field: str, value):
-    """Of several answers the first, as text; of several calls, which are one answer, a message with them."""
-    if field == "answers" and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        return [{"role": "assistant", "tool_calls": parse_calls(field, value)}]
-    if isinstance(value, dict) or (isinstance(value, list) and value and speaker_of(value[0]) is None):
-        while isinstance(value, (dict, list)):
-            if not value:
-                raise BadInput(f"field {field!r} has no answer", field=field)
-            value = value[0] if isinstance(value, list) else value.get("text", value.get("value"))
-    return value
 
 
 def _side(field: str, role: str, value, unused: list[str]) -> list[dict]:
@@ -284,6 +282,10 @@ def _check_turns(messages: list[dict]) -> list[dict]:
             before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
         else:
             turns.append(message)
+        text = message["content"].lstrip()
+        if message["role"] == "assistant" and text.startswith("<think>") and "</think>" not in text:
+            raise BadInput("an answer opens <think> and does not close it, so it was cut off within its "
+                           "thoughts; leave such rows out, or close it", field="messages")
     roles = [turn["role"] for turn in turns]
     in_turn = roles[0] in FIRST[:2] and STEPS.issuperset(itertools.pairwise(roles))
     if not in_turn or roles[-1] != "assistant":

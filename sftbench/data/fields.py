@@ -4,6 +4,7 @@ A field that says what must not be trained, or without which a row is another on
 row one that cannot be used; every other field that nothing reads is counted.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,6 +15,11 @@ MEDIA = frozenset((
     "image", "images", "picture", "pictures", "photo", "img", "image_path", "image_url", "image_urls",
     "pixel_values", "video", "videos", "video_path", "audio", "audios", "audio_path", "sound", "sounds",
     "speech", "attachments"))
+# What stands in a text for a picture, sound or film beside it; an element of HTML is closed, a word of a text
+# on such is in quotes.
+PLACEHOLDER = re.compile(
+    r"(?<![`'\"])<\|?((?:\w*_)?(?:image|img|video|audio|sound|speech|picture)(?:_\w+|\d+)?)\|?>(?!.*</\1>)",
+    re.DOTALL)
 # whether an answer is a good one, as data of preferences and ratings have it; in the first also as a number
 VERDICTS = frozenset((
     "label", "kto_tag", "kto_label", "is_good", "good", "is_correct", "correct", "accepted", "is_accepted",
@@ -99,14 +105,18 @@ class Record(dict):
     def first(self, names: Iterable[str]) -> tuple[str, object]:
         """Name and value of the first of these fields that has one; an empty name and None without."""
         for name in names:
-            if name in self and self[name] not in EMPTY:
+            if name in self and not _is_empty(self[name]):
                 return name, self.get(name)
         return "", None
 
     def unused(self) -> list[str]:
         """The fields with a value that nothing has read."""
         return [self.names.get(name, name) for name, value in self.items()
-                if name not in self.read and value not in EMPTY]
+                if name not in self.read and not _is_empty(value)]
+
+
+def _is_empty(value) -> bool:
+    return value in EMPTY or isinstance(value, str) and value.isspace()
 
 
 def check_text(name: str, value, empty: bool = False) -> str:
@@ -140,6 +150,14 @@ def refuse_unusable(record: Record, is_text: bool = False, names: frozenset = SP
             if not good:
                 raise BadInput(f"field {name!r} says that this answer is a bad one ({value!r:.20}), and "
                                "training would teach it; keep the good rows only", field=name)
+
+
+def refuse_placeholder(texts: Iterable[str], unused: list[str]) -> None:
+    """Raise BadInput for a text with a placeholder beside unread fields, one of which it may mean."""
+    if unused and (found := next(filter(None, map(PLACEHOLDER.search, texts)), None)):
+        raise BadInput(f"the text has {found[0]!r}, and may mean by it what nothing reads "
+                       f"({', '.join(map(repr, unused[:4]))}), so the model would not get it; leave such "
+                       "rows out, or, where it is but text, remove those fields", field=unused[0])
 
 
 def _verdict(name: str, value, is_text: bool) -> bool | None:
