@@ -741,3 +741,33 @@ def test_a_bracket_that_is_not_closed_is_named(tmp_path, monkeypatch, source):
     with bad_input(field="domain_tasks", where=source.partition(",")[0], match="bracket"):
         parse_source(source, "domain_tasks")
     assert parse_source("odd[name.csv:2", "domain_tasks")[0].path == "odd[name.csv"
+
+
+LONG = "A long text about cats, which are small. " * 20
+
+
+@pytest.mark.parametrize(("rows", "role", "proposed"), [
+    ([{"Frage": "Wie?", "Antwort": "So.", "Text": LONG}], "domain_tasks",
+     "[question=Frage,answer=Antwort,context=Text]"),
+    ([{"prompt_text": "Wie?", "reply": "So.", "text": LONG}], "domain_text", None),
+    ([{"id": 3, "Inhalt": LONG}], "domain_text", "[text=Inhalt]"),
+    ([{"n": "a1", "z": LONG}], "domain_text", "[text=z]"),
+    ([{"title": "Cats", "url": "u", "text": LONG, "body": "x"}], "domain_text", None),
+    ([{"text": LONG, "id": "a"}], "domain_text", None),
+])
+def test_check_proposes_columns_rather_than_take_one_for_text(tmp_path, make_model, rows, role, proposed):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 9))
+    report = measure_data(str(path), model=make_model())
+    assert (report.role, report.proposal) == (role, proposed and f"{path}{proposed}")
+    assert report.rows == (0 if proposed else 9)
+
+
+def test_a_column_of_text_is_no_passage_where_columns_are_named(tmp_path):
+    path = fill(tmp_path, {"a.csv": "Frage,Antwort,Text\nf,a,On cats.\nf2,a2,On dogs.\n"}) / "a.csv"
+    rows = read_source(f"{path}[question=Frage,answer=Antwort]", "domain_tasks")
+    assert rows.table[0]["messages"][0]["content"] == "f" and rows.about["unused"] == {"Text (not read)": 2}
+    named = read_source(f"{path}[question=Frage,answer=Antwort,context=Text]", "domain_tasks")
+    assert named.table[0]["messages"][0]["content"] == "On cats.\n\nf"
+    texts = fill(tmp_path, {"b.csv": "Titel,Text\nf,On cats.\nf2,On dogs.\n"}) / "b.csv"
+    assert len(read_source(f"{texts}[document=Titel]", "domain_text").table) == 2

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 from ..errors import file_error
 from ..recipes.recipe import suggest_name
+from .names import SHAPES
 
 LOOKED_AT = 1000  # rows, of which one must have each column that is named
 MISSING = object()
+TASK_FIELDS = {field for shape, fields in SHAPES.items() if shape != "text" for field in fields}
 # What columns are called, by the field as which they are read. Of several the one whose word comes first is
 # taken; a word of several languages is written once.
 QUESTION = ("question", "query", "instruction", "prompt", "input", "user", "human", "ask",
@@ -54,8 +56,10 @@ def _rename(record: dict, columns: dict[str, str]) -> dict:
     found = {field: value for field, column in columns.items()
              if (value := _look_up(record, column)) is not MISSING}
     used = {column if column in record else column.partition(".")[0] for column in columns.values()}
-    rest = {f"{key} (not read)" if key in columns else key: value for key, value in record.items()
-            if key not in used}
+    # where the question is named, a column `text` is no passage unless it is named as one
+    unread = {*columns, *(("text",) if columns.keys() & TASK_FIELDS else ())}
+    rest = {f"{key} (not read)" if key in columns or key.strip().lower() in unread else key: value
+            for key, value in record.items() if key not in used}
     return found | rest
 
 
@@ -108,6 +112,13 @@ def propose_columns(names: list[str], sample: list[dict], kind: str = "tasks") -
         question, answer = question or rest[0], answer or rest[-1]
     columns = {"question": question, "answer": answer, "context": context}
     return _write_columns({field: column for field, column in columns.items() if column})
+
+
+def name_a_task(names: list[str]) -> bool:
+    """Whether columns are called as a question and its answer are, whatever else there is."""
+    question = _find_named(names, QUESTION, whole_only=True)
+    return bool(question and question.casefold() != "title" and _find_named(
+        [name for name in names if name != question], ANSWER, whole_only=True))
 
 
 def _is_conversation(value) -> bool:

@@ -20,7 +20,8 @@ from ..models.loading import load_model_config, load_recipe_tokenizer, silence_l
 from ..models.start_model import check_vocabulary
 from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.recipe import ROLES, Recipe, override, suggest_name
-from ..sources.origins import Origin, describe_source, open_sources
+from ..sources.columns import TASK_FIELDS, name_a_task
+from ..sources.origins import Origin, describe_source, open_sources, propose_source
 from .prepare import measure_facts
 from .scripts import Script, count_scripts, sample_rows
 
@@ -220,16 +221,25 @@ def _count_other_shape(rows: Rows, role: str) -> int:
 
 
 def _role_of(source: str) -> str:
-    """The role in the file's name, or the domain's role that fits its first usable row."""
+    """The role in the file's name, or the domain's role that fits its first usable row, else its columns.
+
+    A text beside columns that are called as a question and its answer is no text alone.
+    """
     if (named := Path(source).stem.removesuffix("_probe")) in ROLES:
         return named
     for origin in open_sources(source, "data"):
+        names = set()
         with contextlib.suppress(BadInput):
             for _, record in origin.records():
+                names.update(record if isinstance(record, dict) else ())
                 with contextlib.suppress(BadInput):
                     if not isinstance(record, BadInput):
-                        shape = parse_row(record, None, origin.shape).shape
-                        return "domain_text" if shape == "text" else "domain_tasks"
+                        row = parse_row(record, None, origin.shape)
+                        is_text = row.shape == "text" and (origin.shape or not name_a_task(row.unused))
+                        return "domain_text" if is_text else "domain_tasks"
+            if names.isdisjoint(TASK_FIELDS) and not propose_source(origin, "tasks") and propose_source(
+                    origin, "text"):
+                return "domain_text"
     return "domain_tasks"
 
 
