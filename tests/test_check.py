@@ -383,3 +383,22 @@ def test_what_helps_follows_why_nothing_can_train():
     assert "max_length" in untrainable_remedy({"task longer than max_length": [1], "nothing to train": [2]})
     assert "max_length" not in untrainable_remedy({"nothing to train": [2]})
     assert "max_length" not in untrainable_remedy({})
+
+
+@pytest.mark.parametrize("mark", ["</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>",
+                                  "<｜end▁of▁sentence｜>", "[/INST]", "<image>", "<|audio_1|>"])
+def test_control_tokens_of_other_models_and_lone_placeholders_are_counted(mark, tmp_path, make_model):
+    rows = [{"question": f"What is {number}?", "answer": f"It is {number}.{mark}"} for number in range(20)]
+    report = measure_data(lines(tmp_path / "a.jsonl", *rows), model=make_model())
+    assert report.counts.foreign_marks == {mark: report.counts.train} and report.rows == 20
+    assert report.verdict == "ready with warnings" and any(mark in text for text in report.warnings)
+    texts = lines(tmp_path / "b.jsonl", *({"text": f"{number} {mark}"} for number in range(20)))
+    assert measure_data(texts, model=make_model()).counts.foreign_marks
+
+
+def test_a_question_on_a_control_token_is_no_mark_but_one_with_a_placeholder_is(tmp_path, make_model):
+    rows = [{"question": f"What is </s> {number}?", "answer": f"An end {number}."} for number in range(20)]
+    assert measure_data(lines(tmp_path / "a.jsonl", *rows), model=make_model()).verdict == "ready"
+    rows = [{"question": f"<image> What? {number}", "answer": f"A cat {number}."} for number in range(20)]
+    report = measure_data(lines(tmp_path / "b.jsonl", *rows), model=make_model())
+    assert list(report.counts.foreign_marks) == ["<image>"] and report.to_dict()["counts"]["foreign_marks"]

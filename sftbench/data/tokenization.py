@@ -6,6 +6,7 @@ A label of -100 is not trained. Text trains on all its tokens, tasks on the answ
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,10 +20,11 @@ from ..errors import BadInput
 from ..runs.stage_store import hash_key
 from ..sources.readers import READ_BATCH
 from ..templates import control_tokens, frames, rendering, tool_forms
-from ..templates.control_tokens import MARK, encode_marked, has_marks, mark_row
+from ..templates.control_tokens import FAMILY_TOKENS, MARK, encode_marked, has_marks, mark_row
 from ..templates.rendering import adds_bos
 from . import chat_template
 from .chat_template import is_tokenised_whole, render_prompt, training_pieces
+from .fields import PLACEHOLDER
 from .roles import Role
 from .rows import cache_folder, cache_table
 
@@ -144,6 +146,21 @@ def control_token_rows(tokenizer: Tokenizer, rows: list[dict] | Dataset) -> int:
     batches = map(_unbatch, rows.iter(READ_BATCH)) if isinstance(rows, Dataset) else [rows]
     marked = ((row, mark_row(tokenizer, row)) for batch in batches for row in batch)
     return sum(new is not row and has_marks(new) for row, new in marked)
+
+
+def foreign_marks(tokenizer: Tokenizer, rows: Dataset) -> dict[str, int]:
+    """Rows by what they have as text, though it is a control token of other models or stands for a picture.
+
+    Control tokens are looked for in answers and texts, as these are trained; the rest in all that is read.
+    """
+    counts, known = Counter(), tokenizer.get_vocab()
+    for row in itertools.chain.from_iterable(map(_unbatch, rows.iter(READ_BATCH))):
+        turns = row.get("messages", ())
+        read = row.get("text") or "\n".join(turn["content"] for turn in turns)
+        trained = row.get("text") or "\n".join(turn["content"] for turn in turns if (
+            turn["role"] == "assistant" and turn.get("train") is not False))
+        counts.update({*FAMILY_TOKENS.findall(trained), *(match[0] for match in PLACEHOLDER.finditer(read))})
+    return {mark: count for mark, count in counts.most_common() if mark not in known}
 
 
 def _unbatch(batch: dict[str, list]) -> list[dict]:

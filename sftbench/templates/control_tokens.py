@@ -16,6 +16,8 @@ from .frames import answer_frame
 from .rendering import template_of
 
 MARK = "\ufdd0"  # before what is text; no character has this code point
+# how families write their control tokens: Llama, Gemma, Mistral, and ChatML, Llama 3, Phi, DeepSeek, …
+FAMILY_TOKENS = re.compile(r"</s>|<eos>|<(?:start|end)_of_turn>|\[/?INST\]|<[|｜][^\s<>|｜]{1,40}[|｜]>")
 THOUGHT_TAGS = ("<think>", "</think>")  # of an answer's thoughts, special in some tokenizers
 
 

@@ -12,7 +12,14 @@ from ..data.chat_template import describe_template
 from ..data.conversations import parse_row
 from ..data.roles import DROPPED_EXAMPLES, Role, load_system_prompts, role_warnings, split_role
 from ..data.rows import Rows, name_columns, read_rows
-from ..data.tokenization import control_token_rows, cut_rows, encode_probe, encode_role, untrainable_remedy
+from ..data.tokenization import (
+    control_token_rows,
+    cut_rows,
+    encode_probe,
+    encode_role,
+    foreign_marks,
+    untrainable_remedy,
+)
 from ..errors import BadInput
 from ..evaluation.scorers import lossy_answers
 from ..evaluation.scoring import ProbeSet
@@ -42,6 +49,7 @@ class TokenCounts:
     tokens: int
     trained: int  # of the tokens
     control_tokens: int  # rows with text that looks like a control token, and is encoded as text
+    foreign_marks: dict[str, int]  # rows by other models' control tokens and by placeholders in their text
     lossy_answers: int  # of a sample and of the probe, rows with an answer that its tokens do not give back
     scripts: dict[str, Script]
     costly: dict[str, int]  # characters of several tokens, with their number
@@ -116,11 +124,14 @@ class DataReport:
         if counts := self.counts:
             longer = counts.dropped.get("task longer than max_length", {"rows": 0})["rows"]
             badly = [name for name, script in counts.scripts.items() if script.badly_split]
+            foreign = [f"{mark} ({rows:,})" for mark, rows in counts.foreign_marks.items()]
             unknown = sum(script.unknown for script in counts.scripts.values())
             cases |= {
                 f"{counts.control_tokens:,} rows have text that looks like a control token and is trained as "
                 "text; where it is a template's own, give these rows as messages without it":
                     counts.control_tokens,
+                f"{', '.join(foreign[:5])}: rows by marks that are text to this model; take them out if they "
+                "are control tokens of another one, or stand for a picture": foreign,
                 f"{counts.lossy_answers:,} answers are other ones after this tokenizer, so no model can give "
                 "them; write them with characters that it has": counts.lossy_answers,
                 f"{longer:,} rows are longer than max_length {counts.max_length:,} and are dropped; "
@@ -272,4 +283,5 @@ def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTo
         max_length=max_length, lengths=tokens.lengths, tokens=int(tokens.lengths.sum()),
         trained=int(pieces.trained.sum()), scripts=scripts, costly=costly,
         control_tokens=control_token_rows(tokenizer, role.train),
+        foreign_marks=foreign_marks(tokenizer, role.train),
         lossy_answers=0 if is_text else lossy_answers(tokenizer, [*sample_rows(role), *role.probe]))
