@@ -86,8 +86,9 @@ def parse_row(record, kind: str | None = None, shape: str | None = None, form=No
         question = "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
     group = group_of(record, question)
     unused = record.unused() + unused
-    refuse_placeholder([row["text"]] if shape == "text" else [turn["content"] for turn in row["messages"]],
-                       [name for name in unused if name != "type"])
+    if unseen := [name for name in unused if name != "type"]:
+        refuse_placeholder([row["text"]] if shape == "text" else [
+            turn["content"] for turn in row["messages"]], unseen)
     return ParsedRow(shape, row, group, unused)
 
 
@@ -282,8 +283,9 @@ def _check_turns(messages: list[dict]) -> list[dict]:
             before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
         else:
             turns.append(message)
-        text = message["content"].lstrip()
-        if message["role"] == "assistant" and text.startswith("<think>") and "</think>" not in text:
+        text = message["content"]
+        if "<think>" in text and "</think>" not in text and message["role"] == "assistant" and (
+                text.lstrip().startswith("<think>")):
             raise BadInput("an answer opens <think> and does not close it, so it was cut off within its "
                            "thoughts; leave such rows out, or close it", field="messages")
     roles = [turn["role"] for turn in turns]

@@ -154,7 +154,8 @@ def refuse_unusable(record: Record, is_text: bool = False, names: frozenset = SP
 
 def refuse_placeholder(texts: Iterable[str], unused: list[str]) -> None:
     """Raise BadInput for a text with a placeholder beside unread fields, one of which it may mean."""
-    if unused and (found := next(filter(None, map(PLACEHOLDER.search, texts)), None)):
+    marked = [text for text in texts if "<" in text]
+    if found := next(filter(None, map(PLACEHOLDER.search, marked)), None):
         raise BadInput(f"the text has {found[0]!r}, and may mean by it what nothing reads "
                        f"({', '.join(map(repr, unused[:4]))}), so the model would not get it; leave such "
                        "rows out, or, where it is but text, remove those fields", field=unused[0])
