@@ -21,9 +21,6 @@ except ImportError as missing:
         sys.exit(2)
     raise ImportError(text) from None
 
-# Threads that wait for each other must not spin: on shared cores that made steps up to 20 times slower
-# (torch 2.13). The variable is read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On CPUs with AVX512-BF16 bitsandbytes (0.50) warns at import of an optional package that it lacks.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

@@ -1,11 +1,15 @@
 """Rows to blocks: masks, packing, mixing, and that packing changes no loss."""
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sftbench.data.chat_template import render_chat
-from sftbench.data.packing import collate_batch, mix_rows, rows_to_dataset
+from sftbench.data.packing import collate_batch, join_rows, mix_rows, rows_to_dataset, spread_rows
 from sftbench.data.tokenization import (
     IGNORE_INDEX,
     EncodedRow,
@@ -137,6 +141,25 @@ def test_a_batch_restarts_positions_and_trains_no_padding():
         [1] * 5,
         [1, 0, 0, 0, 0],
     ]
+
+
+@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=9), min_size=1, max_size=6),
+       st.floats(0, 0.01), st.sampled_from([None, 60, 100]))
+def test_spread_rows_are_the_same_rows_within_the_context(blocks, cost, context):
+    rows = [[EncodedRow([number] * size, [number] * size).cut() for number, size in enumerate(block)]
+            for block in blocks]
+    spread = spread_rows([join_rows(block) for block in rows], cost, context)
+    wanted = sorted((row.input_ids, row.labels) for block in rows for row in block)
+    found = [(block["input_ids"][end - size:end], block["labels"][end - size:end]) for block in spread
+             for size, end in zip(block["seq_lengths"], accumulate(block["seq_lengths"]), strict=True)]
+    assert sorted(found) == wanted
+    assert max(len(block["input_ids"]) for block in spread) <= (context or 10**9)
+
+
+def test_rows_are_spread_without_padding_as_far_as_attention_is_cheap():
+    blocks = [join_rows(block) for block in (numbered(1, [90]), numbered(2, [30, 30]), numbered(3, [50]))]
+    assert [block["seq_lengths"] for block in spread_rows(blocks, 1e-6)] == [[90, 50, 30, 30]]
+    assert [sum(block["seq_lengths"]) for block in spread_rows(blocks, 0.01)] == [90, 110]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -55,7 +55,7 @@ def test_memory_by_part_is_what_real_tensors_hold(make_model, tokenizer, setting
     model.train()
     sizes = [parameter.numel() for parameter in model.parameters()]
     trained = sum(trainable_parameters(model).values())
-    parts = predict_memory(config, options, tokenizer, 64)
+    parts = predict_memory(config, options, tokenizer, 64, trained=4 * 63)
     assert parts["weights"] == 4 * sum(sizes)
     assert parts["gradients"] == 4 * trained and parts["optimiser"] == 8 * trained
     batch = collate_batch(list(rows_to_dataset(rows)), 0, packed=False)
@@ -198,8 +198,8 @@ def test_a_model_that_cannot_be_counted_has_no_forecast_of_memory(recipe, monkey
 
 def test_probes_hold_no_more_than_is_counted():
     rows = [EncodedRow([1] * length, [1] * length) for length in (10, 30, 20)]
-    assert scoring_bytes(rows, 1000) == 3 * 4 * 1000 * 90
-    assert scoring_bytes(rows, 1_000_000) == 3 * 4 * 1_000_000 * 30  # each row by itself
+    assert scoring_bytes(rows, 1000) == 3 * 4 * 1000 * (9 + 29 + 19)
+    assert scoring_bytes(rows, 1_000_000) == 3 * 4 * 1_000_000 * 29  # each row by itself
 
 
 def test_the_command_tells_before_and_run_tells_first(recipe, capsys, small_files, make_model, tmp_path):

@@ -14,7 +14,7 @@ from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.training import trainer
 from sftbench.training.hand_over import sum_weights
 from sftbench.training.trainer import StageContext, count_warmup_steps, train_stage
-from tests.conftest import run_failed, small_rows
+from tests.conftest import FAMILIES, run_failed, small_rows
 
 
 def run(folder, tokenizer, settings, rows=None, probes=None, prepare=None, **more):
@@ -55,11 +55,30 @@ def test_the_loss_from_whole_logits_is_trls_own(make_model, tokenizer, settings,
     options = settings(method, gradient_accumulation_steps=2, max_steps=3, learning_rate=1e-3)
     mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
     whole = run(make_model(), tokenizer, options, mixed)[2]
-    monkeypatch.setattr(trainer, "MAX_LOGITS", 0)
+    monkeypatch.setattr(trainer, "max_logits", lambda: 0)
     pieces = run(make_model(), tokenizer, options, mixed)[2]
     for name in ("loss", "grad_norm"):
         assert [event[name] for event in whole[1:]] == pytest.approx(
             [event[name] for event in pieces[1:]], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_spread_otherwise_train_the_same(make_model, tokenizer, settings, monkeypatch, family):
+    def without_dropout(model):  # which draws by place
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    options = settings(per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3)
+    mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
+    spread = run(make_model(family), tokenizer, options, mixed, prepare=without_dropout)[2]
+    monkeypatch.setattr(trainer, "spread_rows", lambda blocks, cost, context: blocks)
+    monkeypatch.setattr(trainer, "select_logits", lambda model, positions, **inputs: model(
+        **inputs, use_cache=False).logits[positions])
+    blocks = run(make_model(family), tokenizer, options, mixed, prepare=without_dropout)[2]
+    for name in ("loss", "grad_norm"):
+        assert [event[name] for event in spread[1:]] == pytest.approx([event[name] for event in blocks[1:]],
+                                                                      rel=1e-5, abs=1e-5)
 
 
 def test_packed_training_takes_the_same_loss_as_unpacked(make_model, tokenizer, settings):

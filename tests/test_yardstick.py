@@ -6,13 +6,24 @@ from collections import Counter
 import pytest
 import torch
 
-from sftbench.evaluation.yardstick import LANGUAGES, PROMPTS, encode_options, score_yardstick, yardstick_rows
+from sftbench.evaluation import yardstick
+from sftbench.evaluation.probes import row_nats
+from sftbench.evaluation.yardstick import (
+    LANGUAGES,
+    PROMPTS,
+    encode_options,
+    encode_questions,
+    score_options,
+    score_yardstick,
+    yardstick_rows,
+)
 from sftbench.models.loading import load_model
 from sftbench.recipes.hyperparameters import YARDSTICK_LENGTH, resolve_recipe
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.ledger import format_ledger
 from sftbench.runs.folder import read_result
 from sftbench.training.chain import run_chain
+from tests.conftest import FAMILIES
 from tests.test_hyperparameters import facts
 
 TEXTS, QUESTIONS = yardstick_rows("texts"), yardstick_rows("questions")
@@ -106,6 +117,25 @@ def test_an_option_is_scored_from_its_first_token_to_its_last(tokenizer):
         " " + option for option in row["options"]]
     assert all(option.input_ids[0] == tokenizer.eos_token_id and option.labels[0] == -100
                for option in encoded)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_after_their_question_cost_what_they_cost_whole(make_model, tokenizer, monkeypatch, family):
+    model = load_model(make_model(family))
+    questions = encode_questions(tokenizer)[::9]
+    shared = score_options(model, questions, 0)
+    monkeypatch.setattr(yardstick, "_shared_nats", lambda *_: None)
+    whole = score_options(model, questions, 0)
+    for some, others in zip(shared, whole, strict=True):
+        assert some == pytest.approx(others, abs=1e-3) and len(some) == 4
+
+
+def test_options_are_computed_whole_where_the_cache_gives_something_else(make_model, tokenizer, monkeypatch):
+    model, questions = load_model(make_model()), encode_questions(tokenizer)[:6]
+    whole = [row_nats(model, options, 0) for options in questions]
+    monkeypatch.setattr(yardstick, "_shared_nats", lambda model, options, *_: [1.0] * len(options))
+    for some, others in zip(score_options(model, questions, 0), whole, strict=True):
+        assert some == pytest.approx(others, abs=1e-3)
 
 
 @pytest.mark.parametrize(("known", "on", "words"), [

@@ -10,9 +10,14 @@ Two rows packed into one block of at most 8 tokens, the first a text, the second
     labels       -100    6    7    1 -100    9    1    (the first token of a row is no label)
     position_ids    0    1    2    3    0    1    2    (each row begins at 0, and attends to itself alone)
     seq_lengths  4 3
+
+Blocks decide what a step trains. In which sequences the rows of a batch's blocks go through the model is
+another matter (`spread_rows`): it changes no loss, only the time.
 """
 
+import heapq
 import itertools
+import math
 import random
 from functools import partial
 
@@ -24,20 +29,22 @@ from datasets import Dataset
 from ..recipes.stages import StageSettings
 from .tokenization import IGNORE_INDEX, EncodedRow, RoleTokens
 
+COUNT_GROWTH = 1.25  # from one number of blocks that is tried for a batch to the next
 OPEN_BLOCKS = 32  # blocks open while packing: enough to fill them to 97 %, few enough to keep the order
 
 
 def rows_to_dataset(rows: list[EncodedRow], max_length: int | None = None) -> Dataset:
     """Rows as a dataset of blocks of at most `max_length` tokens, or of a block for each row without it.
 
-    It has `input_ids`, `labels`, `seq_lengths` (tokens of each row) and `tokens` (of the block).
+    It has `input_ids`, `labels`, `seq_lengths` (tokens of each row), and the block's `tokens` and `trained`.
     """
     order, borders = np.arange(len(rows)), np.arange(len(rows) + 1)
     if max_length is not None:
         order, borders = pack_rows([len(row.input_ids) for row in rows], max_length)
-    blocks = [join_rows([rows[index].cut() for index in order[start:end]])
-              for start, end in itertools.pairwise(borders)]
-    return Dataset.from_list([block | {"tokens": len(block["input_ids"])} for block in blocks])
+    blocks = [[rows[index] for index in order[start:end]] for start, end in itertools.pairwise(borders)]
+    return Dataset.from_list([join_rows([row.cut() for row in block]) | {
+        "tokens": sum(len(row.input_ids) for row in block), "trained": sum(row.trained for row in block)}
+        for block in blocks])
 
 
 def join_rows(rows: list[EncodedRow]) -> dict[str, list[int]]:
@@ -47,9 +54,49 @@ def join_rows(rows: list[EncodedRow]) -> dict[str, list[int]]:
             "seq_lengths": [len(row.input_ids) for row in rows]}
 
 
-def block_tokens(dataset: Dataset) -> np.ndarray:
-    """The tokens of each block, without reading the blocks."""
-    return dataset.data.column("tokens").to_numpy()
+def block_tokens(dataset: Dataset, which: str = "tokens") -> np.ndarray:
+    """The tokens of each block, or those "trained", without reading the blocks."""
+    return dataset.data.column(which).to_numpy()
+
+
+def batch_shape(dataset: Dataset, steps: int, settings: StageSettings) -> tuple[int, int]:
+    """Of a stage's largest batches the tokens that each of its blocks has computed, and all that train."""
+    size = settings.per_device_train_batch_size
+    count = steps * settings.blocks_per_step
+
+    def by_batch(function: np.ufunc, which: str) -> int:
+        blocks = block_tokens(dataset, which)[:count]
+        return int(function.reduceat(blocks, np.arange(0, len(blocks), size)).max())
+
+    width = -(-by_batch(np.add, "tokens") // size) if settings.packing else by_batch(np.maximum, "tokens")
+    return width, by_batch(np.add, "trained")
+
+
+def spread_rows(blocks: list[dict], attention_cost: float, context: int | None = None) -> list[dict]:
+    """The same rows in other blocks, of about one length and as many as the model computes fastest.
+
+    One long block needs no padding, but each token attends over all of it: a token of a block of n tokens
+    costs 1 + n × `attention_cost`. No block has more tokens than `context`, where that is given.
+    """
+    rows = [EncodedRow(block["input_ids"][start:end], block["labels"][start:end]) for block in blocks
+            for start, end in itertools.pairwise(itertools.accumulate(block["seq_lengths"], initial=0))]
+    rows.sort(key=lambda row: -len(row.input_ids))
+    counts = {min(math.ceil(COUNT_GROWTH ** power), len(rows)) for power in range(2 * len(rows))}
+    layouts = [_deal_rows(rows, count) for count in sorted(counts)]
+    widths = [max(sum(len(row.input_ids) for row in group) for group in groups) for groups in layouts]
+    costs = [(width > (context or math.inf), len(groups) * width * (1 + width * attention_cost))
+             for groups, width in zip(layouts, widths, strict=True)]
+    return [join_rows(group) for group in layouts[costs.index(min(costs))]]
+
+
+def _deal_rows(rows: list[EncodedRow], count: int) -> list[list[EncodedRow]]:
+    """The rows, which come longest first, in so many groups: each to the shortest group so far."""
+    groups = [(0, number, []) for number in range(count)]
+    for row in rows:
+        size, number, group = groups[0]
+        group.append(row)
+        heapq.heapreplace(groups, (size + len(row.input_ids), number, group))
+    return [group for _, _, group in sorted(groups, key=lambda group: group[1])]
 
 
 def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict[str, torch.Tensor]:
@@ -97,7 +144,8 @@ def build_stage_dataset(tokens: dict[str, RoleTokens], pieces: dict[str, np.reca
         role, row = role[order], row[order]
     drawn = joined[row]
     sizes = np.add.reduceat(drawn["length"], borders[:-1])
-    table = Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes}))
+    table = Dataset(pa.table({"block": np.arange(len(sizes), dtype=np.int32), "tokens": sizes,
+                              "trained": np.add.reduceat(drawn["trained"], borders[:-1])}))
     figures = {}
     for number, name in enumerate(names):
         mine = drawn[role == number]

@@ -1,6 +1,5 @@
 """Probes: what a model knows, as loss in nats per token and as greedy answers. Nothing is trained here."""
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -10,13 +9,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..data.chat_template import end_of_turn_ids
 from ..data.packing import collate_batch, join_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_prompt
+from ..models.logits import select_logits
 from .reading import read_answer
 from .scorers import score_answer, wanted_answer
 
 ANSWERS_PER_BATCH = 64
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
 LOGITS_PER_BATCH = 25 * 10**6  # 0.1 GB in float32: a large vocabulary's logits outgrow all else
-SMALL_WORK = 1e9  # parameters times a batch's tokens: below it a step's pieces are too short for two threads
 
 
 def mean_loss(model, encoded: list[EncodedRow], pad_token_id: int) -> float:
@@ -40,11 +39,11 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
         blocks = [join_rows([encoded[number].cut()]) for number in numbers]
         batch = collate_batch(blocks, pad_token_id, packed=False)
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        costs = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX,
-                              reduction="none")
-        for number, cost in zip(numbers, costs.view_as(labels).sum(1).tolist(), strict=True):
+        labels = batch.pop("labels").roll(-1, dims=1)  # the first token of a row is no label
+        scored = labels != IGNORE_INDEX
+        costs = cross_entropy(select_logits(model, scored, **batch).float(), labels[scored], reduction="none")
+        sums = costs.new_zeros(len(numbers)).index_add(0, scored.nonzero()[:, 0], costs)
+        for number, cost in zip(numbers, sums.tolist(), strict=True):
             nats[number] = cost
     model.train(training)
     return nats
@@ -52,19 +51,21 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
 
 def scoring_bytes(encoded: list[EncodedRow], vocabulary: int) -> int:
     """Memory of the largest batch of `row_nats` beside the model: its logits, a copy, their logarithms."""
-    tokens = [len(encoded[numbers[0]].input_ids) * len(numbers) for numbers in _batches(encoded, vocabulary)]
+    tokens = [sum(encoded[number].trained for number in numbers) for numbers in _batches(encoded, vocabulary)]
     return 3 * 4 * vocabulary * max(tokens, default=0)
 
 
 def _batches(encoded: list[EncodedRow], vocabulary: int):
     """Rows' numbers in batches of like length, limited in tokens (padding included) and in logits."""
-    lengths = [len(row.input_ids) for row in encoded]
-    limit, batch = min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary), []
+    lengths, batch, logits = [len(row.input_ids) for row in encoded], [], 0
     for number in sorted(range(len(encoded)), key=lambda number: -lengths[number]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > limit:
+        more = encoded[number].trained * vocabulary
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > TOKENS_PER_BATCH
+                      or logits + more > LOGITS_PER_BATCH):
             yield batch
-            batch = []
+            batch, logits = [], 0
         batch.append(number)
+        logits += more
     if batch:
         yield batch
 
@@ -151,15 +152,3 @@ def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max
         for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):
             scores[name] = sum(map(score_answer, answers, wanted, by)) / len(rows)
     return {name: round(value, 5) for name, value in scores.items()}
-
-
-@contextlib.contextmanager
-def limit_threads(work: float):
-    """One thread on a CPU for so little work a batch: on the pocket two took 54 ms a step, one 50."""
-    before = torch.get_num_threads()
-    if work < SMALL_WORK:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

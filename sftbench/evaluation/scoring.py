@@ -18,7 +18,7 @@ from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
-from .probes import ANSWERS_PER_BATCH, limit_threads, score_probe
+from .probes import score_probe
 from .scorers import check_wanted, lossy_answers, wanted_answer
 from .yardstick import score_yardstick, yardstick_digest
 
@@ -85,11 +85,10 @@ class ProbeSet:
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
         model = state.load()
-        with limit_threads(model.num_parameters() * ANSWERS_PER_BATCH):
-            scores = {role: score_probe(model, self.tokenizer, rows, self.max_length, self.max_new_tokens)
-                      for role, rows in (self.rows | self.tasks).items()}
-            if self.yardstick:
-                scores["yardstick"] = score_yardstick(model, self.tokenizer)
+        scores = {role: score_probe(model, self.tokenizer, rows, self.max_length, self.max_new_tokens)
+                  for role, rows in (self.rows | self.tasks).items()}
+        if self.yardstick:
+            scores["yardstick"] = score_yardstick(model, self.tokenizer)
         del model
         release_memory()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,18 +8,27 @@ Options are compared by nats, not by generated answers: a base model that follow
 too.
 """
 
+import itertools
 import json
 import os
+from collections import defaultdict
 from functools import cache
+from operator import sub
 from pathlib import Path
 from statistics import fmean
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..data.rows import digest_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
+from ..models.logits import select_logits
 from .probes import row_nats
 
+QUESTIONS_PER_BATCH = 16
+SAME_NATS = 0.01  # between an option after its question's cache and computed whole; rounding gives 1e-4
 LANGUAGES = ("en", "zh")
 PROMPTS = {"en": "Question: {}\nAnswer:", "zh": "问题：{}\n答案："}
 GAPS = {"en": " ", "zh": ""}  # between prompt and option
@@ -46,11 +55,10 @@ def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict:
     Chinese character says more than a letter. Accuracy is the share of questions (0 to 1, 0.25 by chance)
     whose right option is the likeliest: fewest nats by byte, so that its length decides nothing.
     """
-    texts, encoded = yardstick_rows("texts"), encode_yardstick(tokenizer)
-    nats = row_nats(model, encoded, tokenizer.pad_token_id)
-    text_nats, correct = nats[:len(texts)], _correct_answers(nats[len(texts):])
-    scores = {"loss": sum(text_nats) / sum(row.trained for row in encoded[:len(texts)]),
-              "accuracy": fmean(correct)}
+    texts, encoded = yardstick_rows("texts"), encode_texts(tokenizer)
+    text_nats = row_nats(model, encoded, tokenizer.pad_token_id)
+    correct = _correct_answers(score_options(model, encode_questions(tokenizer), tokenizer.pad_token_id))
+    scores = {"loss": sum(text_nats) / sum(row.trained for row in encoded), "accuracy": fmean(correct)}
     for language in LANGUAGES:
         costs, sizes = zip(*((cost, len(row["text"])) for cost, row in zip(text_nats, texts, strict=True)
                              if row["language"] == language), strict=True)
@@ -61,10 +69,14 @@ def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict:
     return {name: round(value, 5) for name, value in scores.items()}
 
 
-def encode_yardstick(tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
-    """All that is scored, as tokens: the texts, then each question with each option."""
-    return [*(_encode(tokenizer, _token_ids(tokenizer, row["text"]), 0) for row in yardstick_rows("texts")),
-            *(option for row in yardstick_rows("questions") for option in encode_options(tokenizer, row))]
+def encode_texts(tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
+    """The texts as tokens."""
+    return [_encode(tokenizer, _token_ids(tokenizer, row["text"]), 0) for row in yardstick_rows("texts")]
+
+
+def encode_questions(tokenizer: PreTrainedTokenizerBase) -> list[list[EncodedRow]]:
+    """Each question with each of its options, as tokens."""
+    return [encode_options(tokenizer, row) for row in yardstick_rows("questions")]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: int) -> EncodedRow:
@@ -91,10 +103,62 @@ def encode_options(tokenizer: PreTrainedTokenizerBase, row: dict) -> list[Encode
     return [_encode(tokenizer, option, shared) for option in options]
 
 
-def _correct_answers(costs: list[float]) -> list[bool]:
+@torch.no_grad()
+def score_options(model, questions: list[list[EncodedRow]], pad_token_id: int) -> list[list[float]]:
+    """What each option of each question costs, in nats; a question is computed once for all its options.
+
+    Questions of one length go together, so that no padding stands before an option. A model whose cache
+    cannot be used so (a recurrent state, a prefix) shows it on the first of them, and gets each option whole.
+    """
+    training, nats, by_length, shared = model.training, [[]] * len(questions), defaultdict(list), None
+    for number, options in enumerate(questions):
+        by_length[len(options[0].input_ids) - options[0].trained].append(number)
+    model.eval()
+    for length, numbers in by_length.items():
+        for start in range(0, len(numbers), QUESTIONS_PER_BATCH):
+            batch = numbers[start:start + QUESTIONS_PER_BATCH]
+            options = [option for number in batch for option in questions[number]]
+            costs = None if shared is False else _shared_nats(model, options, length, len(questions[0]))
+            if not shared:
+                whole = row_nats(model, options, pad_token_id)
+                shared = costs is not None and max(map(abs, map(sub, whole, costs))) < SAME_NATS
+            costs = iter(costs if shared else whole)
+            for number in batch:
+                nats[number] = list(itertools.islice(costs, len(questions[number])))
+    model.train(training)
+    return nats
+
+
+def _shared_nats(model, options: list[EncodedRow], length: int, count: int) -> list[float] | None:
+    """The nats of options, `count` in a row with the same first `length` tokens; None where none come."""
+    labels = pad_sequence([torch.tensor(option.input_ids[length:]) for option in options], batch_first=True,
+                          padding_value=IGNORE_INDEX).to(model.device)
+    questions = torch.tensor([option.input_ids[:length] for option in options[::count]], device=model.device)
+    last, rest = torch.zeros_like(questions, dtype=torch.bool), labels[:, 1:] != IGNORE_INDEX
+    last[:, -1] = True
+    try:
+        cache = DynamicCache(config=model.config)
+        first = select_logits(model, last, input_ids=questions, past_key_values=cache, use_cache=True)
+        first = first.float().log_softmax(-1).repeat_interleave(count, dim=0)
+        nats = -first.gather(1, labels[:, :1].clamp(min=0))[:, 0] * (labels[:, 0] != IGNORE_INDEX)
+        if rest.any():
+            cache.batch_repeat_interleave(count)
+            positions = torch.arange(length, length + rest.shape[1], device=model.device)
+            logits = select_logits(model, rest, input_ids=labels[:, :-1].clamp(min=0), past_key_values=cache,
+                                   position_ids=positions.expand(rest.shape), use_cache=True)
+            costs = cross_entropy(logits.float(), labels[:, 1:][rest], reduction="none")
+            nats = nats.index_add(0, rest.nonzero()[:, 0], costs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a family's cache makes of it
+        return None
+    return nats.tolist()
+
+
+def _correct_answers(costs: list[list[float]]) -> list[bool]:
     """For each question whether its right option costs the fewest nats by byte; `costs` are its options'."""
-    nats, correct = iter(costs), []
-    for row in yardstick_rows("questions"):
-        by_byte = [next(nats) / len(option.encode()) for option in row["options"]]
+    correct = []
+    for nats, row in zip(costs, yardstick_rows("questions"), strict=True):
+        by_byte = [cost / len(option.encode()) for cost, option in zip(nats, row["options"], strict=True)]
         correct.append(by_byte.index(min(by_byte)) == row["answer"])
     return correct

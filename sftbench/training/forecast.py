@@ -14,11 +14,11 @@ import psutil
 import torch
 from transformers import set_seed
 
-from ..data.packing import block_tokens
+from ..data.packing import batch_shape
 from ..distributed import process_count
 from ..errors import RunFailed
-from ..evaluation.probes import limit_threads, probe_losses, row_nats, score_probe, scoring_bytes
-from ..evaluation.yardstick import encode_yardstick
+from ..evaluation.probes import probe_losses, row_nats, score_probe, scoring_bytes
+from ..evaluation.yardstick import encode_texts
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
 from ..recipes.recipe import Recipe
@@ -108,11 +108,10 @@ def _available_memory() -> tuple[int, int]:
 
 def _stage_memory(ready: PreparedRun, stage: Stage, base: int) -> dict:
     """A stage's memory by part, and their sum; without both where it cannot be predicted."""
-    blocks = block_tokens(ready.datasets[stage.name][0])
-    width = int(blocks[:ready.plan[stage.name] * stage.settings.blocks_per_step].max())
+    width, trained = batch_shape(ready.datasets[stage.name][0], ready.plan[stage.name], stage.settings)
     config = load_model_config(ready.start, ready.recipe.model_revision)
     try:
-        parts = {"base": base} | predict_memory(config, stage.settings, ready.tokenizer, width)
+        parts = {"base": base} | predict_memory(config, stage.settings, ready.tokenizer, width, trained)
         # probes are scored while the optimiser holds its state; CUDA then uses the activations' memory again,
         # where glibc keeps it for pieces of its size
         scoring = max((scoring_bytes(rows, ready.facts.vocabulary) for rows in ready.live_probes.values()),
@@ -171,11 +170,9 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
         emit=lambda event: marks.append(time.monotonic()), probes=ready.live_probes, eval_steps=10**9))
     step = (marks[-1] - marks[-1 - timed]) / timed
     # scored again now: a fresh model's first time takes half as long again
-    batches = steps * settings.gradient_accumulation_steps
-    with limit_threads(model.num_parameters() * metrics.tokens / batches):
-        began = time.monotonic()
-        probe_losses(model, ready.tokenizer, ready.live_probes)
-        score = time.monotonic() - began
+    began = time.monotonic()
+    probe_losses(model, ready.tokenizer, ready.live_probes)
+    score = time.monotonic() - began
     del model
     release_memory()
     return Trial(step, score, max(metrics.seconds - steps * step, 0))
@@ -190,7 +187,7 @@ def _time_probes(ready: PreparedRun, model) -> float:
         score_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
         total += (time.monotonic() - began) * len(rows) / len(sample)
     if ready.recipe.yardstick:
-        rows = encode_yardstick(ready.tokenizer)
+        rows = encode_texts(ready.tokenizer)
         sample = rows[::8]
         began = time.monotonic()
         row_nats(model, sample, ready.tokenizer.pad_token_id)

@@ -7,7 +7,7 @@ from ..data.tokenization import EncodedRow
 from ..distributed import is_sharded
 from ..errors import RunFailed
 from ..evaluation.probes import probe_losses
-from ..evaluation.yardstick import encode_yardstick
+from ..evaluation.yardstick import encode_texts
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory, select_device
 from ..models.methods import compute_in_float32, trainable_parameters
@@ -59,7 +59,7 @@ def score_trained(model, tokenizer: PreTrainedTokenizerBase,
     if is_sharded():  # gathered in main memory
         model = model.to(select_device())
     return probe_losses(compute_in_float32(model), tokenizer,
-                        probes or {"yardstick": encode_yardstick(tokenizer)[:64]})
+                        probes or {"yardstick": encode_texts(tokenizer)[:64]})
 
 
 def check_stored(state: ModelState, stage: Stage, trained: dict[str, float],

@@ -22,10 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..models.architecture import build_empty
+from ..models.loading import select_device
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
 from ..recipes.stages import StageSettings
 
-MAX_LOGITS = 2**24  # numbers (64 MiB): up to here the logits of a batch are in memory at once
+# Numbers up to which the logits of a batch are in memory at once: 64 MiB in float32 on a GPU, whose kernels
+# beyond are fast, and 512 MiB on a CPU, where each piece is computed twice (TRL 1.16).
+MAX_LOGITS = {"cuda": 2**24, "cpu": 2**27}
 LOSS_TILE = (4096, 32768)  # tokens by vocabulary that TRL 1.16 takes at once where there are more
 NF4_BYTES = {True: 0.5 + 1 / 64, False: 0.5 + 4 / 64}  # a weight's 4 bit, and its share of a block's scale
 # Settings that move no byte: a prediction holds for all their values.
@@ -33,6 +36,11 @@ IRRELEVANT_SETTINGS = ("learning_rate", "warmup_ratio", "num_train_epochs", "max
                        "weight_decay", "max_grad_norm", "lr_scheduler_type", "seed", "prefix_init",
                        "prefix_init_text")
 _predicted: dict[str, dict] = {}  # of this process, since a look and a run need the same
+
+
+def max_logits() -> int:
+    """Numbers that the logits of a batch may have here, to be computed all at once."""
+    return MAX_LOGITS[select_device().type]
 
 
 def read_memory() -> int:
@@ -61,28 +69,31 @@ def reset_peak_memory() -> None:
         file.write("5")
 
 
-def predict_memory(config, settings: StageSettings, tokenizer, width: int) -> dict[str, int]:
+def predict_memory(config, settings: StageSettings, tokenizer, width: int,
+                   trained: int | None = None) -> dict[str, int]:
     """Bytes of `weights`, `gradients`, `optimiser` and `activations` at the peak of a step, by their sum.
 
-    `width` is the longest block of a batch in tokens. `activations` are all that is not of the other three:
+    `width` is what a block of the batch has computed, in tokens; `trained` are the tokens that train in all
+    of the batch (default: all). `activations` are all that is not of the other three:
     what the backward pass needs, and what is there for a moment only. `hand_over` is what storing the stage
     takes beyond all of these, since its weights are merged and scored in float32.
     """
     relevant = asdict(settings) | dict.fromkeys(IRRELEVANT_SETTINGS)
-    key = json.dumps([config.to_dict(), relevant, width], default=str, sort_keys=True)
+    trained = trained or settings.per_device_train_batch_size * width
+    key = json.dumps([config.to_dict(), relevant, width, trained], default=str, sort_keys=True)
     if key not in _predicted:
         dtype = torch.bfloat16 if settings.bf16 else torch.float32
         try:
-            _predicted[key] = _predict_memory(config, settings, tokenizer, width, dtype)
+            _predicted[key] = _predict_memory(config, settings, tokenizer, (width, trained), dtype)
         except RuntimeError:  # grouped experts are known to the meta device in bfloat16 only (torch 2.13)
-            parts = _predict_memory(config, settings, tokenizer, width, torch.bfloat16)
+            parts = _predict_memory(config, settings, tokenizer, (width, trained), torch.bfloat16)
             _predicted[key] = parts | {"activations": parts["activations"] * 2}
         parts = _predicted[key]
         parts["hand_over"] = max(parts["hand_over"] - sum(parts.values()) + parts["hand_over"], 0)
     return dict(_predicted[key])
 
 
-def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
+def _predict_memory(config, settings: StageSettings, tokenizer, shape: tuple[int, int],
                     dtype: torch.dtype) -> dict[str, int]:
     with torch.device("meta"):
         model = build_empty(config, dtype=dtype)
@@ -92,7 +103,7 @@ def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
         model = METHOD_FUNCTIONS[settings.method](
             model, tokenizer, replace(settings, prefix_init="random"), "")
         trained = sum(trainable_parameters(model).values())
-        moving = _step_bytes(model, settings, width, config.get_text_config().vocab_size)
+        moving = _step_bytes(model, settings, *shape, config.get_text_config().vocab_size)
     added = max(sum(parameter.numel() for parameter in model.parameters()) - stored, 0)
     loaded = 2 if settings.bf16 and settings.method in ("lora", "qlora", "ptuning_v2") else 4
     weights = stored * loaded + added * 4
@@ -109,10 +120,10 @@ def _predict_memory(config, settings: StageSettings, tokenizer, width: int,
             "activations": max(moving - gradients, 0), "hand_over": (stored + added + merged) * 4}
 
 
-def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> int:
+def _step_bytes(model, settings: StageSettings, width: int, logits: int, vocabulary: int) -> int:
     """The peak, over one step forward and back, of all that comes and goes beside the weights."""
     batch = settings.per_device_train_batch_size
-    tiled = batch * width * vocabulary > MAX_LOGITS
+    tiled = logits * vocabulary > max_logits()
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.train()
@@ -123,9 +134,12 @@ def _step_bytes(model, settings: StageSettings, width: int, vocabulary: int) -> 
     # on the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does
     fused = mock.patch.object(functional, "scaled_dot_product_attention",
                               lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
-    with _Tally(limit=batch * (width - 1) * vocabulary if tiled else None) as counted, fused:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    with _Tally(limit=batch * width * vocabulary if tiled else None) as counted, fused:
+        if not tiled:
+            model.get_output_embeddings().register_forward_pre_hook(
+                lambda layer, inputs: (inputs[0].flatten(0, 1)[:logits][None], *inputs[1:]))
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
+        functional.cross_entropy(output.float(), ids.flatten()[:len(output)]).backward()
     if not tiled:
         return counted.peak
     tile = min(batch * width, LOSS_TILE[0]) * min(vocabulary, LOSS_TILE[1]) * 4

@@ -19,16 +19,18 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..data.packing import block_tokens, collate_batch
+from ..data.packing import block_tokens, collate_batch, spread_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
-from ..evaluation.probes import limit_threads, probe_losses
-from ..models.architecture import gives_router_logits
+from ..evaluation.probes import probe_losses
+from ..models.architecture import attention_cost, gives_router_logits
+from ..models.logits import select_logits
+from ..models.threads import ThreadChooser
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
 from .hand_over import check_changes, sum_weights
-from .memory import MAX_LOGITS, read_memory, read_peak_memory, reset_peak_memory
+from .memory import max_logits, read_memory, read_peak_memory, reset_peak_memory
 
 
 @dataclass
@@ -143,22 +145,37 @@ def keep_config(model):
         setattr(config, name, value)
 
 
-class StageTrainer(SFTTrainer):
-    """TRL's trainer; where the logits are few, its loss is taken from all of them at once.
+def _make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
+    """Blocks to a batch; of packed ones the rows in as many sequences as this model computes fastest."""
+    cost = attention_cost(model)
+    # beyond their positions some families lack a mask too (GPT-Neo), though each row's positions begin at 0
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    TRL 1.16 always takes it piece by piece, beside entropy and accuracy: right for large vocabularies, and an
-    eighth of the step for small ones. The loss is the same: the sum over trained tokens by their count.
+    def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
+        return collate_batch(spread_rows(blocks, cost, context) if packing else blocks, pad_token_id, packing)
+
+    return collate
+
+
+class StageTrainer(SFTTrainer):
+    """TRL's trainer, with logits of the trained tokens alone, and all at once where they are not too many.
+
+    TRL 1.16 takes them piece by piece, beside entropy and accuracy, and twice for the backward pass; on a CPU
+    for the tokens that are not trained as well. The loss is the same: the sum over trained tokens by their
+    count.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss in nats per trained token, over all ranks' tokens where there are several."""
-        size = inputs["input_ids"].numel() * self.model.config.get_text_config().vocab_size
-        if self.aux_loss_enabled or return_outputs or size > MAX_LOGITS:
+        labels = inputs["labels"].roll(-1, dims=1)
+        trained = labels != IGNORE_INDEX  # never the last, since the first token of a row is no label
+        size = int(trained.sum()) * self.model.config.get_text_config().vocab_size
+        if self.aux_loss_enabled or return_outputs or size > max_logits():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[:, 1:].flatten()
-        logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-        count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum") / count
+        del inputs["labels"]
+        logits = select_logits(model, trained, **inputs)
+        count = len(logits) if num_items_in_batch is None else num_items_in_batch
+        loss = cross_entropy(logits.float(), labels[trained], reduction="sum") / count
         return loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -252,21 +269,20 @@ def train_stage(model, context: StageContext) -> StageMetrics:
         callback.emit(0, start_loss, steps=steps)
     reset_peak_memory()
     fields, trackers = _make_tracker(context)
+    threads = [] if torch.cuda.is_available() else [ThreadChooser(callback.tokens)]
     # balancing experts is for the router, which a prefix leaves alone; transformers 5.23 fails on both
     if settings.method == "ptuning_v2" or not gives_router_logits(model):
         fields["router_aux_loss_coef"] = 0.0
     with tempfile.TemporaryDirectory() as folder, keep_config(model):
         trainer = StageTrainer(
             model=model, processing_class=tokenizer, train_dataset=context.dataset,
-            callbacks=[*trackers, callback],
+            callbacks=[*threads, *trackers, callback],
             args=make_sft_config(
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
-            data_collator=lambda examples: collate_batch(examples, tokenizer.pad_token_id, settings.packing))
+            data_collator=_make_collator(model, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
         before = sum_weights(dict(model.named_parameters()))  # here, since TRL casts QLoRA's matrices
-        batches = steps * settings.gradient_accumulation_steps
-        with limit_threads(model.num_parameters() * callback.tokens[-1] / batches):
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     model.__dict__.pop("forward", None)  # accelerate 1.15 leaves its autocast around the trained model
     if callback.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {context.name}")
