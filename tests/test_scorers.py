@@ -305,7 +305,7 @@ def test_scores_are_stored_by_scorer(recipe, tmp_path):
     rows = [task("a", "1"), task("b", "2", scorer="exact")]
     exact, number = (prepare_recipe(recipe(rows, scorer=name)).probes for name in ("exact", "number"))
     state = prepare_recipe(recipe(rows)).start_state(tmp_path)
-    assert exact.scores_path(state) != number.scores_path(state)
+    assert exact.scores_paths(state) != number.scores_paths(state)
     assert number.scorers == {"domain_tasks": {"number": 1, "exact": 1}}
 
 

@@ -22,7 +22,7 @@ from .probes import score_probe
 from .scorers import check_wanted, lossy_answers, wanted_answer
 from .yardstick import score_yardstick, yardstick_digest
 
-SCORES_FORMAT = 2  # of the stored scores: with another number they are computed again
+SCORES_FORMAT = 3  # of the stored scores: with another number they are computed again
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,35 @@ class ProbeSet:
                                 f"train too; give such rows as {role}_probe alone")
         return warnings
 
-    def scores_path(self, state: ModelState) -> Path:
-        """Where the scores of a state are stored."""
-        key = hash_key(format=SCORES_FORMAT, scorer=self.scorer, state=state.key,
-                       tokenizer=tokenizer_fingerprint(self.tokenizer),
-                       max_length=self.max_length, max_new_tokens=self.max_new_tokens,
-                       probes={role: digest_rows(rows) for role, rows in self.rows.items()},
-                       yardstick=yardstick_digest() if self.yardstick else None)
-        return state.store / "probes" / f"{key}.json"
+    def scores_paths(self, state: ModelState) -> dict[str, Path]:
+        """Where each role's scores of a state are stored, so that another probe leaves the others' alone."""
+        shared = {"format": SCORES_FORMAT, "state": state.key,
+                  "tokenizer": tokenizer_fingerprint(self.tokenizer)}
+        keys = {role: hash_key(**shared, scorer=self.scorer, max_length=self.max_length,
+                               max_new_tokens=self.max_new_tokens, rows=digest_rows(rows))
+                for role, rows in self.rows.items()}
+        if self.yardstick:
+            keys["yardstick"] = hash_key(**shared, rows=yardstick_digest())
+        return {role: state.store / "probes" / f"{key}.json" for role, key in keys.items()}
+
+    def unscored(self, state: ModelState) -> list[str]:
+        """The roles whose scores of a state are not in the store yet."""
+        return [role for role, path in self.scores_paths(state).items() if not path.exists()]
 
     def score(self, state: ModelState) -> dict[str, dict[str, float]]:
         """The state's scores by role, from the store or computed now; loss in nats per token."""
-        path = self.scores_path(state)
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
-        model = state.load()
-        scores = {role: score_probe(model, self.tokenizer, rows, self.max_length, self.max_new_tokens)
-                  for role, rows in (self.rows | self.tasks).items()}
-        if self.yardstick:
-            scores["yardstick"] = score_yardstick(model, self.tokenizer)
-        del model
-        release_memory()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, scores)
-        return scores
+        paths = self.scores_paths(state)
+        if unscored := self.unscored(state):
+            model = state.load()
+            for role in unscored:
+                paths[role].parent.mkdir(parents=True, exist_ok=True)
+                write_json(paths[role], self._score_role(model, role))
+            del model
+            release_memory()
+        return {role: json.loads(path.read_text(encoding="utf-8")) for role, path in paths.items()}
+
+    def _score_role(self, model, role: str) -> dict[str, float]:
+        if role == "yardstick":
+            return score_yardstick(model, self.tokenizer)
+        return score_probe(model, self.tokenizer, self.tasks.get(role, self.rows[role]), self.max_length,
+                           self.max_new_tokens)

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 TRIED_STEPS = 3  # with each number of threads; the first of them starts the threads and does not count
+FALLEN = 1.1  # times the best, from which on no fewer threads are tried
 SLOWER = 1.5  # times what was measured, over SLOW_STEPS in a row, from which on it is tried again
 SLOW_STEPS = 8
 OWN_CORE = 0.5  # of a core that others use before it counts as theirs
@@ -49,6 +50,8 @@ class ThreadChooser(TrainerCallback):
         self.trial.pop(0)
         if self.trial.count(threads) < TRIED_STEPS - 1:
             self.pace[threads] = min(pace, self.pace.get(threads, pace))
+        if threads not in self.trial and self.pace[threads] > FALLEN * min(self.pace.values()):
+            self.trial = []  # fewer would be slower still
         if not self.trial:
             self._choose()
 

@@ -251,7 +251,7 @@ def _prefix_text(ready: PreparedRun, stage: Stage) -> str:
 def _score_state(run: Run, state: ModelState, stage: str, step: int) -> dict:
     """The scores of a state, from the store or computed now, and logged."""
     probes = run.ready.probes
-    if not probes.scores_path(state).exists():
+    if probes.unscored(state):
         run.log.settle()
     scores = probes.score(state)
     run.log({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()

@@ -18,7 +18,7 @@ from ..data.packing import batch_shape
 from ..distributed import process_count
 from ..errors import RunFailed
 from ..evaluation.probes import probe_losses, row_nats, score_probe, scoring_bytes
-from ..evaluation.yardstick import encode_texts
+from ..evaluation.yardstick import encode_questions, encode_texts, score_options
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
 from ..recipes.recipe import Recipe
@@ -29,10 +29,12 @@ from .prepare import PreparedRun, prepare_recipe
 from .trainer import StageContext, eval_interval, train_stage
 
 WARMUP_STEPS = 1  # steps of a trial that only warm up
-TIMED_STEPS = (3, 16)  # steps of a trial that are timed, at least and at most: else a tenth of the stage
+TIMED_STEPS = (3, 16)  # steps of a trial that are timed, at least and at most: else a 40th of the stage
 MIN_TIMED_STEPS = 20  # a trial of a shorter stage would take a good part of the stage itself
+TRIAL_SECONDS = 8.0  # from which on a trial takes no further step, once the least are timed
 NO_ROOM = "memory does not suffice to try a step"
-SAMPLE_ROWS = 64  # rows of a probe that are scored in a trial, one batch of answers
+SAMPLE_ROWS = (8, 64)  # rows of a probe that are scored in a trial; more, a batch of answers, where
+SAMPLE_SECONDS = 0.5  # the fewer took less than this
 TIGHT_SHARE = 0.85  # of the room, from which on another program or a longer row may be too much
 
 
@@ -156,7 +158,7 @@ class Trial:
 def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     """Train a few steps of a stage, spread over it, and time them."""
     settings, (dataset, _) = stage.settings, ready.datasets[stage.name]
-    timed = min(max(ready.plan[stage.name] // 10, TIMED_STEPS[0]), TIMED_STEPS[1])
+    timed = min(max(ready.plan[stage.name] // 40, TIMED_STEPS[0]), TIMED_STEPS[1])
     steps, size = WARMUP_STEPS + timed, settings.blocks_per_step
     firsts = [number * ready.plan[stage.name] // steps * size for number in range(steps)]
     chosen = [min(first + block, len(dataset) - 1) for first in firsts for block in range(size)]
@@ -167,7 +169,9 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     marks = [time.monotonic()]
     metrics = train_stage(model, StageContext(
         "trial", replace(settings, max_steps=steps), ready.tokenizer, dataset.select(chosen),
-        emit=lambda event: marks.append(time.monotonic()), probes=ready.live_probes, eval_steps=10**9))
+        emit=lambda event: marks.append(time.monotonic()), probes=ready.live_probes, eval_steps=10**9,
+        trial=(WARMUP_STEPS + TIMED_STEPS[0], TRIAL_SECONDS)))
+    timed = metrics.steps - WARMUP_STEPS
     step = (marks[-1] - marks[-1 - timed]) / timed
     # scored again now: a fresh model's first time takes half as long again
     began = time.monotonic()
@@ -175,21 +179,25 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     score = time.monotonic() - began
     del model
     release_memory()
-    return Trial(step, score, max(metrics.seconds - steps * step, 0))
+    return Trial(step, score, max(metrics.seconds - metrics.steps * step, 0))
 
 
 def _time_probes(ready: PreparedRun, model) -> float:
     """Seconds of scoring all probes once, by scoring a part of each."""
     total = 0.0
     for rows in ready.probes.rows.values():
-        sample = rows[:SAMPLE_ROWS]
-        began = time.monotonic()
-        score_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
-        total += (time.monotonic() - began) * len(rows) / len(sample)
+        for count in SAMPLE_ROWS:
+            sample, began = rows[:count], time.monotonic()
+            score_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
+            if (took := time.monotonic() - began) > SAMPLE_SECONDS:
+                break
+        total += took * len(rows) / len(sample)
     if ready.recipe.yardstick:
-        rows = encode_texts(ready.tokenizer)
-        sample = rows[::8]
+        texts, questions = encode_texts(ready.tokenizer), encode_questions(ready.tokenizer)
         began = time.monotonic()
-        row_nats(model, sample, ready.tokenizer.pad_token_id)
-        total += (time.monotonic() - began) * len(rows) / len(sample)
+        row_nats(model, texts[::16], ready.tokenizer.pad_token_id)
+        total += (time.monotonic() - began) * len(texts) / len(texts[::16])
+        began = time.monotonic()
+        score_options(model, questions[::16], ready.tokenizer.pad_token_id)
+        total += (time.monotonic() - began) * len(questions) / len(questions[::16])
     return total

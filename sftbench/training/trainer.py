@@ -39,8 +39,9 @@ class StageContext:
 
     `dataset` has the stage's blocks in training order, `probes` the encoded rows that are scored while it
     trains, every `eval_steps` (None: eight times a stage), as `eval_<role>_loss`. With `checkpoints` training
-    goes on from their latest, and stops when they request it. `tracker` is `tensorboard`, `trackio` or
-    None; it writes beside the run in `run_folder`.
+    goes on from their latest, and stops when they request it. A `trial` ends after so many steps and seconds
+    at least, and takes all threads. `tracker` is `tensorboard`, `trackio` or None; it writes beside the run
+    in `run_folder`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class StageContext:
     probes: dict[str, list[EncodedRow]] = field(default_factory=dict)
     eval_steps: int | None = None
     checkpoints: Checkpoints | None = None
+    trial: tuple[int, float] | None = None
     tracker: str | None = None
     run_folder: Path = Path()
 
@@ -232,6 +234,8 @@ class StageCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model, **_):
         if state.global_step >= state.max_steps:
             return
+        if trial := self.context.trial:
+            control.should_training_stop = state.global_step >= trial[0] and self.seconds > trial[1]
         if self.every and state.global_step % self.every == 0:
             self.emit(state.global_step, probe_losses(model, self.context.tokenizer, self.context.probes))
         if self.checkpoints:
@@ -269,7 +273,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
         callback.emit(0, start_loss, steps=steps)
     reset_peak_memory()
     fields, trackers = _make_tracker(context)
-    threads = [] if torch.cuda.is_available() else [ThreadChooser(callback.tokens)]
+    threads = [] if torch.cuda.is_available() or context.trial else [ThreadChooser(callback.tokens)]
     # balancing experts is for the router, which a prefix leaves alone; transformers 5.23 fails on both
     if settings.method == "ptuning_v2" or not gives_router_logits(model):
         fields["router_aux_loss_coef"] = 0.0
