@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from ..distributed import process_count
 from ..recipes.stages import StageSettings
 from .tokenization import IGNORE_INDEX, EncodedRow, RoleTokens
 
@@ -57,6 +58,13 @@ def join_rows(rows: list[EncodedRow]) -> dict[str, list[int]]:
 def block_tokens(dataset: Dataset, which: str = "tokens") -> np.ndarray:
     """The tokens of each block, or those "trained", without reading the blocks."""
     return dataset.data.column(which).to_numpy()
+
+
+def count_steps(dataset: Dataset, settings: StageSettings) -> int:
+    """Optimiser steps of a stage: its blocks by batch, processes and accumulation, at most `max_steps`."""
+    batches = math.ceil(len(dataset) / settings.per_device_train_batch_size / process_count())
+    steps = math.ceil(batches / settings.gradient_accumulation_steps)
+    return min(steps, settings.max_steps or steps)
 
 
 def batch_shape(dataset: Dataset, steps: int, settings: StageSettings) -> tuple[int, int]:

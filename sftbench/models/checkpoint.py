@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peft import PeftModel
-
 from ..errors import BadInput
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings
@@ -42,6 +40,7 @@ class ModelState:
         model = (load_for_training(*self._base, settings, on_cpu) if settings else
                  load_model(*self._base, on_cpu=on_cpu))
         if self.prefix:
+            from peft import PeftModel  # here, since it takes a second to load
             model = PeftModel.from_pretrained(model, self.store / self.prefix / "adapter")
         return model
 

@@ -21,7 +21,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.stages import StageSettings
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
-from . import architecture, loading, methods
+from . import architecture, loading
 
 MIN_LENGTH = 8  # tokens of the shortest block that a recipe may state
 ALL_TOKENS = 10**9
@@ -50,6 +50,7 @@ def ask_start_model(recipe: Recipe, settings: StageSettings, facts: Facts, start
 
 def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, large: bool) -> dict:
     """The model's answers, of which those that `path` does not hold yet are asked for and stored there."""
+    from . import methods  # here, since it loads PEFT, which takes a second
     answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     revision = recipe.model_revision
     tokenizer = loading.load_tokenizer(start, revision)
@@ -91,8 +92,8 @@ def find_untrained_tokens(tokenizer, embedding: torch.Tensor) -> list[str]:
 
 def _answers_path(pinned: str) -> Path:
     """Where the answers of a revision are stored, by these libraries to these questions."""
-    code = "".join(Path(module.__file__).read_text(encoding="utf-8")
-                   for module in (architecture, loading, methods))
+    code = "".join(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+                   for module in ("architecture", "loading", "methods"))
     key = hash_key(revision=pinned, code=code, versions=[
         version(name) for name in ("torch", "transformers", "peft")])
     return cache_folder() / f"model-{key}.json"

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from ..data.packing import mix_rows, rows_to_dataset
+from ..data.packing import count_steps, mix_rows, rows_to_dataset
 from ..data.tokenization import encode_probe, encode_row
 from ..models.loading import load_model, silence_libraries
 from ..recipes.facts import Facts
@@ -30,7 +30,7 @@ from ..recipes.stages import stage_settings
 from ..reports.progress import show_progress
 from ..runs.events import append_event
 from ..runs.stage_store import file_sha256
-from ..training.trainer import StageContext, count_steps, train_stage
+from ..training.trainer import StageContext, train_stage
 from .world import ABILITIES, ASSISTANT, FACTS, SYSTEM, USER, items, pretraining_text, world_rows
 
 LEARNING_RATE = 2e-3  # of the pre-training

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..data import tokenization
 from ..data.chat_template import describe_template
-from ..data.packing import build_stage_dataset
+from ..data.packing import build_stage_dataset, count_steps
 from ..data.roles import Role, load_roles, role_warnings
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
@@ -28,7 +28,6 @@ from ..evaluation.scoring import ProbeSet
 from ..models import loading
 from ..models.architecture import measure_architecture
 from ..models.checkpoint import ModelState
-from ..models.methods import check_parts
 from ..models.start_model import ask_start_model, check_positions, check_vocabulary, longest_prompt
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
@@ -41,7 +40,6 @@ from ..recipes.warnings import recipe_warnings
 from ..runs.stage_store import has_stage, hash_key
 from ..sources.names import card_rate
 from ..templates.rendering import RenderSettings, render_settings
-from .trainer import count_steps
 
 LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
 ADVICE_LENGTH = 1024  # tokens of a row that count for advice, where no recipe is resolved yet
@@ -101,6 +99,7 @@ class PreparedRun:
 
 def prepare_recipe(recipe: Recipe) -> PreparedRun:
     """Check the recipe, read and encode its data, and resolve it; raises BadInput with the remedy."""
+    from ..models.methods import check_parts  # here, since PEFT takes a second to load, and a look needs none
     loading.silence_libraries()
     mode = load_mode(recipe.mode)
     plans = recipe_stages(recipe, mode)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..data.packing import block_tokens, collate_batch, spread_rows
+from ..data.packing import block_tokens, collate_batch, count_steps, spread_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
@@ -68,13 +68,6 @@ class StageMetrics:
     peak_memory_bytes: int
     start_loss: dict[str, float]  # of each probe before the first step
     gathered: dict[str, Any] | None = None  # under FSDP the complete weights, on rank 0
-
-
-def count_steps(dataset: Dataset, settings: StageSettings) -> int:
-    """Optimiser steps of a stage: its blocks by batch, processes and accumulation, at most `max_steps`."""
-    batches = math.ceil(len(dataset) / settings.per_device_train_batch_size / process_count())
-    steps = math.ceil(batches / settings.gradient_accumulation_steps)
-    return min(steps, settings.max_steps or steps)
 
 
 def count_warmup_steps(settings: StageSettings, steps: int) -> int:
