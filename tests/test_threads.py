@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from sftbench.models import threads
-from sftbench.models.threads import SLOW_STEPS, TRIED_STEPS, ThreadChooser, thread_counts
+from sftbench.models.threads import SLOW_STEPS, TRIED_STEPS, ThreadChooser, keep_threads, thread_counts
 from tests.conftest import small_rows
 from tests.test_train import run
 
 
 @pytest.fixture
 def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with keep_threads():
+        torch.set_num_threads(4)
+        yield
 
 
 def take_steps(chooser, monkeypatch, seconds, others, steps, first=0):
@@ -44,8 +43,6 @@ def test_the_fastest_is_taken_of_cores_left(four_threads, monkeypatch, seconds, 
     chooser = ThreadChooser(list(range(0, 1000, 10)))
     used = take_steps(chooser, monkeypatch, seconds, others, 3 * TRIED_STEPS + 2)
     assert set(used[:2 * TRIED_STEPS - 1]) == {4, 2} and set(used[-3:]) == {chosen}
-    chooser.on_train_end(None, None, None)
-    assert torch.get_num_threads() == 4
 
 
 def test_steps_that_slow_down_are_tried_anew(four_threads, monkeypatch):
@@ -65,3 +62,4 @@ def test_threads_change_no_bit_of_what_is_trained(make_model, tokenizer, setting
     for losses, weights in results[1:]:
         assert losses == results[0][0]
         assert all(map(torch.equal, weights, results[0][1]))
+    assert torch.get_num_threads() == 4

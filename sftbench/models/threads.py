@@ -4,6 +4,7 @@ More threads are not always faster: the pieces of small work are short, and core
 threads wait for each other. What is computed is the same to the last bit (torch 2.13 with MKL on x86).
 """
 
+import contextlib
 import time
 
 import psutil
@@ -17,10 +18,20 @@ SLOW_STEPS = 8
 OWN_CORE = 0.5  # of a core that others use before it counts as theirs
 
 
+@contextlib.contextmanager
+def keep_threads():
+    """The number of threads is afterwards what it was before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ThreadChooser(TrainerCallback):
     """Sets the number of threads with which a token trains fastest.
 
-    While other programs use cores, the threads are as many as cores are left, and nothing is tried.
+    While other programs use cores, the threads are as many as cores are left, whatever was the fastest.
     """
 
     def __init__(self, tokens: list[int]):
@@ -54,9 +65,6 @@ class ThreadChooser(TrainerCallback):
             self.trial = []  # fewer would be slower still
         if not self.trial:
             self._choose()
-
-    def on_train_end(self, args, state, control, **_):
-        torch.set_num_threads(self.most)
 
     def _choose(self) -> None:
         left = int(psutil.cpu_count() - self.cores.others() + OWN_CORE)

@@ -26,7 +26,7 @@ from ..errors import RunFailed, Stopped
 from ..evaluation.probes import probe_losses
 from ..models.architecture import attention_cost, gives_router_logits
 from ..models.logits import select_logits
-from ..models.threads import ThreadChooser
+from ..models.threads import ThreadChooser, keep_threads
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
 from .hand_over import check_changes, sum_weights
@@ -279,7 +279,8 @@ def train_stage(model, context: StageContext) -> StageMetrics:
             data_collator=_make_collator(model, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
         before = sum_weights(dict(model.named_parameters()))  # here, since TRL casts QLoRA's matrices
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        with keep_threads():
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     model.__dict__.pop("forward", None)  # accelerate 1.15 leaves its autocast around the trained model
     if callback.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {context.name}")
