@@ -89,7 +89,7 @@ class RunLog:
 
     - at the start `plan` (steps by stage), `forecast`, `warnings`;
     - before a stage's first step `steps`, and after a score `eval_<role>_<measure>` (loss in nats per token;
-      accuracy and f1 from 0 to 1; within a stage of 64 rows a probe, between stages of all);
+      accuracy and f1 from 0 to 1; within a stage of 16 to 64 rows a probe, between stages of all);
     - after a step `loss`, `learning_rate`, `grad_norm`, `tokens` (trained so far), `memory_bytes`;
     - `reused` for an event of a stage taken from the store, `waiting` while another run trains the stage,
       `resumed` and `passed_over` where a checkpoint was taken up, `callback_error`;

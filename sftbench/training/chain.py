@@ -31,7 +31,7 @@ from .forecast import forecast_recipe
 from .hand_over import check_stored, score_trained
 from .memory import read_peak_memory
 from .outcome import check_disk_space, describe_run, record_early_end
-from .prepare import PreparedRun, encode_live_probes, library_versions, prepare_recipe
+from .prepare import PreparedRun, library_versions, prepare_recipe
 from .trainer import StageContext, StageMetrics, train_stage
 
 
@@ -189,7 +189,7 @@ def _check_hand_over(ready: PreparedRun, stage: Stage, written: ModelState, loss
     """The figure of a written stage, loaded with its tokenizer; RunFailed where it is not the trained one."""
     tokenizer = set_rendering(written.load_tokenizer(), ready.recipe.template_date,
                               ready.recipe.train_thoughts)
-    probes = encode_live_probes(tokenizer, ready.roles, ready.recipe.max_length)
+    probes = ready.encode_live_probes(tokenizer)
     if probes != ready.live_probes:
         raise RunFailed(f"stage {stage.name} wrote a tokenizer that reads the probes otherwise than the "
                         "start model's; take another model, or write its tokenizer anew", "hand-over")

@@ -52,7 +52,7 @@ def score_trained(model, tokenizer: PreTrainedTokenizerBase,
                   probes: dict[str, list[EncodedRow]]) -> dict[str, float]:
     """The probes' losses by the trained model in memory, in nats per token.
 
-    It computes in float32, as what is stored will: else 64 rows differ by the noise of bfloat16, which hides
+    It computes in float32, as what is stored will: else rows differ by the noise of bfloat16, which hides
     a small loss and looks like one where a probe is short. QLoRA's weights stay quantised. A run none of
     whose probes fits scores the yardstick's first rows.
     """

@@ -4,6 +4,7 @@ Everything that can fail for bad input fails here, before a model is loaded.
 """
 
 import importlib.util
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..data import tokenization
 from ..data.chat_template import describe_template
-from ..data.packing import build_stage_dataset, count_steps
+from ..data.packing import block_tokens, build_stage_dataset, count_steps
 from ..data.roles import Role, load_roles, role_warnings
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
@@ -41,7 +42,9 @@ from ..runs.stage_store import has_stage, hash_key
 from ..sources.names import card_rate
 from ..templates.rendering import RenderSettings, render_settings
 
-LIVE_ROWS = 64  # rows of each probe scored while a stage trains, and for advice; between stages all are
+# Rows of each probe scored while a stage trains, at least and at most: as many as make eight scorings read
+# a tenth of the tokens of the shortest stage. Between stages all rows are scored; for advice the most.
+LIVE_ROWS, LIVE_SHARE = (16, 64), 0.1 / 8
 ADVICE_LENGTH = 1024  # tokens of a row that count for advice, where no recipe is resolved yet
 # What decides what training yields, beside this package.
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -86,7 +89,13 @@ class PreparedRun:
     @cached_property
     def live_probes(self) -> dict[str, list[EncodedRow]]:
         """The part of each probe that is scored while a stage trains."""
-        return encode_live_probes(self.tokenizer, self.roles, self.recipe.max_length)
+        return self.encode_live_probes(self.tokenizer)
+
+    def encode_live_probes(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[EncodedRow]]:
+        """The live probes as tokens of this tokenizer."""
+        shortest = min(int(block_tokens(self.datasets[stage.name][0])[
+            :self.plan[stage.name] * stage.settings.blocks_per_step].sum()) for stage in self.stages)
+        return encode_live_probes(tokenizer, self.roles, self.recipe.max_length, shortest * LIVE_SHARE)
 
     def untrained_stages(self, store: Path) -> list[Stage]:
         """The stages that are not in the store yet."""
@@ -227,11 +236,15 @@ def stage_dataset(ready: PreparedRun, stage: Stage) -> tuple[Dataset, dict]:
     return dataset, drawn
 
 
-def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int) -> dict[str, list[EncodedRow]]:
-    """The first rows of each probe as tokens; roles none of whose rows fits are left out."""
-    encoded = {name: tokenization.encode_probe(tokenizer, role.probe[:LIVE_ROWS], max_length)[0]
+def encode_live_probes(tokenizer, roles: dict[str, Role], max_length: int,
+                       tokens: float = math.inf) -> dict[str, list[EncodedRow]]:
+    """The first rows of each probe, of about so many tokens; roles none of whose rows fits are left out."""
+    least, most = LIVE_ROWS
+    encoded = {name: tokenization.encode_probe(tokenizer, role.probe[:most], max_length)[0]
                for name, role in roles.items()}
-    return {name: rows for name, rows in encoded.items() if rows}
+    ends = {name: np.cumsum([len(row.input_ids) for row in rows]) for name, rows in encoded.items()}
+    return {name: rows[:max(least, int(np.searchsorted(ends[name], tokens)))]
+            for name, rows in encoded.items() if rows}
 
 
 def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],

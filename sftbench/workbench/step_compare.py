@@ -10,8 +10,8 @@ from .widgets import Fold, add_classes, button, column, grid, log_checkbox, row,
 
 COLUMNS = ("run", "mode", "method", "state", "domain", "general", "time", "memory")
 MAX_RUNS = 20  # in the table, newest first
-SCORING = ("While a stage trains, 64 rows of each probe are scored, at its end all of them: a line may jump "
-           "there.")
+SCORING = ("While a stage trains, 16 to 64 rows of each probe are scored, at its end all of them: a line may "
+           "jump there.")
 
 
 class CompareStep:
