@@ -3,7 +3,7 @@
 # Every tool runs as `python -m …` of that environment, so nothing has to be activated.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures families pocket lab test quick lint clean
+.PHONY: help setup demo figures families bench pocket lab test quick lint clean
 
 ifneq ($(VIRTUAL_ENV),)
 ENV := $(VIRTUAL_ENV)
@@ -41,6 +41,9 @@ figures: demo  ## draw README's picture anew
 
 families: setup  ## try every family by every method, and list in docs/models.md what came of it
 	@$(EACH_CORE) $(PY) benchmarks/families.py
+
+bench: setup  ## measure time beside a raw loop and TRL, into docs/performance.md; a quiet machine, 40 minutes
+	@$(PY) benchmarks/performance.py $(ARGS)
 
 pocket: setup  ## make the pocket's models again from nothing, into sftbench/pocket; some 20 minutes
 	@$(PY) -m sftbench.pocket.build

@@ -81,7 +81,10 @@ def causal_families() -> list[str]:
 
 def other_kind(family: str) -> str:
     """Why a family of the mapping is no decoder-only language model; empty where it is one or may be one."""
-    config = CONFIG_MAPPING[family]()
+    try:
+        config = CONFIG_MAPPING[family]()
+    except Exception:  # Gemma 4's assistant, which drafts for a model beside it
+        return "a family without a model of its own"
     if config.get_text_config() is not config:
         return "a model of several parts"
     beside = config.is_encoder_decoder or hasattr(config, "decoder_layers")

@@ -140,7 +140,7 @@ def keep_config(model):
         setattr(config, name, value)
 
 
-def _make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
+def make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
     """Blocks to a batch; of packed ones the rows in as many sequences as this model computes fastest."""
     cost = attention_cost(model)
     # beyond their positions some families lack a mask too (GPT-Neo), though each row's positions begin at 0
@@ -196,13 +196,18 @@ class StageCallback(TrainerCallback):
         self.every = eval_interval(steps, context.eval_steps) if context.probes else 0
         before = self.checkpoints.progress if self.checkpoints else {}
         self.losses: list[float] = before.get("losses", [])
-        self.peak_memory = before.get("peak_memory", 0)
+        self.peak_before = before.get("peak_memory", 0)
         self.began = time.monotonic() - before.get("seconds", 0)
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, without the time in which the stage was stopped."""
         return time.monotonic() - self.began
+
+    @property
+    def peak_memory(self) -> int:
+        """The peak of bytes in use, in the processes that trained the stage before it was stopped too."""
+        return max(self.peak_before, read_peak_memory())
 
     def emit(self, step: int, losses: dict[str, float] | None = None, **values) -> None:
         """Emit an event of this stage, with its probes' losses where they were scored."""
@@ -214,7 +219,6 @@ class StageCallback(TrainerCallback):
             return
         step = state.global_step
         self.losses.append(logs["loss"])
-        self.peak_memory = max(self.peak_memory, read_peak_memory())
         self.emit(step, loss=logs["loss"], learning_rate=logs["learning_rate"],
                   grad_norm=logs.get("grad_norm"), tokens=self.tokens[step], memory_bytes=read_memory())
         for name in ("loss", "grad_norm"):
@@ -276,7 +280,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
             callbacks=[*threads, *trackers, callback],
             args=make_sft_config(
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
-            data_collator=_make_collator(model, tokenizer.pad_token_id, settings.packing))
+            data_collator=make_collator(model, tokenizer.pad_token_id, settings.packing))
         trainer.remove_callback(PrinterCallback)
         before = sum_weights(dict(model.named_parameters()))  # here, since TRL casts QLoRA's matrices
         with keep_threads():

@@ -1,0 +1,153 @@
+"""One training for a few steps by sftbench, by a raw loop or by TRL alone, timed step by step.
+
+    python benchmarks/trainers.py WHO MODEL DATA METHOD STEPS
+
+WHO is `sftbench`, `loop`, `trl` or `trl-packed`; MODEL is `pocket` (its own text, CPT) or a model's
+folder, to which DATA's questions and answers are taught. Prints one line of JSON, by step: `seconds`,
+`tokens` (of rows, without padding), `computed` tokens (with it), `losses`. `performance.py` compares.
+"""
+
+import itertools
+import json
+import sys
+import time
+from dataclasses import replace
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback, set_seed
+
+from sftbench.data.tokenization import IGNORE_INDEX
+from sftbench.models.loading import load_for_training
+from sftbench.models.logits import select_logits
+from sftbench.models.methods import METHOD_FUNCTIONS
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.training import trainer
+from sftbench.training.prepare import PreparedRun, prepare_recipe
+
+
+def prepare(model: str, data: str, method: str, steps: int) -> PreparedRun:
+    """The run whose first stage is timed, at a constant rate and without dropout, which draws by place."""
+    own = ({"mode": "2", "cpt_per_device_train_batch_size": 4} if model == "pocket" else
+           {"mode": "6", "chat_model": model, "domain_tasks": data})
+    ready = prepare_recipe(override(Recipe(), max_steps=steps, method=method, lora_dropout=0.0,
+                                    prefix_init="random", yardstick=False, **own))
+    stage = ready.stages[0]
+    constant = replace(stage.settings, lr_scheduler_type="constant_with_warmup")
+    return replace(ready, stages=(replace(stage, settings=constant),))
+
+
+def load(ready: PreparedRun):
+    """The model as the stage trains it."""
+    settings = ready.stages[0].settings
+    set_seed(settings.seed)
+    model = load_for_training(ready.start, ready.recipe.model_revision, settings)
+    return METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, "")
+
+
+class Clock(TrainerCallback):
+    """When steps ended, with which losses, and the tokens of rows and of batches that a collator saw."""
+
+    def __init__(self):
+        self.times, self.losses, self.tokens, self.computed = [time.perf_counter()], [], [], []
+
+    def on_log(self, args, state, control, logs, **_):
+        if "loss" in logs:
+            self.tick(logs["loss"])
+
+    def tick(self, loss: float) -> None:
+        """A step has ended."""
+        self.times.append(time.perf_counter())
+        self.losses.append(loss)
+
+    def count(self, collate):
+        """The collator, with its examples' tokens and those of its batches counted."""
+        def counted(examples):
+            batch = collate(examples)
+            self.tokens.append(sum(len(example["input_ids"]) for example in examples))
+            self.computed.append(batch["input_ids"].numel())
+            return batch
+        return counted
+
+    def report(self) -> dict:
+        """What was counted, by step: a trainer reads a batch ahead, which is none."""
+        steps = len(self.losses)
+        return {"seconds": [after - before for before, after in itertools.pairwise(self.times)],
+                "tokens": self.tokens[:steps], "computed": self.computed[:steps], "losses": self.losses}
+
+
+def train_sftbench(ready: PreparedRun) -> dict:
+    """sftbench's own loop."""
+    stage, clock, model = ready.stages[0], Clock(), load(ready)
+    trainer.train_stage(model, trainer.StageContext(
+        stage.name, stage.settings, ready.tokenizer, ready.datasets[stage.name][0],
+        lambda event: clock.tick(event["loss"]) if "loss" in event else None))
+    for _ in batches(ready, model, clock):
+        pass
+    return clock.report()
+
+
+def batches(ready: PreparedRun, model, clock: Clock):
+    """The batches of the stage, as sftbench trains them, with their tokens counted."""
+    stage = ready.stages[0]
+    dataset, size = ready.datasets[stage.name][0], stage.settings.per_device_train_batch_size
+    collate = clock.count(trainer.make_collator(model, ready.tokenizer.pad_token_id, stage.settings.packing))
+    for step in range(ready.plan[stage.name]):
+        blocks = range(step * size, min((step + 1) * size, len(dataset)))
+        yield collate([dataset[block] for block in blocks])
+
+
+def train_loop(ready: PreparedRun) -> dict:
+    """A loop written out, on the same batches, with all that makes it fast and nothing else."""
+    stage, clock, model = ready.stages[0], Clock(), load(ready).train()
+    settings, weights = stage.settings, [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay,
+                                  fused=True)
+    warmup = trainer.count_warmup_steps(settings, ready.plan[stage.name])
+    for step, batch in enumerate(batches(ready, model, clock)):
+        labels = batch.pop("labels").roll(-1, dims=1)
+        trained = labels != IGNORE_INDEX
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            logits = select_logits(model, trained, **batch)
+        loss = cross_entropy(logits.float(), labels[trained])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1, step / max(warmup, 1) or not warmup)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.tick(loss.item())
+    return clock.report()
+
+
+def train_trl(ready: PreparedRun, packing: bool) -> dict:
+    """TRL alone, on the same rows with the same settings."""
+    from trl import SFTConfig, SFTTrainer
+    stage, clock = ready.stages[0], Clock()
+    settings, (role, *_) = stage.settings, stage.shares
+    rows = [ready.roles[role].train[number] for number in range(min(2000, len(ready.roles[role].train)))]
+    data = [{"text": row["text"]} if "text" in row else
+            {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
+    config = trainer.make_sft_config(settings, "runs/.trl", ready.plan[stage.name])
+    config = SFTConfig(**{name: getattr(config, name) for name in (
+        "per_device_train_batch_size", "learning_rate", "max_steps", "warmup_steps", "weight_decay",
+        "max_grad_norm", "seed", "bf16", "activation_checkpointing", "use_cpu", "logging_steps",
+        "lr_scheduler_type")}, output_dir="runs/.trl", max_length=settings.max_length, packing=packing,
+        report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False)
+    one = SFTTrainer(model=load(ready), args=config, train_dataset=Dataset.from_list(data),
+                     processing_class=ready.tokenizer, callbacks=[clock])
+    one.data_collator = clock.count(one.data_collator)
+    clock.times = [time.perf_counter()]
+    one.train()
+    return clock.report()
+
+
+def main(who: str, model: str, data: str, method: str, steps: str) -> None:
+    """Train, and print what was counted."""
+    train = {"sftbench": train_sftbench, "loop": train_loop, "trl": lambda one: train_trl(one, False),
+             "trl-packed": lambda one: train_trl(one, True)}[who]
+    sys.stdout.write(json.dumps(train(prepare(model, data, method, int(steps)))) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
