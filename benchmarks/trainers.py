@@ -1,25 +1,29 @@
-"""One training for a few steps by sftbench, by a raw loop or by TRL alone, timed step by step.
+"""One training for a few steps by sftbench, a raw loop, TRL alone or LLaMA-Factory, timed step by step.
 
     python benchmarks/trainers.py WHO MODEL DATA METHOD STEPS
 
-WHO is `sftbench`, `loop`, `trl` or `trl-packed`; MODEL is `pocket` (its own text, CPT) or a model's
-folder, to which DATA's questions and answers are taught. Prints one line of JSON, by step: `seconds`,
-`tokens` (of rows, without padding), `computed` tokens (with it), `losses`. `performance.py` compares.
+WHO is `sftbench`, `loop`, `trl`, `trl-packed` or `llama-factory` (of `pocket` alone); MODEL is
+`pocket` (its own text, CPT) or a model's folder, to which DATA's questions and answers are taught. Prints one
+line of JSON, by step: `seconds`, `tokens` (of rows, without padding), `computed` tokens (with it), `losses`.
+`performance.py` compares.
 """
 
 import itertools
 import json
+import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from datasets import Dataset
+from llama_factory import PYTHON
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
 from sftbench.data.tokenization import IGNORE_INDEX
-from sftbench.models.loading import load_for_training
+from sftbench.models.loading import load_for_training, locate_model
 from sftbench.models.logits import select_logits
 from sftbench.models.methods import METHOD_FUNCTIONS
 from sftbench.recipes.recipe import Recipe, override
@@ -142,10 +146,35 @@ def train_trl(ready: PreparedRun, packing: bool) -> dict:
     return clock.report()
 
 
+def train_llama_factory(ready: PreparedRun) -> dict:
+    """LLaMA-Factory in its own environment, on the same texts with the same settings."""
+    stage, folder = ready.stages[0], Path("runs/.llamafactory").absolute()
+    settings, (role, *_) = stage.settings, stage.shares
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.jsonl").write_text("".join(
+        json.dumps({"text": row["text"]}) + "\n" for row in ready.roles[role].train), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps(
+        {"texts": {"file_name": "texts.jsonl", "columns": {"prompt": "text"}}}))
+    steps = ready.plan[stage.name]
+    (folder / "arguments.json").write_text(json.dumps({name: getattr(settings, name) for name in (
+        "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+        "weight_decay", "max_grad_norm", "seed", "bf16")} | {
+            "model_name_or_path": locate_model(ready.start), "stage": "pt", "do_train": True,
+            "finetuning_type": "full", "dataset": "texts", "dataset_dir": str(folder), "template": "empty",
+            "packing": True, "cutoff_len": settings.max_length, "max_steps": steps,
+            "use_cpu": True, "logging_steps": 1,
+            "warmup_steps": trainer.count_warmup_steps(settings, steps), "save_strategy": "no",
+            "disable_gradient_checkpointing": not settings.gradient_checkpointing, "report_to": "none",
+            "output_dir": str(folder / "out"), "overwrite_output_dir": True, "overwrite_cache": True}))
+    ran = subprocess.run([str(PYTHON), "benchmarks/llama_factory.py", str(folder / "arguments.json")],
+                         check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 def main(who: str, model: str, data: str, method: str, steps: str) -> None:
     """Train, and print what was counted."""
     train = {"sftbench": train_sftbench, "loop": train_loop, "trl": lambda one: train_trl(one, False),
-             "trl-packed": lambda one: train_trl(one, True)}[who]
+             "trl-packed": lambda one: train_trl(one, True), "llama-factory": train_llama_factory}[who]
     sys.stdout.write(json.dumps(train(prepare(model, data, method, int(steps)))) + "\n")
 
 

@@ -38,9 +38,9 @@ def test_the_page_says_what_was_measured():
     text = performance.page_text({
         "a training": {"ms_per_token": {"sftbench": [2, 1, 3]}, "ratio": {"loop": [1.5, 1, 2]},
                        "padding": 0.031, "busy": True},
-        "a command": {"seconds": [0.25, 0.2, 0.3], "busy": False}})
-    assert "| a training | 2 (1–3) | 1.5 (1–2) | – | – | 3.1% | (busy machine)" in text
-    assert "| `a command` | 0.25 (0.2–0.3) |\n" in text
+        "import it": {"seconds": [0.25, 0.2, 0.3], "busy": False}})
+    assert "| a training | 2 (1–3) | 1.5 (1–2) | – | – | – | – | 3.1% | (busy machine)" in text
+    assert "| `import it` | 0.25 (0.2–0.3) | – | ≤ 0.2 |\n" in text
 
 
 def test_a_busy_machine_is_not_measured(monkeypatch):
@@ -48,3 +48,10 @@ def test_a_busy_machine_is_not_measured(monkeypatch):
     with pytest.raises(SystemExit, match="other programs use"):
         performance.check_quiet(busy=False)
     performance.check_quiet(busy=True)
+
+
+def test_runs_made_for_the_comparison_are_found(tmp_path):
+    performance.write_runs(tmp_path, 12)
+    ran = performance.run_python(["-c", performance.COMPARE, str(tmp_path)])
+    assert ran["runs"] == 12 and ran["seconds"] > 0
+    assert performance.run_python(["-c", "raise SystemExit('no')"]) is None
