@@ -281,6 +281,24 @@ def test_check_names_a_wanted_answer_that_its_scorer_cannot_use(tmp_path, make_m
     assert any("scorer number" in text and "no number" in text for text in report.stops)
 
 
+def test_a_question_with_several_answers_lowers_what_can_be_reached(recipe, tmp_path, make_model):
+    rows = [task("a", "1"), task("a", "2"), task("a", "2"), task("b", "3"), task("c", "4", scorer="contains"),
+            task("c", "5", scorer="contains"), task("d", "6"), task("d", "6")]
+    warning, = [one for one in prepare_recipe(recipe(rows)).warnings if "several answers" in one]
+    assert "several answers: 1;" in warning and "at most 88%" in warning
+    assert not [one for one in prepare_recipe(recipe(rows, scorer="f1")).warnings if "several" in one]
+    report = measure_data(str(tmp_path / "domain_tasks.jsonl"), model=make_model(),
+                          probe=str(tmp_path / "domain_tasks_probe.jsonl"))
+    assert [one for one in report.warnings if "at most 88%" in one]
+
+
+def test_settings_that_neither_model_nor_rows_read_are_named(recipe):
+    rows = [task("a", "1"), task("b", "2")]
+    found = prepare_recipe(recipe(rows, model_revision="main", train_thoughts=False)).warnings
+    assert {one.split()[0] for one in found if "not used" in one} >= {"model_revision", "train_thoughts"}
+    assert not [one for one in prepare_recipe(recipe(rows)).warnings if "not used" in one]
+
+
 def test_patterns_that_would_train_as_answers_are_warned_of(recipe):
     rows = [task(f"q{number}", "a.c", scorer="regex") for number in range(8)]
     given = recipe(rows)

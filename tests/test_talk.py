@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftbench.cli import main
+from sftbench.evaluation import chat
 from sftbench.evaluation.chat import talk
 from sftbench.models import checkpoint
 from sftbench.models.checkpoint import CheckpointRef
@@ -106,3 +107,10 @@ def test_the_table_shows_text_as_text():
     assert text.count("[cut]") == 2 and "[cut]" in text.split("…bbb")[0]
     assert lines[0] == "one⟨U+001B⟩[2J" and "two" in lines[1] and "three" in lines[2]
     assert "(nothing)" in lines[-3] and "…bbb" in lines[-3] and max(map(len, lines)) <= 100
+
+
+def test_a_question_with_several_answers_is_put_once():
+    def row(question, answer):
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    rows = [row("a", "1"), row("a", "2"), row("b", "1"), row("a", "3"), row("c", "1"), row("d", "1")]
+    assert chat._different_questions(rows) == [rows[0], rows[2], rows[4]]

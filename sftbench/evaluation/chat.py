@@ -65,12 +65,20 @@ def probe_questions(run: str | None) -> list[dict]:
         raise BadInput("no prompt; give one, or a run, whose probe questions are then put", field="prompts")
     roles = load_roles(recipe_from_dict(read_json(run, "recipe.json")["recipe"]))
     rows = [row for name in ROLES if name.endswith("_tasks") and name in roles
-            for row in roles[name].probe[:QUESTIONS_PER_ROLE]]
+            for row in _different_questions(roles[name].probe)]
     if not rows:
         raise BadInput(f"{run}: it has no probe with questions; give a prompt", where=str(run))
     return [{"prompt": " / ".join(map(show_message, row["messages"][:-1])),
              "wanted": show_message(row["messages"][-1]), "messages": row["messages"][:-1],
              "tools": row.get("tools"), "end": row["messages"][-1:]} for row in rows]
+
+
+def _different_questions(rows: list[dict]) -> list[dict]:
+    """The first rows of different questions, since a question may stand with several answers."""
+    first = {}
+    for row in rows:
+        first.setdefault(json.dumps(row["messages"][:-1]), row)
+    return list(first.values())[:QUESTIONS_PER_ROLE]
 
 
 def show_message(message: dict) -> str:

@@ -6,7 +6,7 @@ as ² and 2, stays apart. What a model thinks before it speaks (<think>…</thin
 
 import json
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -61,6 +61,23 @@ def wanted_answer(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     if not row["messages"][-1].get("tool_calls"):
         return row["messages"][-1]["content"]
     return read_answer(tokenizer, wanted_ids(tokenizer, row))
+
+
+def ambiguity_warnings(role: str, rows: list[dict], scorer: str) -> list[str]:
+    """What a probe cannot reach where a question stands with several answers, of which `exact` counts one.
+
+    `scorer` is that of rows without one of their own.
+    """
+    answers = defaultdict(Counter)
+    for row in rows:
+        if "messages" in row and row.get("scorer", scorer) == "exact":
+            *question, answer = row["messages"]
+            answers[json.dumps(question, sort_keys=True)][answer["content"].strip()] += 1
+    several = [counts for counts in answers.values() if len(counts) > 1]
+    missed = sum(counts.total() - max(counts.values()) for counts in several)
+    return [f"{role}: questions of the probe with several answers: {len(several):,}; the scorer exact counts "
+            f"one of them, so at most {1 - missed / len(rows):.0%} can be reached; leave one answer each, or "
+            "take another scorer"] if several else []
 
 
 def lossy_answers(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> int:

@@ -19,7 +19,7 @@ from ..models.loading import release_memory
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
 from .probes import score_probe
-from .scorers import check_wanted, lossy_answers, wanted_answer
+from .scorers import ambiguity_warnings, check_wanted, lossy_answers, wanted_answer
 from .yardstick import score_yardstick, yardstick_digest
 
 SCORES_FORMAT = 3  # of the stored scores: with another number they are computed again
@@ -60,6 +60,7 @@ class ProbeSet:
         """What no answer can meet, and what trains unmeant in roles whose probe is `split` off."""
         warnings = []
         for role, rows in self.tasks.items():
+            warnings += ambiguity_warnings(role, rows, self.scorer)
             exact = [{"messages": row["messages"][-1:]} for row in rows if row["scorer"] == "exact"]
             if lost := lossy_answers(self.tokenizer, exact):
                 warnings.append(f"{role}: {lost:,} of {len(rows):,} wanted answers of the probe have "

@@ -21,6 +21,15 @@ def hyperparameter_warnings(recipe: Recipe, facts: Facts) -> list[str]:
     return [*_number_warnings(full, facts), *_fit_warnings(full, facts)]
 
 
+def settings_without_effect(recipe: Recipe, is_folder: bool, uses: set[str]) -> list[str]:
+    """The settings that were set and that the start model, a folder or not, or the rows leave unread."""
+    cases = {"model_revision is set and not used: the start model is a folder":
+                 recipe.model_revision and is_folder,
+             "train_thoughts is set and not used: no row has thoughts":
+                 not recipe.train_thoughts and "thoughts" not in uses}
+    return [text for text, holds in cases.items() if holds]
+
+
 def missing_roles(mode: Mode, facts: Facts) -> list[str]:
     """The roles of the mode that have no rows; none as long as nothing was counted."""
     return [role for role in mode.roles if facts.rows and not facts.row_count(role)]

@@ -21,7 +21,7 @@ from ..data.tokenization import (
     untrainable_remedy,
 )
 from ..errors import BadInput
-from ..evaluation.scorers import lossy_answers
+from ..evaluation.scorers import ambiguity_warnings, lossy_answers
 from ..evaluation.scoring import ProbeSet
 from ..models.loading import load_model_config, load_recipe_tokenizer, silence_libraries
 from ..models.start_model import check_vocabulary
@@ -200,7 +200,7 @@ def measure_data(source: str, role: str | None = None, probe: str | None = None,
         offered_probe=split.offered_probe if split else None,
         probe_rows=len(probe_rows.table) if probe_rows else None, probe_bad=probe_about["bad"],
         probe_first_bad=probe_about["first_bad"], shared_groups=split.shared_groups if split else 0,
-        fault=fault, findings=role_warnings(role, split) if split else [],
+        fault=fault, findings=_findings(role, split, recipe.scorer),
         max_length_given=recipe.max_length is not None, counts=counts)
 
 
@@ -260,6 +260,10 @@ def _duplicates(rows: Rows) -> tuple[int, list[tuple[str, str]]]:
     repeated = np.flatnonzero(first[back] != np.arange(len(back)))
     return len(repeated), [(rows.where(index), rows.where(first[back[index]]))
                            for index in repeated[:DROPPED_EXAMPLES]]
+
+
+def _findings(name: str, role: Role | None, scorer: str) -> list[str]:
+    return [*role_warnings(name, role), *ambiguity_warnings(name, role.probe, scorer)] if role else []
 
 
 def _count_tokens(recipe: Recipe, name: str, role: Role, tokenizer: PreTrainedTokenizerBase,

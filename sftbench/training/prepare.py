@@ -37,7 +37,7 @@ from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_mode
 from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
-from ..recipes.warnings import recipe_warnings
+from ..recipes.warnings import recipe_warnings, settings_without_effect
 from ..runs.stage_store import has_stage, hash_key
 from ..sources.names import card_rate
 from ..templates.rendering import RenderSettings, render_settings
@@ -136,13 +136,13 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     uses = {use for role in roles.values() for use in role.rows.uses}
     reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer, uses)}
     pieces = cut_roles(resolved, plans, roles, tokens)
-    if not Path(loading.locate_model(start)).is_dir():  # a hub name: from here on, this commit of it
+    if not (is_folder := Path(loading.locate_model(start)).is_dir()):  # a hub name: from here on this commit
         resolved = override(resolved, model_revision=revision)
     ready = PreparedRun(resolved, reasons, mode, _resolve_stages(resolved, plans, roles, revision), roles,
                         tokenizer, start, revision, facts, tokens, pieces,
-                        (*recipe_warnings(recipe, facts), *(
-                            warning for name, role in roles.items()
-                            for warning in (*role_warnings(name, role), *_left_out(name, role)))))
+                        (*recipe_warnings(recipe, facts), *settings_without_effect(recipe, is_folder, uses),
+                         *(warning for name, role in roles.items()
+                           for warning in (*role_warnings(name, role), *_left_out(name, role)))))
     ready.probes.check()
     split = [name for name in roles if not getattr(recipe, f"{name}_probe")]
     return replace(ready, warnings=(*ready.warnings, *ready.probes.warnings(split)))
