@@ -85,7 +85,11 @@ def other_kind(family: str) -> str:
         config = CONFIG_MAPPING[family]()
     except Exception:  # Gemma 4's assistant, which drafts for a model beside it
         return "a family without a model of its own"
-    if config.get_text_config() is not config:
+    try:
+        several = config.get_text_config() is not config
+    except ValueError:  # of two texts' parts (MusicGen)
+        several = True
+    if several:
         return "a model of several parts"
     beside = config.is_encoder_decoder or hasattr(config, "decoder_layers")
     return "a decoder beside an encoder" if beside else ""

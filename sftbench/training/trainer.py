@@ -142,7 +142,7 @@ def keep_config(model):
 
 def make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
     """Blocks to a batch; of packed ones the rows in as many sequences as this model computes fastest."""
-    cost = attention_cost(model)
+    cost = attention_cost(model) if packing else 0.0
     # beyond their positions some families lack a mask too (GPT-Neo), though each row's positions begin at 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
