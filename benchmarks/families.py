@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from tests.families import causal_families, other_kind, try_family  # noqa: E402
 PAGE, MARKS = ROOT / "docs" / "models.md", ("<!-- families -->\n", "<!-- end of families -->")
 IMPORTED = ("sftbench.export.export", "sftbench.training.chain", "bitsandbytes", "torch._dynamo")
 LIMIT = 300  # seconds for a family
+CLASS = re.compile(r"^\w+(ForCausalLM|Model|Decoder):? |^\w+LMHead\w+:? ")  # at the beginning of a refusal
 
 
 def main(arguments: list[str]) -> None:
@@ -84,30 +86,33 @@ def _send_result(sender, family: str) -> None:
 
 def outcome(found: dict) -> str:
     """What of a family counts for its line: why it is not tried, or what each method does."""
-    if reason := found.get("other") or found.get("built"):
-        return f"not tried: {reason}"
+    if "other" in found:
+        return "no decoder-only model of text alone, not tried"
+    if "built" in found:
+        return "not built small from its configuration alone"
     cells = {method: _cell(found[method]) for method in METHODS}
     done = [method for method, cell in cells.items() if cell in ("packed", "unpacked")]
     if not done:
         return cells["full"]
     faults = {f"{cell} by {method}" for method, cell in cells.items() if cell.startswith("FAILS")}
     named = "every method" if len(done) == len(METHODS) else ", ".join(done)
-    return "; ".join([f"rows {cells[done[0]]}; {named}", *sorted(faults)])
+    return "; ".join([named, *sorted(faults)])
 
 
 def _cell(found: dict) -> str:
     if "failed" in found:
-        return f"FAILS ({found['failed']})"
+        return f"FAILS ({found['failed'].split(';')[0]})"
     if "refused" in found:
-        return f"refused: {found['sentence']}"
+        return f"refused: {CLASS.sub('', found['sentence']).split(' (')[0].split(';')[0]}"
     return ("packed" if found["packs"] else "unpacked") + ", OTHER ANSWERS" * (not found["equal"])
 
 
 def table(known: dict[str, dict]) -> str:
-    """The families by what each method does with them, as a Markdown list."""
+    """The families by what each method does with them, as a Markdown list; a star: rows are not packed."""
     groups = defaultdict(list)
     for family, found in sorted(known.items()):
-        groups[outcome(found)].append(family)
+        unpacked = found.get("full", {}).get("packs") is False
+        groups[outcome(found)].append(family + " \\*" * unpacked)
     return "\n".join(f"- {key}: {', '.join(families)}" for key, families in groups.items()) + "\n"
 
 

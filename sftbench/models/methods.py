@@ -128,15 +128,20 @@ def ask_lora(model, settings: StageSettings) -> str:
 
 
 @torch.no_grad()
-def ask_quantised(model) -> str:
-    """Why a model that was loaded in 4 bit cannot be trained so; empty where it can."""
+def ask_quantised(model, settings: StageSettings) -> str:
+    """Why a model that was loaded in 4 bit cannot be trained by QLoRA; empty where it can."""
+    name = type(model).__name__
     ids = torch.arange(2, 18, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     try:
-        finite = model.train()(input_ids=ids, use_cache=False).logits.isfinite().all()
-        model.dequantize()
+        adapted = lora(model, None, settings, "")
+        finite = all(adapted.train(mode)(input_ids=ids, use_cache=False).logits.isfinite().all()
+                     for mode in (True, False))  # to answer, RWKV scales weights in place (transformers 5.23)
+        adapted.unload().dequantize()
+    except BadInput:
+        raise
     except Exception as error:  # whatever a family raises that computes with the numbers of its weights
-        return f"{type(model).__name__} does not run in 4 bit ({type(error).__name__}: {error})"
-    return "" if finite else f"{type(model).__name__} gives no numbers in 4 bit"
+        return f"{name} does not run in 4 bit ({type(error).__name__}: {error})"
+    return "" if finite else f"{name} gives no numbers in 4 bit"
 
 
 SAME_LOGITS = 0.05  # of their spread: bfloat16 rounds to less, and a prefix read otherwise changes more

@@ -60,7 +60,8 @@ def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, l
     prefix = {"prefix": methods.ask_prefix} if settings.method == "ptuning_v2" else {}
     adapter = {f"lora {settings.lora_target_modules}": lambda model: methods.ask_lora(model, settings)}
     asked = [(questions, large), (prefix, large), (adapter if "lora" in settings.method else {}, large),
-             ({"quantised": methods.ask_quantised} if settings.method == "qlora" else {}, True)]
+             ({"quantised": lambda model: methods.ask_quantised(model, settings)}
+              if settings.method == "qlora" else {}, True)]
     for those, as_trained in asked:
         if not those.keys() <= answers.keys():
             model = (loading.load_for_training(start, revision, settings) if as_trained else
