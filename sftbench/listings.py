@@ -1,9 +1,11 @@
 """The commands of `sftbench` that need no run: lists of what there is, the pocket's files, unused stages."""
 
 import shutil
+from pathlib import Path
 
 import click
 
+from .errors import BadInput
 from .options import FROM_ZERO, commands
 from .recipes.modes import MODES, format_chain, load_mode
 from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, describe_field
@@ -53,11 +55,18 @@ def methods() -> None:
 
 
 @commands.command()
+@click.argument("folder", required=False)
 @click.option("--remove", is_flag=True, help="remove them")
-def stages(remove) -> None:
-    """List stored stages that no run uses."""
+def stages(folder, remove) -> None:
+    """List stored stages that no run uses.
+
+    FOLDER is where the runs lie, if not in runs/ or SFTBENCH_RUNS.
+    """
     from .runs.stage_store import unused_stages
-    store = runs_root().resolve() / ".stages"
+    root = Path(folder).expanduser() if folder else runs_root()
+    if folder and not root.is_dir():
+        raise BadInput(f"{folder}: no such folder; give one in which runs lie", field="folder", where=folder)
+    store = root.resolve() / ".stages"
     unused = unused_stages(store)
     for path in unused:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

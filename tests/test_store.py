@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from sftbench.cli import main
 from sftbench.errors import RunFailed
 from sftbench.runs.stage_store import build_stage, find_stage, hash_key, lock_stage, unused_stages
 
@@ -82,3 +83,16 @@ def test_unused_stages_are_listed_and_not_removed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text(json.dumps({"stages": [{"key": "used"}]}))
     assert [path.name for path in unused_stages(shelf)] == ["spare"] and (shelf / "spare").exists()
+
+
+def test_the_command_lists_and_removes_the_stages_beside_the_runs_of_a_folder(tmp_path, capsys):
+    for key in ("used", "spare"):
+        build_stage(tmp_path / ".stages", key, write_text(key))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"stages": [{"key": "used"}]}))
+    assert main(["stages", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 stages" in printed and str(tmp_path / ".stages" / "spare") in printed
+    assert main(["stages", str(tmp_path), "--remove"]) == 0
+    assert [path.name for path in (tmp_path / ".stages").iterdir() if "lock" not in path.name] == ["used"]
+    assert main(["stages", str(tmp_path / "none")]) == 2
