@@ -224,7 +224,7 @@ def page_text(measured: dict) -> str:
         lines.append(f"| {name} | {three(one['ms_per_token']['sftbench'])} | {' | '.join(ratios)} | "
                      f"{goal(name)} | {one['padding']:.1%} |{' (busy machine)' * one['busy']}")
     lines += ["", "| command | seconds | Python alone | goal |", "|---|---|---|---|"]
-    lines += [f"| `{name}` | {three(one['seconds'])} | {three(one.get('python'))} | {goal(name)} |"
+    lines += [f"| {as_code(name)} | {three(one['seconds'])} | {three(one.get('python'))} | {goal(name)} |"
               f"{' (busy machine)' * one['busy']}" for name, one in measured.items() if "seconds" in one]
     return "\n".join(lines) + "\n"
 
@@ -232,6 +232,12 @@ def page_text(measured: dict) -> str:
 def goal(name: str) -> str:
     """What is to be reached, or a dash."""
     return next((text for start, text in GOALS.items() if name.startswith(start)), "–")
+
+
+def as_code(name: str) -> str:
+    """A command as code, and what comes behind a comma as words."""
+    command, comma, words = name.partition(", ")
+    return f"`{command}`{comma}{words}"
 
 
 def three(values: list[float] | None) -> str:
