@@ -35,9 +35,9 @@ def make_environment() -> None:
     install = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input"]
     subprocess.run([*install, "--no-deps", "llamafactory==0.9.5"], check=True)
     subprocess.run([*install, torch, *PACKAGES], check=True)
-    asked = subprocess.run([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                           check=True, capture_output=True, text=True)
-    audio = Path(asked.stdout.strip()) / "torchaudio"  # it is imported for sound, of which there is none here
+    printed = subprocess.run([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                             check=True, capture_output=True, text=True)
+    audio = Path(printed.stdout.strip()) / "torchaudio"  # imported for sound, of which there is none
     audio.mkdir()
     (audio / "__init__.py").write_text('__version__ = "0"\n')
     done.touch()

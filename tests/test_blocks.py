@@ -162,6 +162,11 @@ def test_rows_are_spread_without_padding_as_far_as_attention_is_cheap():
     assert [sum(block["seq_lengths"]) for block in spread_rows(blocks, 0.01)] == [90, 110]
 
 
+def test_thousands_of_rows_are_spread_too():
+    spread = spread_rows([join_rows(numbered(1, [2] * 2000))], 0.01)
+    assert sum(len(block["seq_lengths"]) for block in spread) == 2000
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
     model = load_model(make_model(family)).eval()
