@@ -4,9 +4,18 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from sftbench.data.tokenization import encode_row
+from sftbench.data.tokenization import IGNORE_INDEX, EncodedRow, encode_prompt, encode_row
 from sftbench.evaluation import probes
-from sftbench.evaluation.probes import complete_answers, generate_answers, mean_loss, score_probe
+from sftbench.evaluation.probes import (
+    answer_beginnings,
+    bare_generation_config,
+    complete_answers,
+    generate_answers,
+    generate_tokens,
+    mean_loss,
+    score_probe,
+    score_rows,
+)
 from sftbench.models.loading import load_model
 from sftbench.models.methods import METHOD_FUNCTIONS
 from tests.conftest import small_rows
@@ -33,6 +42,25 @@ def test_answers_do_not_depend_on_their_batch(model, tokenizer):
         [{"role": "user", "content": "Where " * 20}]]
     together = generate_answers(model, tokenizer, questions, 6)
     assert together == [generate_answers(model, tokenizer, [question], 6)[0] for question in questions]
+
+
+@pytest.mark.parametrize("right", [0, 2, 5, 8])
+def test_what_the_loss_shows_of_answers_is_not_written_again(model, tokenizer, monkeypatch, right):
+    rows = small_rows("domain_tasks", 6)
+    prompts = [encode_prompt(tokenizer, row) for row in rows]
+    config = bare_generation_config([1], 0, 8)
+    answers = [generate_tokens(model, {"input_ids": torch.tensor([prompt])}, config)[0].tolist()
+               for prompt in prompts]
+    wanted = [ids[:right] + [1] * (right < 8) for ids in answers]  # as the model answers, then otherwise
+    encoded = [EncodedRow(prompt + ids, [IGNORE_INDEX] * len(prompt) + ids)
+               for prompt, ids in zip(prompts, wanted, strict=True)]
+    known = answer_beginnings(encoded, score_rows(model, encoded, 0)[1])
+    assert list(known.values()) == [ids[:right + 1] for ids in answers], "and its own next token"
+    whole, steps = complete_answers(model, tokenizer, rows, 8), []
+    monkeypatch.setattr(probes, "generate_tokens", lambda model, batch, config: steps.append(
+        config.max_new_tokens) or generate_tokens(model, batch, config))
+    assert complete_answers(model, tokenizer, rows, 8, known=known) == whole
+    assert steps == [7 - right] * (right < 7), "nothing is written that is known"
 
 
 def test_answers_stop_at_the_end_token(model, tokenizer):

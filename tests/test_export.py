@@ -270,7 +270,7 @@ def test_torn_weights_and_another_base_are_refused_and_nothing_is_left(run, tmp_
         talk([run("ptuning_v2")], ["x"])
     assert refused.value.where == str(start.parent)
     start.write_bytes(intact)
-    monkeypatch.setattr(export, "generate_answers", lambda *args, **more: ["something else"] * 3)
+    monkeypatch.setattr(export, "generate_answers", lambda *args: ["something else"])
     with pytest.raises(RunFailed, match="3 of 3"):
         export_stage(run("freeze"), tmp_path / "out")
     assert not list(tmp_path.iterdir())

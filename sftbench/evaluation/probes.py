@@ -1,5 +1,7 @@
 """Probes: what a model knows, as loss in nats per token and as greedy answers. Nothing is trained here."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -30,10 +32,15 @@ def probe_losses(model, tokenizer: PreTrainedTokenizerBase,
     return {role: mean_loss(model, rows, tokenizer.pad_token_id) for role, rows in probes.items()}
 
 
-@torch.no_grad()
 def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]:
     """What each row costs, in order: the sum over its trained tokens of their negative log-likelihood."""
-    training, nats = model.training, [0.0] * len(encoded)
+    return score_rows(model, encoded, pad_token_id)[0]
+
+
+@torch.no_grad()
+def score_rows(model, encoded: list[EncodedRow], pad_token_id: int) -> tuple[list[float], list[list[int]]]:
+    """The `row_nats`, and in each row's trained places the token that the model itself would put there."""
+    training, nats, likeliest = model.training, [0.0] * len(encoded), [[]] * len(encoded)
     model.eval()
     for numbers in _batches(encoded, model.config.get_text_config().vocab_size):
         blocks = [join_rows([encoded[number].cut()]) for number in numbers]
@@ -41,12 +48,31 @@ def row_nats(model, encoded: list[EncodedRow], pad_token_id: int) -> list[float]
         batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels").roll(-1, dims=1)  # the first token of a row is no label
         scored = labels != IGNORE_INDEX
-        costs = cross_entropy(select_logits(model, scored, **batch).float(), labels[scored], reduction="none")
+        logits = select_logits(model, scored, **batch).float()
+        costs = cross_entropy(logits, labels[scored], reduction="none")
         sums = costs.new_zeros(len(numbers)).index_add(0, scored.nonzero()[:, 0], costs)
-        for number, cost in zip(numbers, sums.tolist(), strict=True):
-            nats[number] = cost
+        tokens = logits.argmax(-1).split(scored.sum(1).tolist())
+        for number, cost, chosen in zip(numbers, sums.tolist(), tokens, strict=True):
+            nats[number], likeliest[number] = cost, chosen.tolist()
     model.train(training)
-    return nats
+    return nats, likeliest
+
+
+def answer_beginnings(encoded: list[EncodedRow],
+                      likeliest: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
+    """By prompt (its tokens) how the greedy answer begins, known from what `score_rows` gave.
+
+    As far as the model's own tokens are the wanted ones it would have written these, then its first other.
+    """
+    known = {}
+    for row, own in zip(encoded, likeliest, strict=True):
+        trained = [place for place in range(1, len(row.labels)) if row.labels[place] != IGNORE_INDEX]
+        starts = [place for place in trained if row.labels[place - 1] == IGNORE_INDEX]  # of each answer
+        wanted = [row.labels[place] for place in trained if starts and place >= starts[-1]]
+        own = own[len(own) - len(wanted):]
+        same = next((place for place, token in enumerate(own) if token != wanted[place]), len(own))
+        known[tuple(row.input_ids[:starts[-1] if starts else 0])] = own[:same + 1]
+    return known
 
 
 def scoring_bytes(encoded: list[EncodedRow], vocabulary: int) -> int:
@@ -94,13 +120,12 @@ def generate_tokens(model, batch: dict, config: GenerationConfig) -> torch.Tenso
 
 
 def generate_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict] | dict],
-                     max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[str]:
+                     max_new_tokens: int) -> list[str]:
     """Greedy answers, in order, to conversations that end with a question or its wanted, unseen answer.
 
     A question is a list of messages, or a row with `messages` and perhaps `tools`.
     """
-    return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens,
-                                                       batch_size)]
+    return [answer.text for answer in complete_answers(model, tokenizer, questions, max_new_tokens)]
 
 
 class Answer(NamedTuple):
@@ -112,29 +137,37 @@ class Answer(NamedTuple):
 
 
 def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[list[dict] | dict],
-                     max_new_tokens: int, batch_size: int = ANSWERS_PER_BATCH) -> list[Answer]:
-    """As `generate_answers`, with whether each was cut.
+                     max_new_tokens: int,
+                     known: Mapping[tuple[int, ...], list[int]] = MappingProxyType({})) -> list[Answer]:
+    """As `generate_answers`, with whether each was cut; `known` are `answer_beginnings`, not written again.
 
     The model's published generation settings change nothing; of them only the end tokens are used.
     """
     training, own = model.training, model.generation_config.eos_token_id
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
-    config = bare_generation_config(list(ends), tokenizer.pad_token_id, max_new_tokens)
     model.eval()
     prompts = [encode_prompt(tokenizer, question) for question in questions]
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [Answer("", False, "")] * len(prompts)
-    for start in range(0, len(by_length), batch_size):
-        chunk = by_length[start:start + batch_size]
-        batch = tokenizer.pad({"input_ids": [prompts[index] for index in chunk]}, padding_side="left",
-                              return_tensors="pt").to(model.device)
-        new = generate_tokens(model, batch, config).tolist()
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for index, text, ids in zip(chunk, texts, new, strict=True):
-            answers[index] = Answer(text.strip(), ends.isdisjoint(ids),
-                                    read_answer(tokenizer, ids, prompts[index]))
+    written = [_until(ends, known.get(tuple(prompt), []))[:max_new_tokens] for prompt in prompts]
+    open_ones = [number for number, ids in enumerate(written)
+                 if len(ids) < max_new_tokens and ends.isdisjoint(ids)]
+    open_ones.sort(key=lambda number: len(prompts[number]) + len(written[number]))
+    for start in range(0, len(open_ones), ANSWERS_PER_BATCH):
+        chunk = open_ones[start:start + ANSWERS_PER_BATCH]
+        batch = tokenizer.pad({"input_ids": [prompts[number] + written[number] for number in chunk]},
+                              padding_side="left", return_tensors="pt").to(model.device)
+        most = max_new_tokens - min(len(written[number]) for number in chunk)
+        config = bare_generation_config(list(ends), tokenizer.pad_token_id, most)
+        for number, ids in zip(chunk, generate_tokens(model, batch, config).tolist(), strict=True):
+            written[number] = (written[number] + ids)[:max_new_tokens]
     model.train(training)
-    return answers
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [Answer(text.strip(), ends.isdisjoint(ids), read_answer(tokenizer, ids, prompt))
+            for text, ids, prompt in zip(texts, written, prompts, strict=True)]
+
+
+def _until(ends: set[int], ids: list[int]) -> list[int]:
+    """The tokens up to the first end, which is one of them."""
+    return ids[:next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
@@ -144,9 +177,12 @@ def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max
     Accuracy is the mean over rows of each row's own `scorer`, by default exact match.
     """
     encoded, _ = encode_probe(tokenizer, rows, max_length)
-    scores = {"loss": mean_loss(model, encoded, tokenizer.pad_token_id)} if encoded else {}
+    nats, likeliest = score_rows(model, encoded, tokenizer.pad_token_id)
+    scores = {"loss": sum(nats) / sum(row.trained for row in encoded)} if encoded else {}
     if "messages" in rows[0]:
-        answers = [answer.spoken for answer in complete_answers(model, tokenizer, rows, max_new_tokens)]
+        known = answer_beginnings(encoded, likeliest)
+        answers = [answer.spoken for answer in complete_answers(model, tokenizer, rows, max_new_tokens,
+                                                                known=known)]
         wanted = [wanted_answer(tokenizer, row) for row in rows]
         scorers = [row.get("scorer", "exact") for row in rows]
         for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):

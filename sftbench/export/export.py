@@ -219,7 +219,8 @@ def _answer_by_run(plan: ExportPlan) -> list[dict]:
     except BadInput:
         questions = [{"prompt": text, "messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     model, tokenizer = load_stage(plan.run, plan.number)
-    answers = generate_answers(model, tokenizer, questions, plan.max_new_tokens, batch_size=1)
+    answers = [generate_answers(model, tokenizer, [question], plan.max_new_tokens)[0]
+               for question in questions]
     del model
     loading.release_memory()
     return [question | {"answer": answer} for question, answer in zip(questions, answers, strict=True)]
