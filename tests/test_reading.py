@@ -115,5 +115,5 @@ def test_answers_keep_their_thoughts_for_a_person_to_read(make_model, many, monk
     said = encode(tokenizer, "<think>\nhm\n</think>\n\nNo.<|im_end|>")
     monkeypatch.setattr(probes, "generate_tokens",
                         lambda model, batch, config: batch["input_ids"].new_tensor([said]))
-    answer, = complete_answers(load_model(make_model()), tokenizer, [QUIET], 9)
+    answer, = complete_answers(load_model(make_model()), tokenizer, [QUIET], 99)
     assert answer.spoken == "No." and "hm" in answer.text and not answer.cut
