@@ -8,6 +8,7 @@ line of JSON, by step: `seconds`, `tokens` (of rows, without padding), `computed
 `performance.py` compares.
 """
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -19,10 +20,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from llama_factory import PYTHON
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
 from sftbench.data.tokenization import IGNORE_INDEX
+from sftbench.models.architecture import holds_scores
 from sftbench.models.loading import load_for_training, locate_model
 from sftbench.models.logits import select_logits
 from sftbench.models.methods import METHOD_FUNCTIONS
@@ -112,10 +115,12 @@ def train_loop(ready: PreparedRun) -> dict:
     for step, batch in enumerate(batches(ready, model, clock)):
         labels = batch.pop("labels").roll(-1, dims=1)
         trained = labels != IGNORE_INDEX
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            logits = select_logits(model, trained, **batch)
-        loss = cross_entropy(logits.float(), labels[trained])
-        loss.backward()
+        plain = holds_scores(labels.shape[1], settings.bf16)
+        with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+                logits = select_logits(model, trained, **batch)
+            loss = cross_entropy(logits.float(), labels[trained])
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1, step / max(warmup, 1) or not warmup)
         optimizer.step()

@@ -30,7 +30,7 @@ from ..distributed import process_count
 from ..recipes.stages import StageSettings
 from .tokenization import IGNORE_INDEX, EncodedRow, RoleTokens
 
-COUNT_GROWTH = 1.25  # from one number of blocks that is tried for a batch to the next
+COUNT_GROWTH = 1.1  # from one number of blocks that is tried for a batch to the next; up to 11 all
 OPEN_BLOCKS = 32  # blocks open while packing: enough to fill them to 97 %, few enough to keep the order
 
 

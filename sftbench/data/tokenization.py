@@ -3,12 +3,14 @@
 A label of -100 is not trained. Text trains on all its tokens, tasks on the answers and their end token only.
 """
 
+import bisect
 import hashlib
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -182,11 +184,20 @@ class RoleTokens:
     lengths: np.ndarray
     trained: np.ndarray
 
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The number of the first row in each chunk of the table."""
+        return [0, *itertools.accumulate(map(len, self.rows.data.column("input_ids").chunks[:-1]))]
+
     def read(self, number: int, start: int, length: int) -> EncodedRow:
-        """A piece of a row as it is trained; of the table only its tokens are read."""
-        table = self.rows[number]
-        ids, trained = (table.column(name).chunk(0).flatten().slice(start, length).to_numpy(False)
-                        for name in ("input_ids", "trained"))
+        """A piece of a row as it is trained; of the table only its tokens are read.
+
+        From Arrow's own arrays: `datasets` takes a tenth of a millisecond to give one row.
+        """
+        part = bisect.bisect_right(self._firsts, number) - 1
+        ids, trained = (
+            self.rows.data.column(name).chunk(part)[number - self._firsts[part]].values.slice(start, length)
+            .to_numpy(zero_copy_only=False) for name in ("input_ids", "trained"))
         return EncodedRow(ids.tolist(), np.where(trained, ids, IGNORE_INDEX).tolist()).cut()
 
 
@@ -218,7 +229,7 @@ def encode_role(tokenizer: Tokenizer, role: Role) -> RoleTokens:
         remove_columns=role.rows.table.column_names, new_fingerprint=key, load_from_cache_file=True,
         cache_file_name=str(cache_folder() / f"tokens-{key}.arrow"))
     columns = (table.data.column(name).to_numpy() for name in ("row", "length", "count"))
-    return RoleTokens(table.select_columns(["input_ids", "trained"]).with_format("arrow"), *columns)
+    return RoleTokens(table, *columns)
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], tokenizer, role: Role,

@@ -4,6 +4,7 @@ Sizes are read off a model on PyTorch's meta device, which has shapes and no dat
 block, and whether a token sees what comes after it, is answered by the loaded model.
 """
 
+import contextlib
 import copy
 import math
 import random
@@ -24,6 +25,7 @@ ASKED_ROWS, ASKED_TOKENS = (0.8, 0.5, 1), 160
 # Of the logits' spread, from which on two computations differ: float32 rounds to 1e-6 of it. Coarser types
 # differ as much between a batch and a single row, so ten times that difference counts where it is more.
 TOLERANCE, NOISE = 1e-4, 10
+ALL_SCORES = 256  # tokens of a sequence up to which attention in bfloat16 on a CPU is faster with all scores
 TABLE_MARGIN = 8  # rows that a table of positions has beyond the model's positions, at most (OPT: 2)
 POSITION_NAMES = re.compile(r"pos(?!t)|wpe")
 
@@ -36,6 +38,31 @@ def with_attention(make: Callable[[str], Any]):
         if "scaled_dot_product_attention" not in str(error):
             raise
         return make("eager")
+
+
+def holds_scores(width: int, bf16: bool) -> bool:
+    """Whether attention over sequences of so many tokens is computed fastest with all its scores at once.
+
+    In bfloat16 on a CPU it is while they are few: on two cores with AVX512-BF16 forward and back take 2.5 ms
+    for four sequences of 80 tokens where the fused kernel takes 5.4, 4.7 and 7.8 ms for two of 164, and no
+    less from 512 tokens on (torch 2.13, 9 heads of 64).
+    """
+    return bf16 and width <= ALL_SCORES and not torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def keep_config(model):
+    """Undo what is written into the configuration for a training, which would be saved with the model.
+
+    transformers 5.23 switches the cache of keys and values off, TRL 1.16 changes a mixture's router.
+    """
+    names = ("use_cache", "output_router_logits", "router_aux_loss_coef")
+    configs = (model.config, model.config.get_text_config())
+    before = [(config, name, getattr(config, name)) for config in configs for name in names
+              if hasattr(config, name)]
+    yield
+    for config, name, value in before:
+        setattr(config, name, value)
 
 
 def build_empty(config, **options):

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models.architecture import build_empty
+from ..models.architecture import build_empty, holds_scores
 from ..models.loading import select_device
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
 from ..recipes.stages import StageSettings
@@ -131,9 +131,10 @@ def _step_bytes(model, settings: StageSettings, width: int, logits: int, vocabul
     # a complete mask: on the meta device no library can look into a short one
     mask = (torch.ones_like(ids) if settings.method == "ptuning_v2"
             else torch.ones(batch, 1, width, width, dtype=torch.bool))
-    # on the meta device PyTorch 2.13 takes the one attention that holds all scores; no device does
-    fused = mock.patch.object(functional, "scaled_dot_product_attention",
-                              lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
+    # on the meta device PyTorch 2.13 takes the one attention that holds all scores
+    fused = contextlib.nullcontext() if holds_scores(width, settings.bf16) else mock.patch.object(
+        functional, "scaled_dot_product_attention",
+        lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
     with _Tally(limit=batch * width * vocabulary if tiled else None) as counted, fused:
         if not tiled:
             model.get_output_embeddings().register_forward_pre_hook(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -24,7 +25,7 @@ from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
 from ..evaluation.probes import probe_losses
-from ..models.architecture import attention_cost, gives_router_logits
+from ..models.architecture import attention_cost, gives_router_logits, holds_scores, keep_config
 from ..models.logits import select_logits
 from ..models.threads import ThreadChooser, keep_threads
 from ..recipes.stages import StageSettings
@@ -125,21 +126,6 @@ def _make_tracker(context: StageContext) -> tuple[dict, list[TrainerCallback]]:
     return {}, []
 
 
-@contextlib.contextmanager
-def keep_config(model):
-    """Undo what is written into the configuration for a training, which would be saved with the model.
-
-    transformers 5.23 switches the cache of keys and values off, TRL 1.16 changes a mixture's router.
-    """
-    names = ("use_cache", "output_router_logits", "router_aux_loss_coef")
-    configs = (model.config, model.config.get_text_config())
-    before = [(config, name, getattr(config, name)) for config in configs for name in names
-              if hasattr(config, name)]
-    yield
-    for config, name, value in before:
-        setattr(config, name, value)
-
-
 def make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
     """Blocks to a batch; of packed ones the rows in as many sequences as this model computes fastest."""
     cost = attention_cost(model) if packing else 0.0
@@ -159,6 +145,16 @@ class StageTrainer(SFTTrainer):
     for the tokens that are not trained as well. The loss is the same: the sum over trained tokens by their
     count.
     """
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One batch forward and back, by the attention that is fastest here."""
+        plain = holds_scores(inputs["input_ids"].shape[1], self.args.bf16)
+        with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def floating_point_ops(self, inputs):
+        """None, since nobody reads them, and counting parameters takes a hundredth of the pocket's steps."""
+        return 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss in nats per trained token, over all ranks' tokens where there are several."""
