@@ -8,6 +8,7 @@ Prints one line of JSON as `trainers.py` does. `make_environment` needs none of 
 
 import itertools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def train(arguments: dict) -> dict:
     run_exp(arguments, [clock])
     tokens = [arguments["per_device_train_batch_size"] * arguments["cutoff_len"]] * len(clock.losses)
     return {"seconds": [after - before for before, after in itertools.pairwise(clock.times)],
-            "tokens": tokens, "computed": tokens, "losses": clock.losses}  # its blocks are all full
+            "tokens": tokens, "computed": tokens, "losses": clock.losses,  # its blocks are all full
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 if __name__ == "__main__":

