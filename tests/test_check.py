@@ -14,8 +14,8 @@ from sftbench.cli import main
 from sftbench.data.rows import read_source
 from sftbench.data.tokenization import untrainable_remedy
 from sftbench.errors import BadInput
-from sftbench.reports.data_report import check_data, format_report
-from sftbench.reports.plots import histogram_borders, length_figure
+from sftbench.reports.data_report import check_data, format_report, histogram_borders
+from sftbench.reports.plots import length_figure
 from sftbench.training.data_check import measure_data
 from sftbench.training.scripts import script_runs
 from tests.conftest import bad_input, small_rows
@@ -314,7 +314,7 @@ def test_no_token_to_train_stands_out(file, make_model):
 def test_the_histogram_holds_every_row(longest):
     order = random.Random(0)
     lengths = np.array([order.randint(5, 40) for _ in range(300)] + [longest])
-    figure = length_figure("domain_tasks", lengths, 32)
+    figure = length_figure("domain_tasks", lengths, histogram_borders(lengths, 50), 32)
     axes = figure.axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 301
     assert axes.get_xscale() == ("log" if longest > 1000 else "linear")

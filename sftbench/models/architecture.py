@@ -6,18 +6,24 @@ block, and whether a token sees what comes after it, is answered by the loaded m
 
 import contextlib
 import copy
+import json
 import math
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..data.packing import collate_batch
+from ..data.rows import cache_folder
 from ..errors import BadInput
+from ..runs.folder import write_json
+from ..runs.stage_store import file_sha256, hash_key
 
 # Tokens of the two rows that share a block and of a third beside them, by the longest of them: of different
 # lengths, so long that a recurrent state has something to carry over and DeepSeek V4 something to compress.
@@ -78,8 +84,22 @@ def measure_architecture(config) -> dict[str, Any]:
 
     `parameters`, of these fused `experts`, `vocabulary` (rows of the input embedding), `context` (positions
     that the configuration states), `positions` (that a table has, beyond which no token can stand; None
-    without a table) and `attention` (sdpa or eager).
+    without a table) and `attention` (sdpa or eager). It is stored, since a family's code takes some seconds
+    to load, and nothing else asks for it before training.
     """
+    key = hash_key(config=json.loads(config.to_json_string()), torch=torch.__version__,
+                   transformers=transformers.__version__, code=file_sha256(Path(__file__)))
+    path = cache_folder() / f"architecture-{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    measured = _measure_architecture(config)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, measured)
+    return measured
+
+
+def _measure_architecture(config) -> dict[str, Any]:
     text_config = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"model_type {config.model_type} has an encoder beside its decoder; take a "

@@ -11,7 +11,6 @@ from ..recipes.recipe import Recipe
 from ..training.data_check import DataReport, TokenCounts, measure_data
 from ..training.scripts import SAMPLED_ROWS
 from .html import make_visible
-from .plots import figure_png, histogram_borders, length_figure
 from .text_table import format_counts, format_pairs, format_table, plural, wrap_text
 
 NAME_WIDTH = 16  # columns of the report's names
@@ -32,7 +31,9 @@ def draw_lengths(report: DataReport, picture: str | Path) -> None:
     if counts := report.counts:
         title = (f"{report.role.replace('_', ' ')}: {counts.train:,} training rows, "
                  f"{counts.tokens:,} tokens, {counts.trained:,} trained")
-        figure = length_figure(report.role, counts.lengths, counts.max_length, title)
+        from .plots import figure_png, length_figure  # here, since matplotlib takes half a second to load
+        borders = histogram_borders(counts.lengths, 50)
+        figure = length_figure(report.role, counts.lengths, borders, counts.max_length, title)
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
         Path(picture).write_bytes(figure_png(figure))
 
@@ -164,3 +165,11 @@ def join_sources(files: list[str]) -> str:
         if '"' in file:
             raise BadInput(f"{file}: a name with double quotes cannot be in a list; rename it", where=file)
     return ", ".join(f'"{file}"' if "," in file and Path(file).exists() else file for file in files)
+
+
+def histogram_borders(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Borders for a histogram of lengths: even, or growing where a few rows are far longer than others."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    if high > 20 * max(1, np.median(lengths)):
+        return np.unique(np.geomspace(max(1, low), high, count + 1).astype(int))
+    return np.unique(np.linspace(low, high, min(count, high - low) + 1).astype(int))

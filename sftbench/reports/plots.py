@@ -229,11 +229,11 @@ def _plain_number(value: float, *_) -> str:
     return f"≤ {value:g}" if value == MIN_LOSS else f"{value:g}"
 
 
-def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = "") -> Figure:
+def length_figure(role: str, lengths: np.ndarray, borders: np.ndarray, max_length: int,
+                  title: str = "") -> Figure:
     """The histogram of a role's rows by their length in tokens, with the median and `max_length`."""
     figure, axes = _figure(9.6, 4.0)
     if len(lengths):
-        borders = histogram_borders(lengths, 50)
         # a bar's middle, not its edge, is over the length it counts
         axes.hist(lengths, borders - 0.5, color=COLOURS[role.split("_")[0]], edgecolor="white", linewidth=0.4)
         if borders[-1] - borders[-2] > borders[1] - borders[0] + 1:
@@ -249,14 +249,6 @@ def length_figure(role: str, lengths: np.ndarray, max_length: int, title: str = 
     axes.set_ylabel("rows")
     axes.set_title(title, loc="left", fontsize=11)
     return figure
-
-
-def histogram_borders(lengths: np.ndarray, count: int) -> np.ndarray:
-    """Borders for a histogram of lengths: even, or growing where a few rows are far longer than others."""
-    low, high = int(lengths.min()), int(lengths.max()) + 1
-    if high > 20 * max(1, np.median(lengths)):
-        return np.unique(np.geomspace(max(1, low), high, count + 1).astype(int))
-    return np.unique(np.linspace(low, high, min(count, high - low) + 1).astype(int))
 
 
 def figure_png(figure: Figure) -> bytes:
