@@ -9,13 +9,12 @@ import click
 
 import sftbench as bench
 
-from . import listings, options  # noqa: F401 (listings: its commands belong to the same group)
+from . import listings, options, results  # noqa: F401 (their commands belong to the same group)
 from .distributed import is_follower
 from .errors import BadInput, Stopped
-from .options import JSON, MODE, OUT, PARAMETERS, RECIPE, RUN, RUNS, VALUES, ListCommand, commands, print_json
+from .options import JSON, MODE, OUT, PARAMETERS, RECIPE, RUN, VALUES, ListCommand, commands, print_json
 from .recipes.recipe import Recipe, override
 from .reports.progress import print_line, show_progress
-from .runs.events import read_events, run_progress
 from .runs.folder import read_json, read_result, store_folder
 from .runs.ownership import catch_stops, live_owner
 from .sources.names import check_source
@@ -94,45 +93,6 @@ def notebook(which, values, out, timeout) -> None:
     with show_progress(folder):
         executed = execute_notebook(path, values, folder, timeout)
     _print_result(folder, {"executed notebook": executed, "loss picture": folder / "loss.png"})
-
-
-@commands.command()
-@RUN
-@JSON
-def show(run, as_json) -> None:
-    """Print the ledger of a run, or how far it is."""
-    from .reports.ledger import format_partial_ledger
-    state = bench.run_state(run)
-    if state["state"] in ("done", "none") and not as_json:
-        print_line(bench.ledger(run))
-        return
-    events = read_events(run)
-    now = run_progress(events)
-    if as_json:
-        result = read_json(run, "result.json") if (run / "result.json").exists() else None
-        if state["state"] == "none":
-            read_json(run, "recipe.json")  # raises where there is no such run
-        print_json({"run": run} | state | {"progress": now, "result": result})
-        return
-    print_line(f"{run}: {state['state']}, {now['text']} ({now['share']:.0%})")
-    if state["message"]:
-        print_line(state["message"])
-    if table := format_partial_ledger(events):
-        print_line(f"\n{table}")
-    command, effect = ("stop", "a checkpoint is written") if state["alive"] else ("resume", "go on with it")
-    print_line(f"\nsftbench {command} {run}   # {effect}")
-
-
-@commands.command()
-@RUNS
-@JSON
-def compare(runs, as_json) -> None:
-    """Print runs side by side, and what their recipes differ in."""
-    from .reports.comparison import format_differences, format_runs, recipe_differences, summarise_run
-    for folder in runs:
-        read_json(folder, "recipe.json")  # raises where there is no such run
-    data = {"runs": [summarise_run(folder) for folder in runs], "differences": recipe_differences(runs)}
-    print_json(data) if as_json else print_line(f"{format_runs(data['runs'])}\n\n{format_differences(runs)}")
 
 
 @commands.command()

@@ -3,7 +3,7 @@
 import pytest
 
 from sftbench.errors import BadInput, RunFailed
-from sftbench.evaluation.probes import score_probe
+from sftbench.evaluation.rating import score_probe
 from sftbench.models import loading
 from sftbench.models.checkpoint import load_stage
 from sftbench.recipes.modes import MODES, load_mode
@@ -189,7 +189,8 @@ def test_a_probe_without_data_is_absent(recipe, tmp_path):
 def test_the_folder_holds_what_the_contract_says(recipe):
     events = []
     folder = run_chain(recipe("contract", mode="5"), callbacks=[events.append])
-    assert {path.name for path in folder.iterdir()} == {"recipe.json", "events.jsonl", "result.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.json", "events.jsonl", "result.json", "answers.jsonl"}
     assert read_events(folder) == events
     result, stored = result_of(folder), read_json(folder, "recipe.json")
     assert stored["recipe"] == result["recipe"] and "R8" in stored["reasons"]["learning_rate"]

@@ -13,9 +13,9 @@ from sftbench.evaluation.probes import (
     generate_answers,
     generate_tokens,
     mean_loss,
-    score_probe,
     score_rows,
 )
+from sftbench.evaluation.rating import score_probe
 from sftbench.models.loading import load_model
 from sftbench.models.methods import METHOD_FUNCTIONS
 from tests.conftest import small_rows

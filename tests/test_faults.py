@@ -195,7 +195,7 @@ def test_out_of_memory_is_said_with_remedies_and_all_is_given_back(recipe, folde
 
 
 def test_out_of_memory_in_a_probe_is_said_too(recipe, monkeypatch):
-    at_call(monkeypatch, scoring, "score_probe", 1, full_memory)
+    at_call(monkeypatch, scoring, "answer_probe", 1, full_memory)
     with run_failed("memory", match="domain_sft at step 5"):
         run_chain(recipe())
 

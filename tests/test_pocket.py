@@ -10,7 +10,7 @@ import papermill
 import pytest
 import torch
 
-from sftbench.evaluation.probes import score_probe
+from sftbench.evaluation.rating import score_probe
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer
 from sftbench.pocket import FOLDERS
 from sftbench.pocket.build import LEARNING_RATE, TOKENS, WEAK_TOKENS, facts_known, make_tokenizer, save

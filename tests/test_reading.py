@@ -6,7 +6,8 @@ from sftbench.data.chat_template import training_pieces
 from sftbench.data.tokenization import encode_prompt
 from sftbench.errors import BadInput
 from sftbench.evaluation import probes
-from sftbench.evaluation.probes import complete_answers, score_probe
+from sftbench.evaluation.probes import complete_answers
+from sftbench.evaluation.rating import score_probe
 from sftbench.evaluation.reading import read_answer, wanted_ids
 from sftbench.evaluation.scorers import lossy_answers, score_answer, wanted_answer
 from sftbench.models.loading import load_model

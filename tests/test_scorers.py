@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sftbench.data.conversations import parse_row
 from sftbench.evaluation import probes
-from sftbench.evaluation.probes import score_probe
+from sftbench.evaluation.rating import score_probe
 from sftbench.evaluation.scorers import (
     SCORER_FUNCTIONS,
     check_wanted,
@@ -319,11 +319,17 @@ def test_a_run_warns_of_wanted_answers_that_its_tokenizer_cannot_give(recipe, ma
     assert "1 of 3" in warning
 
 
-def test_scores_are_stored_by_scorer(recipe, tmp_path):
+def test_another_scorer_scores_the_stored_answers_and_loads_no_model(recipe, tmp_path, monkeypatch):
     rows = [task("a", "1"), task("b", "2", scorer="exact")]
     exact, number = (prepare_recipe(recipe(rows, scorer=name)).probes for name in ("exact", "number"))
     state = prepare_recipe(recipe(rows)).start_state(tmp_path)
-    assert exact.scores_paths(state) != number.scores_paths(state)
+    assert number.unanswered(state) == ["domain_tasks"]
+    first = exact.answer(state)["domain_tasks"]
+    monkeypatch.setattr(type(state), "load", lambda *_: pytest.fail("a model was loaded"))
+    second = number.answer(state)["domain_tasks"]
+    assert [row.scorer for row in first] == ["exact", "exact"]
+    assert {row.prompt: row.scorer for row in second} == {"a": "number", "b": "exact"}
+    assert [row.answer for row in first] == [row.answer for row in second]
     assert number.scorers == {"domain_tasks": {"number": 1, "exact": 1}}
 
 

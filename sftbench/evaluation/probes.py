@@ -10,10 +10,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..data.chat_template import end_of_turn_ids
 from ..data.packing import collate_batch, join_rows
-from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_probe, encode_prompt
+from ..data.tokenization import IGNORE_INDEX, EncodedRow, encode_prompt, probe_pieces
 from ..models.logits import select_logits
 from .reading import read_answer
-from .scorers import score_answer, wanted_answer
 
 ANSWERS_PER_BATCH = 64
 TOKENS_PER_BATCH = 8192  # of a probe's batch, padding included
@@ -170,21 +169,31 @@ def _until(ends: set[int], ids: list[int]) -> list[int]:
     return ids[:next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def score_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
-                max_new_tokens: int) -> dict:
-    """One probe's scores: `loss` in nats per token; for tasks `accuracy` and `f1`, from 0 to 1.
+class RowAnswer(NamedTuple):
+    """What a model makes of a probe's row: its loss in nats over `tokens`, and for tasks its answer.
 
-    Accuracy is the mean over rows of each row's own `scorer`, by default exact match.
+    `nats` is None where the row is longer than max_length.
     """
-    encoded, _ = encode_probe(tokenizer, rows, max_length)
+
+    nats: float | None
+    tokens: int
+    answer: str | None = None
+    spoken: str | None = None  # of the answer without thoughts: what is scored
+    cut: bool = False
+
+
+def answer_probe(model, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int,
+                 max_new_tokens: int) -> list[RowAnswer]:
+    """What the model makes of each row, in order; see `RowAnswer`."""
+    pieces, _ = probe_pieces(tokenizer, rows, max_length)
+    encoded = [piece for _, piece in pieces]
     nats, likeliest = score_rows(model, encoded, tokenizer.pad_token_id)
-    scores = {"loss": sum(nats) / sum(row.trained for row in encoded)} if encoded else {}
-    if "messages" in rows[0]:
-        known = answer_beginnings(encoded, likeliest)
-        answers = [answer.spoken for answer in complete_answers(model, tokenizer, rows, max_new_tokens,
-                                                                known=known)]
-        wanted = [wanted_answer(tokenizer, row) for row in rows]
-        scorers = [row.get("scorer", "exact") for row in rows]
-        for name, by in (("accuracy", scorers), ("f1", ["f1"] * len(rows))):
-            scores[name] = sum(map(score_answer, answers, wanted, by)) / len(rows)
-    return {name: round(value, 5) for name, value in scores.items()}
+    costs, tokens = [None] * len(rows), [0] * len(rows)
+    for (number, piece), cost in zip(pieces, nats, strict=True):  # a row may have several answers, or pieces
+        costs[number], tokens[number] = (costs[number] or 0.0) + cost, tokens[number] + piece.trained
+    if not rows or "text" in rows[0]:
+        return list(map(RowAnswer, costs, tokens))
+    known = answer_beginnings(encoded, likeliest)
+    answers = complete_answers(model, tokenizer, rows, max_new_tokens, known=known)
+    return [RowAnswer(cost, count, answer.text, answer.spoken, answer.cut)
+            for cost, count, answer in zip(costs, tokens, answers, strict=True)]

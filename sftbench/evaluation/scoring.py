@@ -1,6 +1,7 @@
-"""All probes of a run on one state of its model: scored once, as loaded from disk, and stored.
+"""All probes of a run on one state of its model: answered once, as loaded from disk, and stored.
 
-A state is scored as a user would load it, not as training left it in memory.
+A state answers as a user would load it, not as training left it in memory. What is stored are its answers and
+losses row by row; scores follow from them.
 """
 
 import json
@@ -16,13 +17,15 @@ from ..data.tokenization import tokenizer_fingerprint
 from ..errors import BadInput
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
+from ..runs.answers import AnsweredRow
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
-from .probes import score_probe
+from .probes import RowAnswer, answer_probe
+from .rating import change_intervals, mean_scores, rate_answers, score_intervals
 from .scorers import ambiguity_warnings, check_wanted, lossy_answers, wanted_answer
-from .yardstick import score_yardstick, yardstick_digest
+from .yardstick import answer_yardstick, rate_yardstick, yardstick_digest, yardstick_scores
 
-SCORES_FORMAT = 3  # of the stored scores: with another number they are computed again
+ANSWERS_FORMAT = 1  # of the stored answers: with another number they are computed again
 
 
 @dataclass(frozen=True)
@@ -71,35 +74,61 @@ class ProbeSet:
                                 f"train too; give such rows as {role}_probe alone")
         return warnings
 
-    def scores_paths(self, state: ModelState) -> dict[str, Path]:
-        """Where each role's scores of a state are stored, so that another probe leaves the others' alone."""
-        shared = {"format": SCORES_FORMAT, "state": state.key,
+    def answers_paths(self, state: ModelState) -> dict[str, Path]:
+        """Where each role's answers by a state are stored, so that another probe leaves the others' alone.
+
+        A scorer is no part of their name: another one scores the same answers.
+        """
+        shared = {"format": ANSWERS_FORMAT, "state": state.key,
                   "tokenizer": tokenizer_fingerprint(self.tokenizer)}
-        keys = {role: hash_key(**shared, scorer=self.scorer, max_length=self.max_length,
-                               max_new_tokens=self.max_new_tokens, rows=digest_rows(rows))
+        bare = {role: [{name: value for name, value in row.items() if name != "scorer"} for row in rows]
                 for role, rows in self.rows.items()}
+        keys = {role: hash_key(**shared, max_length=self.max_length, max_new_tokens=self.max_new_tokens,
+                               rows=digest_rows(rows)) for role, rows in bare.items()}
         if self.yardstick:
             keys["yardstick"] = hash_key(**shared, rows=yardstick_digest())
         return {role: state.store / "probes" / f"{key}.json" for role, key in keys.items()}
 
-    def unscored(self, state: ModelState) -> list[str]:
-        """The roles whose scores of a state are not in the store yet."""
-        return [role for role, path in self.scores_paths(state).items() if not path.exists()]
+    def unanswered(self, state: ModelState) -> list[str]:
+        """The roles whose answers by a state are not in the store yet."""
+        return [role for role, path in self.answers_paths(state).items() if not path.exists()]
 
-    def score(self, state: ModelState) -> dict[str, dict[str, float]]:
-        """The state's scores by role, from the store or computed now; loss in nats per token."""
-        paths = self.scores_paths(state)
-        if unscored := self.unscored(state):
+    def answer(self, state: ModelState) -> dict[str, list[AnsweredRow]]:
+        """Every row by role with what the state makes of it, from the store or computed now, and scored."""
+        paths = self.answers_paths(state)
+        if unanswered := self.unanswered(state):
             model = state.load()
-            for role in unscored:
+            for role in unanswered:
                 paths[role].parent.mkdir(parents=True, exist_ok=True)
-                write_json(paths[role], self._score_role(model, role))
+                write_json(paths[role], {"rows": self._answer_role(model, role)})
             del model
             release_memory()
-        return {role: json.loads(path.read_text(encoding="utf-8")) for role, path in paths.items()}
+        return {role: self._rate_role(role, [
+            RowAnswer(*values) for values in json.loads(path.read_text(encoding="utf-8"))["rows"]])
+            for role, path in paths.items()}
 
-    def _score_role(self, model, role: str) -> dict[str, float]:
+    def _answer_role(self, model, role: str) -> list[RowAnswer]:
         if role == "yardstick":
-            return score_yardstick(model, self.tokenizer)
-        return score_probe(model, self.tokenizer, self.tasks.get(role, self.rows[role]), self.max_length,
-                           self.max_new_tokens)
+            return answer_yardstick(model, self.tokenizer)
+        return answer_probe(model, self.tokenizer, self.rows[role], self.max_length, self.max_new_tokens)
+
+    def _rate_role(self, role: str, answers: list[RowAnswer]) -> list[AnsweredRow]:
+        if role == "yardstick":
+            return rate_yardstick(answers)
+        return rate_answers(self.tokenizer, role, self.tasks.get(role, self.rows[role]), answers)
+
+
+def interval_figures(rows: dict[str, list[AnsweredRow]],
+                     before: dict[str, list[AnsweredRow]] | None = None) -> dict[str, dict]:
+    """By role the 95 % `intervals` of a state's figures, and `change_intervals` from the state `before`."""
+    figures = {"intervals": {role: score_intervals(own) for role, own in rows.items()}}
+    if before is not None:
+        figures["change_intervals"] = {role: change_intervals(before[role], own)
+                                       for role, own in rows.items() if role in before}
+    return {name: {role: spans for role, spans in roles.items() if spans} for name, roles in figures.items()}
+
+
+def sum_scores(rows: dict[str, list[AnsweredRow]]) -> dict[str, dict[str, float]]:
+    """The figures of a state by role, from its rows; loss in nats per token."""
+    return {role: yardstick_scores(own) if role == "yardstick" else mean_scores(own)
+            for role, own in rows.items()}

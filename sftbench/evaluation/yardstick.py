@@ -12,10 +12,10 @@ import itertools
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from operator import sub
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -25,7 +25,9 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..data.rows import digest_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..models.logits import select_logits
-from .probes import row_nats
+from ..runs.answers import AnsweredRow
+from .probes import RowAnswer, row_nats
+from .rating import mean_scores
 
 QUESTIONS_PER_BATCH = 16
 SAME_NATS = 0.01  # between an option after its question's cache and computed whole; rounding gives 1e-4
@@ -46,27 +48,52 @@ def yardstick_digest() -> str:
     return digest_rows([*yardstick_rows("texts"), *yardstick_rows("questions")])
 
 
-def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The model's scores: `loss` and `accuracy`, and by language `nats_per_character_…` and `accuracy_…`.
+def answer_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> list[RowAnswer]:
+    """What the model makes of each text (its nats), and then of each question (the option it prefers).
+
+    That is the likeliest option: fewest nats by byte, so that its length decides nothing.
+    """
+    encoded = encode_texts(tokenizer)
+    nats = row_nats(model, encoded, tokenizer.pad_token_id)
+    costs = score_options(model, encode_questions(tokenizer), tokenizer.pad_token_id)
+    chosen = [_cheapest_option(*pair) for pair in zip(costs, yardstick_rows("questions"), strict=True)]
+    return [*(RowAnswer(cost, row.trained) for cost, row in zip(nats, encoded, strict=True)),
+            *(RowAnswer(None, 0, option, option) for option in chosen)]
+
+
+def rate_yardstick(answers: Sequence[RowAnswer]) -> list[AnsweredRow]:
+    """The yardstick's rows with these `answer_yardstick`: texts by their nats, questions right (1) or not."""
+    texts, questions = yardstick_rows("texts"), yardstick_rows("questions")
+    rows = [{"prompt": row["question"], "wanted": row["options"][row["answer"]]} for row in questions]
+    return [AnsweredRow("yardstick", number, **row, answer=answer.answer, spoken=answer.spoken,
+                        score=float(answer.answer == row["wanted"]) if row["prompt"] else None,
+                        nats=answer.nats, tokens=answer.tokens)
+            for number, (row, answer) in enumerate(zip(
+                [*({"prompt": "", "wanted": row["text"]} for row in texts), *rows], answers, strict=True), 1)]
+
+
+def yardstick_scores(rows: list[AnsweredRow]) -> dict[str, float]:
+    """The figures: `loss` and `accuracy`, and by language `nats_per_character_…` and `accuracy_…`.
 
     `loss` is in nats per token of the texts, so it compares states of one model. A tokenizer that splits a
     Chinese character into three tokens makes each of them easy to guess; nats per character add up what all
     of them cost, so they compare models of different tokenizers as well, but only within a language, since a
     Chinese character says more than a letter. Accuracy is the share of questions (0 to 1, 0.25 by chance)
-    whose right option is the likeliest: fewest nats by byte, so that its length decides nothing.
+    whose right option is the likeliest.
     """
-    texts, encoded = yardstick_rows("texts"), encode_texts(tokenizer)
-    text_nats = row_nats(model, encoded, tokenizer.pad_token_id)
-    correct = _correct_answers(score_options(model, encode_questions(tokenizer), tokenizer.pad_token_id))
-    scores = {"loss": sum(text_nats) / sum(row.trained for row in encoded), "accuracy": fmean(correct)}
+    scores, texts = mean_scores(rows), yardstick_rows("texts")
     for language in LANGUAGES:
-        costs, sizes = zip(*((cost, len(row["text"])) for cost, row in zip(text_nats, texts, strict=True)
-                             if row["language"] == language), strict=True)
-        scores[f"nats_per_character_{language}"] = sum(costs) / sum(sizes)
-        scores[f"accuracy_{language}"] = fmean(
-            hit for hit, row in zip(correct, yardstick_rows("questions"), strict=True)
-            if row["language"] == language)
-    return {name: round(value, 5) for name, value in scores.items()}
+        own = [row for row, about in zip(rows, [*texts, *yardstick_rows("questions")], strict=True)
+               if about["language"] == language]
+        characters = sum(len(row.wanted) for row in own if row.score is None)
+        scores[f"nats_per_character_{language}"] = round(sum(row.nats or 0 for row in own) / characters, 5)
+        scores[f"accuracy_{language}"] = mean_scores(own)["accuracy"]
+    return scores
+
+
+def score_yardstick(model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """The `yardstick_scores` of a model."""
+    return yardstick_scores(rate_yardstick(answer_yardstick(model, tokenizer)))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
@@ -155,10 +182,7 @@ def _shared_nats(model, options: list[EncodedRow], length: int, count: int) -> l
     return nats.tolist()
 
 
-def _correct_answers(costs: list[list[float]]) -> list[bool]:
-    """For each question whether its right option costs the fewest nats by byte; `costs` are its options'."""
-    correct = []
-    for nats, row in zip(costs, yardstick_rows("questions"), strict=True):
-        by_byte = [cost / len(option.encode()) for cost, option in zip(nats, row["options"], strict=True)]
-        correct.append(by_byte.index(min(by_byte)) == row["answer"])
-    return correct
+def _cheapest_option(nats: list[float], question: dict) -> str:
+    """The option of a question that costs the fewest nats by byte; `nats` are its options'."""
+    by_byte = [cost / len(option.encode()) for cost, option in zip(nats, question["options"], strict=True)]
+    return question["options"][by_byte.index(min(by_byte))]

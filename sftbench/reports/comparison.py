@@ -1,15 +1,20 @@
-"""Runs beside each other, from their folders: one line a run, and what their recipes differ in."""
+"""Runs beside each other, from their folders: figures, differing recipes, and rows that changed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..recipes.recipe import FIELDS, differing_fields
+from ..runs.answers import Change, read_answers, select_rows
 from ..runs.events import format_duration
 from ..runs.folder import runs_root, try_read_json
+from .html import make_visible
 from .ledger import format_gigabytes
-from .text_table import format_table, shorten_start
+from .text_table import format_pairs, format_table, plural, shorten_start, wrap_text
 
 GENERAL_ROLES = ("general_tasks", "yardstick")  # the first that was scored is general ability
 MAX_CELL = 40  # characters of a value in the table of differences
+MAX_ANSWER = 400  # characters of a prompt or an answer in a list of rows
+SHOWN_ROWS = 10  # of such a list, where no other number is wanted
 
 
 def list_runs(root: Path | None = None) -> list[Path]:
@@ -79,3 +84,50 @@ def run_cells(run: dict) -> list[str]:
     return [run["mode"], run["method"], run["state"], *accuracies,
             "–" if run["seconds"] is None else format_duration(run["seconds"]),
             format_gigabytes(run["memory_bytes"]) or "–"]
+
+
+def name_states(runs: Sequence[Path]) -> tuple[str, str]:
+    """Names of the states that `changes` compares by default: of one run its ends, of two runs the last."""
+    if len(runs) == 1:
+        return "start", list(read_answers(runs[0]))[-1]
+    first, second = (run.resolve().name for run in runs)
+    return (first, second) if first != second else (str(runs[0]), str(runs[1]))
+
+
+def format_changes(rows: list[Change], which: str, names: tuple[str, str], role: str | None = None,
+                   count: int = SHOWN_ROWS) -> str:
+    """Rows of `select_rows` as text: a prompt, the wanted answer, and both states' with score and loss.
+
+    `names` are those of the two states; the first `count` rows are shown. Losses are in nats per token.
+    """
+    chosen, total = select_rows(rows, which, role), sum(role in (None, row.role) for row in rows)
+    shown = f", the first {count} shown" if len(chosen) > count else ""
+    before, after = (shorten_start(name, MAX_CELL) for name in names)
+    parts = [wrap_text(f"{which}, {before} → {after}: {len(chosen):,} of {plural(total, 'row')}{shown}")]
+    for row in chosen[:count]:
+        cells = [["wanted", "", "", shorten_text(row.wanted)]] if row.prompt else []
+        cells += [[before, score_word(row.score_before), loss_words(row.loss_before), _shown(row.before)],
+                  [after, score_word(row.score_after), loss_words(row.loss_after), _shown(row.after)]]
+        head = [(f"{row.role} {row.row}", shorten_text(row.prompt or row.wanted))]
+        parts.append(f"{format_pairs(head)}\n{format_pairs(cells, indent=2)}")
+    return "\n\n".join(parts)
+
+
+def _shown(answer: str | None) -> str:
+    return "" if answer is None else shorten_text(answer) or "(nothing)"
+
+
+def score_word(score: float | None) -> str:
+    """A row's score as a person reads it: right, wrong, or a part; empty for a text."""
+    return "" if score is None else "right" if score == 1 else "wrong" if score == 0 else f"{score:.2f}"
+
+
+def loss_words(loss: float | None) -> str:
+    """A row's loss in nats per token; empty where it has none."""
+    return "" if loss is None else f"loss {loss:.2f}"
+
+
+def shorten_text(text: str) -> str:
+    """Text from outside for a list of rows: one line, at most MAX_ANSWER characters, nothing that steers."""
+    line = make_visible(" ".join(text.split()))
+    return line if len(line) <= MAX_ANSWER else f"{line[:MAX_ANSWER - 1]}…"

@@ -1,7 +1,9 @@
 """The ledger: what a run gained in the domain and lost elsewhere, stage by stage; and the forecast."""
 
+from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from typing import Any
 
 from ..runs.events import format_duration
 from ..runs.folder import read_json, read_result
@@ -11,7 +13,10 @@ COLUMNS = ("domain_tasks", "domain_text", "general_tasks", "general_text", "yard
 MEASURES = {"loss": 6, "accuracy": 8, "f1": 5}  # with the width of their figures
 COSTS = ("stage", "method", "parameters", "  trained", "steps", "tokens", "time", "  forecast", "memory",
          "  forecast", "from the store")
+BLANK = "\ue000"  # stands for a space at a cell's end, which rich (15) would cut off
 UNITS = "Loss in nats per token; accuracy and F1 from 0 to 1."
+SPREAD = ("95 %: where a figure may lie with other rows of the same kind (bootstrap over rows, of changes in "
+          "pairs); another seed of training is not counted.")
 FEW_PROBE_ROWS = 20  # rows of a probe below which chance outweighs what training usually changes
 SMALL_RISE = 0.05  # nats per token: a smaller rise of the loss is hardly to be seen in what a model writes
 
@@ -36,9 +41,11 @@ def format_ledger(run: Path | str) -> str:
 
 def format_result_ledger(result: dict) -> str:
     """The same from a result already read."""
-    states = {f"start ({result['start']['name']})": result["start"]["probes"]}
-    states |= {stage["name"]: stage["probes"] for stage in result["stages"]}
-    sentences = _summary(result["start"]["probes"], result["stages"][-1]["probes"], result.get("scorers", {}))
+    start, stages = result["start"], result["stages"]
+    states = {f"start ({start['name']})": start, **{stage["name"]: stage for stage in stages}}
+    sentences = _summary(start["probes"], stages[-1]["probes"], result.get("scorers", {}))
+    if any(state.get("intervals") for state in states.values()):
+        sentences += [SPREAD, *_by_chance(start["probes"], stages[-1])]
     return "\n\n".join([_probe_table(states), _cost_table(result),
                         "\n".join(map(wrap_text, [UNITS, *sentences]))])
 
@@ -53,29 +60,54 @@ def format_partial_ledger(events: list[dict]) -> str:
         # in the middle of a stage, and at its begin, only a part of each probe is scored
         complete = "steps" not in event and event["step"] == {"start": 0, **plan}.get(event["stage"])
         if complete and any(probes.values()):
-            states[event["stage"]] = {role: measures for role, measures in probes.items() if measures}
+            states[event["stage"]] = {
+                "probes": {role: measures for role, measures in probes.items() if measures}}
     return _probe_table(states) if states else ""
 
 
 def _probe_table(states: dict[str, dict]) -> str:
-    """The table of probes by state, with the change from the first to the last where there are two."""
-    first, last = next(iter(states.values())), list(states.values())[-1]
-    probes = {role: [measure for measure in MEASURES if measure in last[role]]
-              for role in COLUMNS if role in last}
-    rows = [[name, *(_figures({measure: str(_rounded(state[role][measure])) for measure in measures})
-                     for role, measures in probes.items())] for name, state in states.items()]
-    if len(rows) > 1:
-        rows.append(["change", *(
-            _figures({measure: f"{_rounded(last[role][measure], first[role][measure]):+}"
-                      for measure in measures}) for role, measures in probes.items())])
-    headings = [f"{role.replace('_', ' ')}\n{_figures(dict(zip(measures, measures, strict=True)))}"
-                for role, measures in probes.items()]
-    return format_table(rows, ["probe after", *headings], gap=4, total=len(rows) > 1)
+    """The table of probes by state, with the change from the first to the last where there are two.
+
+    A state has `probes`, and perhaps `intervals` and `change_intervals`, which stand below its figures.
+    """
+    first, last = next(iter(states.values()))["probes"], list(states.values())[-1]
+    lines = [line for name, state in states.items() for line in (
+        (name, _cells(state["probes"], lambda value: str(_rounded(value)))),
+        ("  95 %", _cells(state.get("intervals", {}), lambda span: "–".join(map(str, map(_rounded, span))))))]
+    changes = {role: {measure: _rounded(value, first[role][measure]) for measure, value in measures.items()
+                      if measure in MEASURES} for role, measures in last["probes"].items()}
+    change = [("change", _cells(changes, "{:+}".format)), ("  95 %", _cells(
+        last.get("change_intervals", {}), lambda span: "…".join(f"{_rounded(value):+}" for value in span)))]
+    change = [line for line in change if any(line[1].values())] if len(states) > 1 else []
+    probes = {role: [measure for measure in MEASURES if measure in last["probes"][role]]
+              for role in COLUMNS if role in last["probes"]}
+    widths = {(role, measure): max(MEASURES[measure], *(len(cells.get((role, measure), ""))
+                                                        for _, cells in [*lines, *change]))
+              for role, measures in probes.items() for measure in measures}
+    rows = [[name, *("  ".join(cells.get((role, measure), BLANK).rjust(widths[role, measure], BLANK)
+                               for measure in measures) if any(key[0] == role for key in cells) else ""
+                     for role, measures in probes.items())] for name, cells in [*lines, *change]]
+    headings = [f"{role.replace('_', ' ')}\n" + "  ".join(
+        measure.rjust(widths[role, measure]) for measure in measures) for role, measures in probes.items()]
+    table = format_table(rows, ["probe after", *headings], gap=4, total=len(change)).replace(BLANK, " ")
+    return "\n".join(map(str.rstrip, table.splitlines()))
 
 
-def _figures(cells: dict[str, str]) -> str:
-    """A probe's cells by measure, side by side in one column of the table."""
-    return "  ".join(cell.rjust(MEASURES[measure]) for measure, cell in cells.items())
+def _cells(roles: dict[str, dict], form: Callable[[Any], str]) -> dict[tuple[str, str], str]:
+    """By role and measure what stands in the table; yardstick's figures by language do not."""
+    return {(role, measure): form(value) for role, measures in roles.items()
+            for measure, value in measures.items() if measure in MEASURES}
+
+
+def _by_chance(first: dict, last: dict) -> list[str]:
+    """A sentence that names the changes that other rows of the same kind could undo, if there are any."""
+    found = []
+    for role, spans in last.get("change_intervals", {}).items():
+        for measure, (low, high) in spans.items():
+            change = _rounded(last["probes"][role][measure], first[role][measure])
+            if change and low <= 0 <= high:
+                found.append(f"{measure} of {role.replace('_', ' ')} ({change:+})")
+    return [f"Within chance: {', '.join(found)}."] if found else []
 
 
 def _rounded(value: float, less: float = 0) -> Decimal:

@@ -20,11 +20,12 @@ WIDTH = 100  # columns of every text the bench prints: fits half a wide screen, 
 
 
 def format_table(rows: Sequence[Sequence[str]], headings: Sequence[str], gap: int = 2,
-                 total: bool = False) -> str:
+                 total: int = 0) -> str:
     """Rows under headings and a rule: the first column to the left, figures to the right.
 
-    `total` puts a rule before the last row. Where the columns do not fit into WIDTH, the table goes on below
-    with the rest of them, its first column repeated. Rows without figures and empty columns are left out.
+    `total` puts a rule before the last so many rows. Where the columns do not fit into WIDTH, the table goes
+    on below with the rest of them, its first column repeated. Rows without figures and empty columns are left
+    out.
     """
     rows = [row for row in rows if any(row[1:])]
     columns = [column for column in zip(headings, *rows, strict=True) if any(column)]
@@ -39,14 +40,14 @@ def format_table(rows: Sequence[Sequence[str]], headings: Sequence[str], gap: in
     return "\n\n".join(_ruled([columns[number] for number in part], gap, total) for part in parts)
 
 
-def _ruled(columns: list[Sequence[str]], gap: int, total: bool) -> str:
+def _ruled(columns: list[Sequence[str]], gap: int, total: int) -> str:
     # of rich's eight lines only those under the headings and before the total are drawn
     lines = ("    ", "    ", " -- ", "    ", " -- ", "    ", "    ", "    ")
     table = Table(box=Box("\n".join(lines)), show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(Text(column[0]), justify="right" if number else "left", overflow="fold")
     for number, cells in enumerate(zip(*(column[1:] for column in columns), strict=True), 2):
-        if total and number == len(columns[0]):
+        if total and number == len(columns[0]) + 1 - total:
             table.add_section()
         table.add_row(*map(Text, cells))
     return _plain_text(table)

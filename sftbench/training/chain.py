@@ -6,7 +6,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,11 +16,13 @@ from ..data.chat_template import training_pieces
 from ..distributed import broadcast, is_follower, is_sharded, join_processes
 from ..errors import RunFailed
 from ..evaluation.probes import probe_losses
+from ..evaluation.scoring import interval_figures, sum_scores
 from ..models.checkpoint import ModelState
 from ..models.loading import release_memory
 from ..models.methods import METHOD_FUNCTIONS, save_stage_model, trainable_parameters
 from ..recipes.recipe import Recipe, recipe_to_dict
 from ..recipes.stages import Stage
+from ..runs.answers import AnsweredRow, write_answers
 from ..runs.checkpoints import Checkpoints, stage_checkpoints
 from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, new_run_folder, store_folder, write_json
@@ -44,6 +46,7 @@ class Run:
     log: RunLog
     stop: StopSignal
     result: dict  # what result.json will hold, filled as it becomes known
+    answers: dict[str, dict[str, list[AnsweredRow]]] = field(default_factory=dict)  # by state and role
 
     @property
     def store(self) -> Path:
@@ -109,14 +112,13 @@ def _train_stages(run: Run) -> None:
     began = time.monotonic()
     update_owner_record(run.folder, state="running")
     state = ready.start_state(run.store)
-    result["start"] = {"name": ready.mode.start, "model": ready.start,
-                       "probes": _score_state(run, state, "start", 0)}
+    result["start"] = {"name": ready.mode.start, "model": ready.start, **_score_state(run, state, "start", 0)}
     for stage in ready.stages:
         run.stop.check()
         entry = _run_stage(run, stage, state)
         state = state.after(stage.key, stage.settings.method)
         result["stages"].append(entry)
-        entry["probes"] = _score_state(run, state, stage.name, entry["steps"])
+        entry |= _score_state(run, state, stage.name, entry["steps"])
     # a new dict: the event of the forecast stays as it was logged
     result["forecast"] = result["forecast"] | {"took": {
         "seconds": round(time.monotonic() - began, 2),
@@ -249,11 +251,14 @@ def _prefix_text(ready: PreparedRun, stage: Stage) -> str:
 
 
 def _score_state(run: Run, state: ModelState, stage: str, step: int) -> dict:
-    """The scores of a state, from the store or computed now, and logged."""
+    """The scores of a state, from the store or computed now: logged, and its answers in the run's folder."""
     probes = run.ready.probes
-    if probes.unscored(state):
+    if probes.unanswered(state):
         run.log.settle()
-    scores = probes.score(state)
+    run.answers[stage] = probes.answer(state)
+    write_answers(run.folder, run.answers)
+    scores = sum_scores(run.answers[stage])
     run.log({"stage": stage, "step": step, **{f"eval_{role}_{name}": value for role, figures in scores.items()
                                               for name, value in figures.items()}})
-    return scores
+    before = run.answers["start"] if stage != "start" else None
+    return {"probes": scores, **interval_figures(run.answers[stage], before)}

@@ -17,7 +17,7 @@ from transformers import set_seed
 from ..data.packing import batch_shape
 from ..distributed import process_count
 from ..errors import RunFailed
-from ..evaluation.probes import probe_losses, row_nats, score_probe, scoring_bytes
+from ..evaluation.probes import answer_probe, probe_losses, row_nats, scoring_bytes
 from ..evaluation.yardstick import encode_questions, encode_texts, score_options
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
@@ -188,7 +188,7 @@ def _time_probes(ready: PreparedRun, model) -> float:
     for rows in ready.probes.rows.values():
         for count in SAMPLE_ROWS:
             sample, began = rows[:count], time.monotonic()
-            score_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
+            answer_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
             if (took := time.monotonic() - began) > SAMPLE_SECONDS:
                 break
         total += took * len(rows) / len(sample)

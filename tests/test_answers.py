@@ -1,0 +1,136 @@
+"""Every answer before and after: kept once, read without a model, gained and lost between states and runs."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+import sftbench
+from sftbench.cli import main
+from sftbench.recipes.recipe import Recipe, override
+from sftbench.reports.comparison import format_changes
+from sftbench.runs.answers import AnsweredRow, changes, read_answers, select_rows, write_answers
+from sftbench.runs.folder import read_result
+from sftbench.training.chain import run_chain
+from sftbench.training.prepare import prepare_recipe
+from tests.conftest import bad_input, small_rows
+
+
+def row(number: int, score: float, answer: str = "Oslo", **more) -> AnsweredRow:
+    values = {"answer": answer, "spoken": answer, "scorer": "exact", "score": score, "f1": score,
+              "nats": 2.0 - score, "tokens": 2}
+    return AnsweredRow("domain_tasks", number, f"Where is item {number}?", "Oslo", **values | more)
+
+
+BEFORE = [row(1, 0, "Rome"), row(2, 1), row(3, 0, ""), row(4, 0.5, "Oslo Lima")]
+AFTER = [row(1, 1), row(2, 0, "\x1b[31mLima"), row(3, 0, "Bonn", nats=None), row(4, 0.75, "Oslo, Lima")]
+TEXT = AnsweredRow("domain_text", 1, "", "It lies in Oslo.", nats=40.0, tokens=4)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with the answers of two states."""
+    write_answers(tmp_path, {"start": {"domain_tasks": BEFORE, "domain_text": [replace(TEXT, nats=44.0)]},
+                             "sft": {"domain_tasks": AFTER, "domain_text": [TEXT]}})
+    return tmp_path
+
+
+def test_what_is_written_is_read_again(run):
+    states = read_answers(run)
+    assert list(states) == ["start", "sft"] and states["sft"] == [*AFTER, TEXT]
+    line = json.loads((run / "answers.jsonl").read_text().splitlines()[0])
+    assert {"stage", "prompt", "wanted", "answer", "score", "nats"} <= set(line)
+
+
+@pytest.mark.parametrize(("which", "rows"), [
+    ("gained", [1, 4]), ("lost", [2]), ("wrong", [2, 3, 4]), ("worst", [1, 2, 4, 1])])
+def test_rows_are_chosen_by_what_became_of_them(run, which, rows):
+    chosen = select_rows(sftbench.changes(run), which)
+    assert [one.row for one in chosen] == rows
+    if which == "worst":
+        assert chosen[0].role == "domain_text" and chosen[0].loss_after == 10 and chosen[0].loss_before == 11
+        losses = [one.loss_after for one in chosen]
+        assert losses == sorted(losses, reverse=True)
+
+
+def test_two_runs_are_compared_row_by_row_whatever_their_order(run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    more = AnsweredRow("domain_tasks", 4, "Where is nobody?", "Rome", "Rome", score=1.0)
+    write_answers(other, {"start": {"domain_tasks": [row(1, 0)]},
+                          "cpt": {"domain_tasks": [more, row(3, 1), row(1, 0, "Bern")]}})
+    assert [(one.prompt[-7:], one.before, one.after, one.change) for one in changes(run, other)] == [
+        ("item 3?", "Bonn", "Oslo", "gained"), ("item 1?", "Oslo", "Bern", "lost")]
+    with bad_input("stage", run, match="it has start, sft"):
+        changes(run, other, before="cpt")
+    write_answers(other, {"start": {"domain_tasks": [more]}})
+    with bad_input("", other, match="in common"):
+        changes(run, other)
+
+
+def test_a_question_that_stands_twice_is_two_rows(run):
+    write_answers(run, {"start": {"domain_tasks": [row(1, 0, "a"), row(1, 0, "b")]},
+                        "sft": {"domain_tasks": [row(1, 1, "c"), row(1, 1, "d")]}})
+    assert [(one.before, one.after) for one in changes(run)] == [("a", "c"), ("b", "d")]
+
+
+def test_rows_as_text_are_compact_and_steer_no_terminal(run):
+    text = format_changes(changes(run), "lost", ("start", "sft"))
+    assert text.splitlines() == [
+        "lost, start → sft: 1 of 5 rows", "",
+        "domain_tasks 2  Where is item 2?",
+        "  wanted                    Oslo",
+        "  start   right  loss 0.50  Oslo",
+        "  sft     wrong  loss 1.00  ⟨U+001B⟩[31mLima"]
+    worst = format_changes(changes(run), "worst", ("start", "sft"), count=1)
+    assert worst.splitlines()[0].endswith("4 of 5 rows, the first 1 shown") and "wanted" not in worst
+    assert "(nothing)" in format_changes(changes(run), "wrong", ("start", "sft"))
+
+
+def test_the_commands_print_rows_and_json(run, capsys):
+    (run / "recipe.json").write_text('{"schema": 1, "recipe": {}}')
+    assert main(["show", str(run), "--rows", "gained"]) == 0
+    assert "domain_tasks 1" in capsys.readouterr().out
+    assert main(["show", str(run), "--rows", "gained", "--json", "--count", "1"]) == 0
+    shown, = json.loads(capsys.readouterr().out)
+    assert shown == asdict(changes(run)[0])
+    assert main(["compare", str(run), str(run), "--rows", "lost", "--role", "domain_tasks"]) == 0
+    assert "0 of 4 rows" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", str(run), "--rows", "lost"]) == 2
+    assert main(["show", str(run), "--rows", "lost", "--role", "nothing"]) == 2
+    (run / "answers.jsonl").unlink()
+    assert main(["show", str(run), "--rows", "lost"]) == 2
+    assert "sftbench resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["{", '{"stage": "start"}', '{"stage": "a", "role": 3}', "[]"])
+def test_a_torn_file_is_named(run, line):
+    (run / "answers.jsonl").write_text(f"{line}\n")
+    with bad_input("", run / "answers.jsonl"):
+        read_answers(run)
+
+
+def test_a_run_keeps_every_answer_and_its_figures_are_their_means(make_model, small_files, tmp_path):
+    recipe = override(Recipe(), mode="2", model=make_model(), max_steps=2, probe_rows=6, yardstick=True,
+                      output_dir=str(tmp_path / "one"), **small_files)
+    folder = run_chain(recipe)
+    result, states = read_result(folder), read_answers(folder)
+    assert list(states) == ["start", "cpt", "domain_sft"]
+    for entry in (result["start"] | {"name": "start"}, *result["stages"]):
+        for role, figures in entry["probes"].items():
+            own = [one for one in states[entry["name"]] if one.role == role]
+            assert [one.row for one in own] == list(range(1, len(own) + 1))
+            lost = [one for one in own if one.nats is not None]
+            loss = sum(one.nats for one in lost) / sum(one.tokens for one in lost)
+            assert figures["loss"] == pytest.approx(loss, abs=1e-4)
+            if scores := [one.score for one in own if one.score is not None]:
+                assert figures["accuracy"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+    probe = prepare_recipe(recipe).roles["domain_tasks"].probe
+    assert [(one.prompt, one.wanted) for one in states["start"] if one.role == "domain_tasks"] == [
+        tuple(message["content"] for message in one["messages"]) for one in probe]
+    assert {one.prompt for one in states["cpt"] if one.role == "domain_text"} == {""}
+    assert {one["text"] for one in small_rows("domain_text")} >= {
+        one.wanted for one in states["cpt"] if one.role == "domain_text"}
+    before = (folder / "answers.jsonl").read_text()
+    again = override(recipe, output_dir=str(tmp_path / "two"))
+    assert (run_chain(again) / "answers.jsonl").read_text() == before, "from the store"
