@@ -77,7 +77,7 @@ def test_a_question_that_stands_twice_is_two_rows(run):
 def test_rows_as_text_are_compact_and_steer_no_terminal(run):
     text = format_changes(changes(run), "lost", ("start", "sft"))
     assert text.splitlines() == [
-        "lost, start → sft: 1 of 5 rows", "",
+        "lost, start → sft: 1 of 4 rows", "",
         "domain_tasks 2  Where is item 2?",
         "  wanted                    Oslo",
         "  start   right  loss 0.50  Oslo",

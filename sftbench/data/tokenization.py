@@ -203,22 +203,18 @@ class RoleTokens:
 
 def probe_pieces(tokenizer: Tokenizer, rows: list[dict],
                  max_length: int) -> tuple[list[tuple[int, EncodedRow]], dict[str, int]]:
-    """A probe's rows as they are scored, each piece with its row's number; and by reason how many were cut.
-
-    They are cut and dropped as in training.
-    """
+    """As `encode_probe`, each piece with its row's number, from 0."""
     encoded = [(number, row) for number, texts in enumerate(encode_rows(tokenizer, rows)) for row in texts]
     sizes = np.array([(number, len(row.input_ids), row.trained) for number, row in encoded], dtype=np.int32)
-    pieces, reasons = cut_rows(RoleTokens(None, *sizes.reshape(-1, 3).T), max_length,
-                               text=bool(rows) and "text" in rows[0])
+    cuts, reasons = cut_rows(RoleTokens(None, *sizes.reshape(-1, 3).T), max_length,
+                             text="text" in (rows or [{}])[0])
     return ([(encoded[number][0], encoded[number][1].cut(start, length))
-             for number, start, length, _ in pieces.tolist()],
+             for number, start, length, _ in cuts.tolist()],
             {reason: len(numbers) for reason, numbers in reasons.items()})
 
 
-def encode_probe(tokenizer: Tokenizer, rows: list[dict],
-                 max_length: int) -> tuple[list[EncodedRow], dict[str, int]]:
-    """The `probe_pieces` without their numbers."""
+def encode_probe(tokenizer: Tokenizer, rows: list[dict], max_length: int) -> tuple[list[EncodedRow], dict]:
+    """A probe's rows as they are scored, cut and dropped as in training; and by reason how many were."""
     pieces, reasons = probe_pieces(tokenizer, rows, max_length)
     return [piece for _, piece in pieces], reasons
 

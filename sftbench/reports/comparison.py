@@ -100,7 +100,9 @@ def format_changes(rows: list[Change], which: str, names: tuple[str, str], role:
 
     `names` are those of the two states; the first `count` rows are shown. Losses are in nats per token.
     """
-    chosen, total = select_rows(rows, which, role), sum(role in (None, row.role) for row in rows)
+    chosen = select_rows(rows, which, role)
+    total = sum(role in (None, row.role) and (which == "worst" or row.score_after is not None)
+                for row in rows)
     shown = f", the first {count} shown" if len(chosen) > count else ""
     before, after = (shorten_start(name, MAX_CELL) for name in names)
     parts = [wrap_text(f"{which}, {before} → {after}: {len(chosen):,} of {plural(total, 'row')}{shown}")]
