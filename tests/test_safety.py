@@ -16,11 +16,13 @@ from sftbench.cli import main
 from sftbench.errors import BadInput, RunFailed
 from sftbench.models.checkpoint import load_stage
 from sftbench.models.loading import load_model, load_model_config, load_tokenizer, resolve_revision
+from sftbench.recipes.facts import Facts
+from sftbench.recipes.pretraining_rates import add_pretraining
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.runs.events import append_event, read_events
 from sftbench.runs.folder import read_json, read_result, store_folder
 from sftbench.runs.stage_store import file_sha256
-from sftbench.sources.names import read_card_rate
+from sftbench.sources.names import read_model_config
 from sftbench.training import chain
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe
@@ -228,7 +230,8 @@ def test_a_card_states_a_positive_rate_or_nothing(make_model, tmp_path, rate):
     config = json.loads((folder / "config.json").read_text())
     card = {"pretraining_learning_rate": rate, "parameters": 7, "rows": {"domain_tasks": 1}, "bf16": True}
     (folder / "config.json").write_text(json.dumps(config | {"sftbench": card}))
-    assert read_card_rate(str(folder)) is None
+    facts = add_pretraining(Facts(), read_model_config(str(folder)))
+    assert facts.pretraining_learning_rate is None and facts.parameters is None
     ready = prepare_recipe(override(Recipe(), mode="1", model=str(folder),
                                     domain_tasks=small_tasks(tmp_path)))
     assert ready.facts.pretraining_learning_rate is None

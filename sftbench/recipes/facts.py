@@ -9,8 +9,8 @@ from typing import Any
 class Facts:
     """Each field is None (or empty) as long as nobody measured, stated or read it; rules then stay silent.
 
-    `origins` has, by field, where its value comes from: `measured`, `stated` (by the user) or `card` (the
-    model's configuration).
+    `origins` has, by field, where its value comes from: `measured`, `stated` (by the user), `card` (the
+    model's configuration) or `published` (of the model whose shape it has).
     """
 
     # data, by role where it is a dict
@@ -31,7 +31,10 @@ class Facts:
     packing_fault: str | None = None  # why rows may not share a block; empty: they may; None: not asked
     untrained_tokens: list[str] | None = None  # of the chat template, that pre-training never saw
     vocabulary: int | None = None  # rows of the input embedding
+    model_type: str | None = None  # transformers' name of its family
+    hidden_size: int | None = None
     pretraining_learning_rate: float | None = None
+    pretrained_as: str | None = None  # the published model whose shape and rate it has, with the source
     base_loss: dict[str, float] = field(default_factory=dict)  # nats per token, by role
     base_accuracy: dict[str, float] = field(default_factory=dict)  # 0 to 1, by role
     chat_model: bool | None = None  # False: there is none to start from

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..distributed import process_count
 from .facts import Facts
+from .pretraining_rates import GUESS_SOURCE, guess_rate
 from .recipe import Recipe
 
-# Peak pre-training rate where no card states it; usual for models of some billions.
+# Peak pre-training rate of a model of which nothing is known; usual for some billions of parameters.
 ASSUMED_PRETRAINING_RATE = 1e-4
 # Of the pre-training rate. CPT goes on with pre-training, on new text.
 LEARNING_RATE_FRACTION = {"sft": 0.1, "cpt": 1 / 3}
@@ -92,7 +93,12 @@ def _advise_cpt_method(recipe: Recipe, facts: Facts) -> Advised:
 
 def _advise_pretraining_rate(recipe: Recipe, facts: Facts) -> Advised:
     if rate := facts.pretraining_learning_rate:
-        return Advised(rate, "the model's card says so")
+        published = f"it has the shape of {facts.pretrained_as}, which went at this peak"
+        return Advised(rate, published if facts.pretrained_as else "the model's card says so")
+    if width := facts.hidden_size:
+        return Advised(guess_rate(width, facts.model_type),
+                       f"it is guessed from the width of {width:,}, by {GUESS_SOURCE}: no card, publication "
+                       "or user names it; sftbench advise --measure tries what the model bears")
     return Advised(ASSUMED_PRETRAINING_RATE,
                    "it is assumed: neither card nor user names the pre-training rate")
 

@@ -1,7 +1,6 @@
 """Names to paths: what a source of data or a model's name refers to. Reads no data and loads no library."""
 
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -158,19 +157,11 @@ def _hub_remedy(text: str) -> str | None:
         match[1] if "/" in match[1] else f"OWNER/{match[1]}, with the name of its owner")
 
 
-def read_card_rate(model: str) -> float | None:
-    """The peak pre-training rate that a local model's config.json states, if any; see `card_rate`."""
+def read_model_config(model: str) -> dict:
+    """A local model's config.json; empty where there is none to read."""
     folder = find_model_folder(model)
     try:
-        return card_rate(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sftbench"))
-    except (AttributeError, OSError, TypeError, ValueError):  # a hub name, no such file, nothing of the kind
-        return None
-
-
-def card_rate(card) -> float | None:
-    """The peak pre-training rate under the key `sftbench` of a model's configuration; None for nonsense.
-
-    Nothing else is read from there: a stranger's file must not take the place of what is measured.
-    """
-    rate = card.get("pretraining_learning_rate") if isinstance(card, dict) else None
-    return rate if isinstance(rate, float) and math.isfinite(rate) and rate > 0 else None
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError):  # a hub name, no such file, nothing of the kind
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -34,12 +34,12 @@ from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
 from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
+from ..recipes.pretraining_rates import add_pretraining
 from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import Advice, advise, suggest_mode
 from ..recipes.stages import Stage, stage_settings
 from ..recipes.warnings import recipe_warnings, settings_without_effect
 from ..runs.stage_store import has_stage, hash_key
-from ..sources.names import card_rate
 from ..templates.rendering import RenderSettings, render_settings
 
 # Rows of each probe scored while a stage trains, at least and at most: as many as make eight scorings read
@@ -267,7 +267,7 @@ def measure_facts(config, start: str, tokenizer, roles: dict[str, Role],
         pocket=start in FOLDERS, device=loading.select_device().type, bf16=loading.supports_bf16(),
         **(architecture := measure_architecture(config)),
         prompt_tokens=longest_prompt(tokenizer, roles) if architecture["positions"] else None)
-    return facts.add("card", pretraining_learning_rate=card_rate(getattr(config, "sftbench", None)))
+    return add_pretraining(facts, config.to_dict())
 
 
 def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,

@@ -11,10 +11,11 @@ from ..errors import BadInput
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.modes import MODES, check_method_chain, find_start_model, load_mode
+from ..recipes.pretraining_rates import add_pretraining
 from ..recipes.recipe import FIELDS, Recipe, override
 from ..recipes.serialize import read_recipe
 from ..recipes.warnings import recipe_warnings
-from ..sources.names import read_card_rate
+from ..sources.names import read_model_config
 from ..workers.client import HelperProcess
 from .fields import MODEL_AND_DATA, MORE_DATA, text_fold
 from .step_choose import choose_step
@@ -177,10 +178,10 @@ def start_model_facts(recipe: Recipe) -> Facts:
     """What can be known of the start model before its data are looked at."""
     try:
         start = find_start_model(recipe)
-        rate = read_card_rate(start)
+        config = read_model_config(start)
     except BadInput:
         return Facts()
-    return Facts().add("measured", pocket=start in FOLDERS).add("card", pretraining_learning_rate=rate)
+    return add_pretraining(Facts().add("measured", pocket=start in FOLDERS), config)
 
 
 _shown: list[Form] = []
