@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback, set_seed
 
 from sftbench.data.tokenization import IGNORE_INDEX
-from sftbench.models.architecture import holds_scores
 from sftbench.models.loading import load_for_training, load_tokenizer, locate_model, select_device
 from sftbench.models.logits import select_logits
 from sftbench.models.methods import METHOD_FUNCTIONS
+from sftbench.models.packing import holds_scores, make_collator
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.training import trainer
 from sftbench.training.memory import read_peak_memory
@@ -121,7 +121,7 @@ def batches(ready: PreparedRun, model, clock: Clock):
     """The batches of the stage, as sftbench trains them, with their tokens counted."""
     stage = ready.stages[0]
     dataset, size = ready.datasets[stage.name][0], stage.settings.per_device_train_batch_size
-    collate = clock.count(trainer.make_collator(model, ready.tokenizer.pad_token_id, stage.settings.packing))
+    collate = clock.count(make_collator(model, ready.tokenizer.pad_token_id, stage.settings.packing))
     for step in range(ready.plan[stage.name]):
         blocks = range(step * size, min((step + 1) * size, len(dataset)))
         yield collate([dataset[block] for block in blocks])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from sftbench.data.chat_template import render_chat
 from sftbench.data.packing import collate_batch, join_rows, mix_rows, rows_to_dataset, spread_rows
@@ -20,6 +21,9 @@ from sftbench.data.tokenization import (
 )
 from sftbench.evaluation.probes import mean_loss
 from sftbench.models.loading import load_model
+from sftbench.models.logits import select_logits
+from sftbench.models.methods import METHOD_FUNCTIONS
+from sftbench.models.packing import keeps_rows_apart, make_collator
 from sftbench.templates.rendering import DEFAULT_CHAT_TEMPLATE, default_template
 from tests.conftest import FAMILIES, small_rows
 
@@ -181,3 +185,30 @@ def test_packed_loss_is_unpacked_loss(make_model, tokenizer, family):
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
     )
     assert packed.item() == pytest.approx(unpacked, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_behind_a_prefix_share_a_sequence_where_the_model_keeps_them_apart(
+        make_model, tokenizer, settings, family):
+    model = METHOD_FUNCTIONS["ptuning_v2"](
+        load_model(make_model(family)), tokenizer, settings("ptuning_v2", prefix_init="random"), "").eval()
+    blocks = [join_rows([encode_row(tokenizer, row)[-1].cut()]) for row in small_rows("domain_tasks", 6)]
+    collate = make_collator(model, 0, packing=False)
+    batch, prefix = collate(blocks), [value for value in model.parameters() if value.requires_grad]
+    assert keeps_rows_apart(model) == ("position_ids" in batch)
+
+    def loss_of(batch: dict) -> torch.Tensor:
+        labels = batch.pop("labels").roll(-1, dims=1)
+        trained = labels != IGNORE_INDEX
+        return cross_entropy(select_logits(model, trained, **batch), labels[trained])
+
+    loss, alone = loss_of(batch), loss_of(collate_batch(blocks, 0, packed=False))
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-5)
+    for own, other in zip(torch.autograd.grad(loss, prefix), torch.autograd.grad(alone, prefix), strict=True):
+        assert torch.allclose(own, other, atol=1e-6, rtol=1e-4)
+
+
+def test_rows_behind_a_prefix_are_not_tried_beside_windows_of_attention(make_model, tokenizer, settings):
+    model = load_model(make_model("qwen3", sliding_window=8, use_sliding_window=True, max_window_layers=0))
+    assert not keeps_rows_apart(METHOD_FUNCTIONS["ptuning_v2"](
+        model, tokenizer, settings("ptuning_v2", prefix_init="random"), ""))

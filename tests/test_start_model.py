@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sftbench.models import loading
-from sftbench.models.architecture import ask_packing, measure_architecture, with_attention
+from sftbench.models.architecture import measure_architecture, with_attention
 from sftbench.models.loading import load_model
 from sftbench.models.methods import ask_prefix
+from sftbench.models.packing import ask_packing
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.training.data_check import measure_data
 from sftbench.training.prepare import prepare_recipe

@@ -1,14 +1,11 @@
 """What a model's family can do, found on the model itself, since no list of families stays true.
 
-Sizes are read off a model on PyTorch's meta device, which has shapes and no data. Whether rows may share a
-block, and whether a token sees what comes after it, is answered by the loaded model.
+Sizes are read off a model on PyTorch's meta device, which has shapes and no data.
 """
 
 import contextlib
 import copy
 import json
-import math
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +16,11 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ..data.packing import collate_batch
 from ..data.rows import cache_folder
 from ..errors import BadInput
 from ..runs.folder import write_json
 from ..runs.stage_store import file_sha256, hash_key
 
-# Tokens of the two rows that share a block and of a third beside them, by the longest of them: of different
-# lengths, so long that a recurrent state has something to carry over and DeepSeek V4 something to compress.
-ASKED_ROWS, ASKED_TOKENS = (0.8, 0.5, 1), 160
-# Of the logits' spread, from which on two computations differ: float32 rounds to 1e-6 of it. Coarser types
-# differ as much between a batch and a single row, so ten times that difference counts where it is more.
-TOLERANCE, NOISE = 1e-4, 10
-ALL_SCORES = 256  # tokens of a sequence up to which attention in bfloat16 on a CPU is faster with all scores
 TABLE_MARGIN = 8  # rows that a table of positions has beyond the model's positions, at most (OPT: 2)
 POSITION_NAMES = re.compile(r"pos(?!t)|wpe")
 
@@ -44,16 +33,6 @@ def with_attention(make: Callable[[str], Any]):
         if "scaled_dot_product_attention" not in str(error):
             raise
         return make("eager")
-
-
-def holds_scores(width: int, bf16: bool) -> bool:
-    """Whether attention over sequences of so many tokens is computed fastest with all its scores at once.
-
-    In bfloat16 on a CPU it is while they are few: on two cores with AVX512-BF16 forward and back take 2.5 ms
-    for four sequences of 80 tokens where the fused kernel takes 5.4, 4.7 and 7.8 ms for two of 164, and no
-    less from 512 tokens on (torch 2.13, 9 heads of 64).
-    """
-    return bf16 and width <= ALL_SCORES and not torch.cuda.is_available()
 
 
 @contextlib.contextmanager
@@ -108,16 +87,16 @@ def _measure_architecture(config) -> dict[str, Any]:
         model = build_empty(config)
     except Exception as error:  # of no family with a language model, or of sizes that do not fit
         raise BadInput(f"model_type {config.model_type}: transformers builds no causal language model from "
-                       f"its config.json ({_one_line(error)}); take a decoder-only one",
+                       f"its config.json ({one_line(error)}); take a decoder-only one",
                        field="model") from error
     fused, context = set(expert_names(model)), getattr(text_config, "max_position_embeddings", None)
     return {"parameters": model.num_parameters(),
             "experts": sum(weight.numel() for name, weight in model.named_parameters() if name in fused),
             "vocabulary": model.get_input_embeddings().weight.shape[0], "context": context,
-            "positions": _table_positions(model, context), "attention": model.config._attn_implementation}
+            "positions": table_positions(model, context), "attention": model.config._attn_implementation}
 
 
-def _table_positions(model: nn.Module, context: int | None) -> int | None:
+def table_positions(model: nn.Module, context: int | None) -> int | None:
     """The positions of the model's shortest table of them, learned or computed; None without one."""
     found = []
     for name, module in model.named_modules():
@@ -132,19 +111,6 @@ def _table_positions(model: nn.Module, context: int | None) -> int | None:
             if table and context <= len(tensor) <= context + TABLE_MARGIN:
                 found.append(len(tensor) - skipped)
     return min(found, default=None)
-
-
-def attention_cost(model: nn.Module) -> float:
-    """What a token's attention to one more token costs, as a share of all else that the token costs.
-
-    By multiplications: two for each number of the heads in every layer, beside one for each weight that is
-    not of the embeddings. The pocket's steps (four blocks of 128, 256, 512 tokens) give 0.8 of it.
-    """
-    config = model.config.get_text_config()
-    embeddings = {id(layer.weight): layer.weight.numel() for layer in (
-        model.get_input_embeddings(), model.get_output_embeddings())}
-    weights = model.num_parameters() - sum(embeddings.values())
-    return 2 * config.num_hidden_layers * config.hidden_size / max(weights, 1)
 
 
 def expert_names(model: nn.Module) -> list[str]:
@@ -183,81 +149,6 @@ def gives_router_logits(model) -> bool:
     return bool(getattr(output, "router_logits", None))
 
 
-@torch.no_grad()
-def ask_packing(model) -> str:
-    """Why rows may not share a block of the loaded model; empty where they may, since they do not notice.
-
-    The batch is one as training builds it. Raises BadInput for a model that cannot be trained as a causal
-    one: it does not run, gives no numbers, or lets a token see what comes after it.
-    """
-    model.eval()
-    name, rows = type(model).__name__, _asked_rows(model)
-    try:
-        alone = [_logits(model, input_ids=row[None])[0] for row in rows]
-        short = _logits(model, input_ids=rows[0][None, :len(rows[1])])[0]
-        twice = _logits(model, input_ids=rows[0].expand(2, -1))
-        model.generate(input_ids=rows[1].expand(2, -1), attention_mask=torch.ones_like(rows[1].expand(2, -1)),
-                       max_new_tokens=2, min_new_tokens=2, do_sample=False)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a family raises that cannot do without an image, say
-        raise BadInput(f"{name} cannot read and write text alone ({_one_line(error)}); take a decoder-only "
-                       "language model", field="model") from error
-    noise = max(_distance(row, alone[0]) for row in twice)
-    limit = max(TOLERANCE * max(logits.std().item() for logits in alone), NOISE * noise)
-    if not _distance(short, alone[0][:len(short)]) <= limit:
-        raise BadInput(f"{name}: a token's logits change with the tokens after it, or are no numbers, so it "
-                       "is no causal language model; take a decoder-only one (an encoder may be made one by "
-                       "is_decoder in its config.json)", field="model")
-    return _packed_difference(model, rows, alone, limit)
-
-
-def _packed_difference(model, rows: list[torch.Tensor], alone: list[torch.Tensor], limit: float) -> str:
-    """How the packed rows' logits differ from theirs alone; empty where they do not."""
-    first, second, third = (row.tolist() for row in rows)
-    blocks = [{"input_ids": first + second, "seq_lengths": [len(first), len(second)]},
-              {"input_ids": third, "seq_lengths": [len(third)]}]
-    batch = collate_batch([block | {"labels": block["input_ids"]} for block in blocks], 0, packed=True)
-    try:
-        packed = _logits(model, **_to_device(model, batch))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        return f"{type(model).__name__} takes no block of several rows ({_one_line(error)})"
-    parts = packed[0, :len(first)], packed[0, len(first):len(first) + len(second)], packed[1, :len(third)]
-    far = max((_distance(part, row) for part, row in zip(parts, alone, strict=True)),
-              key=lambda distance: float("inf") if math.isnan(distance) else distance)
-    if far <= limit:
-        return ""
-    return (f"rows in one block would see each other: their logits change by up to {far:.2g} in "
-            f"{type(model).__name__}")
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's kind and message in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _asked_rows(model) -> list[torch.Tensor]:
-    """Three rows of tokens drawn at random, none of them of a meaning of its own."""
-    config = model.config.get_text_config()
-    special = {value for name, value in vars(config).items() if name.endswith(("_token_id", "_token_index"))
-               and isinstance(value, int)}
-    words = [token for token in range(model.get_input_embeddings().weight.shape[0]) if token not in special]
-    longest = min(_table_positions(model, getattr(config, "max_position_embeddings", None)) or ASKED_TOKENS,
-                  ASKED_TOKENS)
-    lengths = [int(share * longest) for share in ASKED_ROWS]
-    chosen = torch.tensor(random.Random(0).choices(words, k=sum(lengths)), device=model.device)
-    return list(chosen.split(lengths))
-
-
-def _to_device(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
-
-
-def _logits(model, **batch: torch.Tensor) -> torch.Tensor:
-    return model(**batch, use_cache=False).logits.float()
-
-
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference between two rows' logits; NaN where one is no number."""
-    return (one - other).abs().max().item()

@@ -21,7 +21,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.stages import StageSettings
 from ..runs.folder import write_json
 from ..runs.stage_store import hash_key
-from . import architecture, loading
+from . import loading, packing
 
 MIN_LENGTH = 8  # tokens of the shortest block that a recipe may state
 ALL_TOKENS = 10**9
@@ -54,7 +54,7 @@ def _ask_once(path: Path, recipe: Recipe, settings: StageSettings, start: str, l
     answers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     revision = recipe.model_revision
     tokenizer = loading.load_tokenizer(start, revision)
-    questions = {"packing": architecture.ask_packing, "untrained": lambda model: find_untrained_tokens(
+    questions = {"packing": packing.ask_packing, "untrained": lambda model: find_untrained_tokens(
         tokenizer, model.get_input_embeddings().weight)}
     # each of these changes the model
     prefix = {"prefix": methods.ask_prefix} if settings.method == "ptuning_v2" else {}
@@ -94,7 +94,7 @@ def find_untrained_tokens(tokenizer, embedding: torch.Tensor) -> list[str]:
 def _answers_path(pinned: str) -> Path:
     """Where the answers of a revision are stored, by these libraries to these questions."""
     code = "".join(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
-                   for module in ("architecture", "loading", "methods"))
+                   for module in ("loading", "logits", "methods", "packing"))
     key = hash_key(revision=pinned, code=code, versions=[
         version(name) for name in ("torch", "transformers", "peft")])
     return cache_folder() / f"model-{key}.json"

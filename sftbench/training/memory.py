@@ -21,9 +21,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..models.architecture import build_empty, holds_scores
+from ..models.architecture import build_empty
 from ..models.loading import select_device
 from ..models.methods import METHOD_FUNCTIONS, trainable_parameters
+from ..models.packing import holds_scores
 from ..recipes.stages import StageSettings
 
 # Numbers up to which the logits of a batch are in memory at once: 64 MiB in float32 on a GPU, whose kernels

@@ -20,13 +20,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..data.packing import block_tokens, collate_batch, count_steps, spread_rows
+from ..data.packing import block_tokens, count_steps
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..distributed import broadcast, is_follower, is_sharded, process_count, wait_for_everyone
 from ..errors import RunFailed, Stopped
 from ..evaluation.probes import probe_losses
-from ..models.architecture import attention_cost, gives_router_logits, holds_scores, keep_config
+from ..models.architecture import gives_router_logits, keep_config
 from ..models.logits import select_logits
+from ..models.packing import holds_scores, make_collator
 from ..models.threads import ThreadChooser, keep_threads
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
@@ -124,18 +125,6 @@ def _make_tracker(context: StageContext) -> tuple[dict, list[TrainerCallback]]:
         return {"report_to": "trackio", "project": "sftbench", "run_name": f"{run.name}-{stage}",
                 "trackio_space_id": None, "trackio_static_space_id": False}, []
     return {}, []
-
-
-def make_collator(model, pad_token_id: int, packing: bool) -> Callable[[list[dict]], dict]:
-    """Blocks to a batch; of packed ones the rows in as many sequences as this model computes fastest."""
-    cost = attention_cost(model) if packing else 0.0
-    # beyond their positions some families lack a mask too (GPT-Neo), though each row's positions begin at 0
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-    def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
-        return collate_batch(spread_rows(blocks, cost, context) if packing else blocks, pad_token_id, packing)
-
-    return collate
 
 
 class StageTrainer(SFTTrainer):
