@@ -9,6 +9,7 @@ from transformers import set_seed
 from sftbench.data.packing import rows_to_dataset
 from sftbench.data.tokenization import encode_probe
 from sftbench.evaluation.probes import mean_loss
+from sftbench.models import packing
 from sftbench.models.loading import load_model, make_bnb_config
 from sftbench.models.methods import METHOD_FUNCTIONS, trainable_parameters
 from sftbench.training import trainer
@@ -72,7 +73,7 @@ def test_rows_spread_otherwise_train_the_same(make_model, tokenizer, settings, m
     options = settings(per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3)
     mixed = small_rows("domain_tasks", 40) + small_rows("domain_text", 40)
     spread = run(make_model(family), tokenizer, options, mixed, prepare=without_dropout)[2]
-    monkeypatch.setattr(trainer, "spread_rows", lambda blocks, cost, context: blocks)
+    monkeypatch.setattr(packing, "spread_rows", lambda blocks, cost, context: blocks)
     monkeypatch.setattr(trainer, "select_logits", lambda model, positions, **inputs: model(
         **inputs, use_cache=False).logits[positions])
     blocks = run(make_model(family), tokenizer, options, mixed, prepare=without_dropout)[2]
