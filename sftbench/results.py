@@ -10,10 +10,12 @@ import sftbench as bench
 from . import options
 from .errors import BadInput
 from .options import JSON, RUN, RUNS, commands, print_json
+from .recipes.recipe import ROLES, SCORERS
 from .reports.progress import print_line
 from .runs.answers import CHOICES, select_rows
 from .runs.events import read_events, run_progress
 from .runs.folder import read_json
+from .sources.names import check_source
 
 ROWS = click.option("--rows", type=click.Choice(CHOICES), help="rows of the probes instead: what was gained, "
                     "what was lost, what is wrong, or the rows of the highest loss")
@@ -83,3 +85,21 @@ def compare(runs, rows, role, count, as_json) -> None:
         return
     data = {"runs": [summarise_run(folder) for folder in runs], "differences": recipe_differences(runs)}
     print_json(data) if as_json else print_line(f"{format_runs(data['runs'])}\n\n{format_differences(runs)}")
+
+
+@commands.command()
+@RUN
+@click.option("--probe", metavar="FILE", help="other held-out rows, which the stored models answer  "
+                                              "[default: the run's own]")
+@click.option("--role", type=click.Choice(ROLES), default="domain_tasks", show_default=True,
+              help="the role of --probe")
+@click.option("--scorer", type=click.Choice(SCORERS), help="how answers are scored  [default: as in the run]")
+@JSON
+def score(run, probe, role, scorer, as_json) -> None:
+    """Score a run's start and stages anew, by another scorer or on other rows, without training."""
+    read_json(run, "recipe.json")  # raises where there is no such run, before torch loads
+    if probe:
+        check_source(probe, "probe")
+    from .reports.ledger import format_rescored
+    scored = bench.score(run, probe, role, scorer)
+    print_json({"run": run} | scored) if as_json else print_line(format_rescored(scored))

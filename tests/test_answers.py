@@ -7,7 +7,11 @@ import pytest
 
 import sftbench
 from sftbench.cli import main
-from sftbench.recipes.recipe import Recipe, override
+from sftbench.data.roles import load_roles
+from sftbench.evaluation.rating import score_probe
+from sftbench.evaluation.reading import wanted_ids
+from sftbench.models.checkpoint import ModelState, load_stage
+from sftbench.recipes.recipe import Recipe, override, recipe_from_dict
 from sftbench.reports.comparison import format_changes
 from sftbench.runs.answers import AnsweredRow, changes, read_answers, select_rows, write_answers
 from sftbench.runs.folder import read_result
@@ -134,3 +138,62 @@ def test_a_run_keeps_every_answer_and_its_figures_are_their_means(make_model, sm
     before = (folder / "answers.jsonl").read_text()
     again = override(recipe, output_dir=str(tmp_path / "two"))
     assert (run_chain(again) / "answers.jsonl").read_text() == before, "from the store"
+
+
+@pytest.fixture(scope="module")
+def done(make_model, tmp_path_factory):
+    """A finished run of two stages on the small files."""
+    folder = tmp_path_factory.mktemp("scored")
+    for role in ("domain_text", "domain_tasks"):
+        (folder / f"{role}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in small_rows(role)))
+    return run_chain(override(
+        Recipe(), mode="2", model=make_model(), max_steps=2, probe_rows=8, probe_share=0.3, yardstick=True,
+        output_dir=str(folder / "run"), domain_text=str(folder / "domain_text.jsonl"),
+        domain_tasks=str(folder / "domain_tasks.jsonl")))
+
+
+def test_another_scorer_scores_a_finished_run_without_a_model(done, monkeypatch, capsys):
+    monkeypatch.setattr(ModelState, "load", lambda *_: pytest.fail("a model was loaded"))
+    scored = sftbench.score(done, scorer="f1")
+    assert list(scored["states"]) == ["start", "cpt", "domain_sft"]
+    for entry in read_result(done)["stages"]:
+        figures = entry["probes"]["domain_tasks"]
+        assert scored["states"][entry["name"]]["probes"] == {
+            "domain_tasks": figures | {"accuracy": figures["f1"]}}
+    assert scored["scorers"] == {"domain_tasks": {"f1": 8}}
+    assert main(["score", str(done), "--scorer", "contains", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["states"]["cpt"]) == {"probes", "intervals", "change_intervals"}
+    with bad_input("scorer", "domain_tasks"):
+        sftbench.score(done, scorer="json")
+    with bad_input("probe"):
+        sftbench.score(done)
+
+
+def test_another_probe_is_answered_by_the_stored_models_once(done, tmp_path, monkeypatch, capsys):
+    probe = tmp_path / "new.jsonl"
+    rows = [{"prompt": f"Where is item {number}?", "completion": "Oslo " * number} for number in range(1, 9)]
+    probe.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    assert main(["score", str(done), "--probe", str(probe), "--scorer", "f1"]) == 0
+    printed = capsys.readouterr().out
+    assert "start" in printed and "domain_sft" in printed and "f1 (8 rows)" in printed
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelState, "load", lambda *_: pytest.fail("it was answered before"))
+        scored = sftbench.score(done, str(probe), scorer="f1")
+    model, tokenizer = load_stage(done)
+    recipe = recipe_from_dict(read_result(done)["recipe"])
+    rows = [{"messages": [{"role": "user", "content": one["prompt"]}, {
+        "role": "assistant", "content": one["completion"]}], "scorer": "f1"} for one in rows]
+    longest = max(len(wanted_ids(tokenizer, one)) for one in rows)
+    assert scored["states"]["domain_sft"]["probes"]["domain_tasks"] == score_probe(
+        model, tokenizer, rows, recipe.max_length, max(recipe.max_new_tokens, longest))
+
+
+def test_the_runs_own_probe_given_anew_needs_no_answer_anew(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelState, "load", lambda *_: pytest.fail("a model was loaded"))
+    recipe = recipe_from_dict(read_result(done)["recipe"])
+    probe = tmp_path / "own.jsonl"
+    probe.write_text("".join(json.dumps(one) + "\n" for one in load_roles(recipe)["domain_tasks"].probe))
+    scored, result = sftbench.score(done, str(probe)), read_result(done)
+    assert [state["probes"]["domain_tasks"] for state in scored["states"].values()] == [
+        entry["probes"]["domain_tasks"] for entry in (result["start"], *result["stages"])]

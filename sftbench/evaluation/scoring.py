@@ -5,24 +5,28 @@ losses row by row; scores follow from them.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.rows import digest_rows
-from ..data.tokenization import tokenizer_fingerprint
+from ..data.roles import load_system_prompts
+from ..data.rows import digest_rows, read_source
+from ..data.tokenization import encode_prompt, tokenizer_fingerprint
 from ..errors import BadInput
-from ..models.checkpoint import ModelState
-from ..models.loading import release_memory
-from ..runs.answers import AnsweredRow
-from ..runs.folder import write_json
+from ..models.architecture import measure_architecture
+from ..models.checkpoint import ModelState, check_start_revision, state_of
+from ..models.loading import load_model_config, load_recipe_tokenizer, release_memory, silence_libraries
+from ..recipes.recipe import override, recipe_from_dict
+from ..runs.answers import AnsweredRow, read_answers
+from ..runs.folder import read_result, write_json
 from ..runs.stage_store import hash_key
 from .probes import RowAnswer, answer_probe
 from .rating import change_intervals, mean_scores, rate_answers, score_intervals
-from .scorers import ambiguity_warnings, check_wanted, lossy_answers, wanted_answer
+from .reading import wanted_ids
+from .scorers import ambiguity_warnings, check_wanted, lossy_answers, score_answer, wanted_answer
 from .yardstick import answer_yardstick, rate_yardstick, yardstick_digest, yardstick_scores
 
 ANSWERS_FORMAT = 1  # of the stored answers: with another number they are computed again
@@ -132,3 +136,73 @@ def sum_scores(rows: dict[str, list[AnsweredRow]]) -> dict[str, dict[str, float]
     """The figures of a state by role, from its rows; loss in nats per token."""
     return {role: yardstick_scores(own) if role == "yardstick" else mean_scores(own)
             for role, own in rows.items()}
+
+
+def score_run(run: Path | str, probe: str | None = None, role: str = "domain_tasks",
+              scorer: str | None = None) -> dict:
+    """The start and every stage of a finished run scored anew, without training.
+
+    With `scorer` alone the answers of the run's own task probes are scored by it, and no model is loaded.
+    With `probe`, a file (or what else is a role's source) of this `role`, the stored models answer its rows,
+    by this scorer or the recipe's where a row has none of its own. Returns `states`: by name `probes`,
+    `intervals` and `change_intervals` as `result.json` has them; and `scorers`, the rows by role and scorer.
+    Raises BadInput where neither is given, and for what a run would refuse.
+    """
+    if probe is None and scorer is None:
+        raise BadInput("nothing to score anew: give a probe, a scorer or both", field="probe")
+    states = _answer_anew(run, probe, role, scorer) if probe else _rate_anew(run, scorer)
+    first = next(iter(states.values()))
+    scorers = {role: dict(Counter(row.scorer for row in rows)) for role, rows in first.items()
+               if rows[0].scorer}
+    return {"states": {name: {"probes": sum_scores(rows),
+                              **interval_figures(rows, None if name == "start" else first)}
+                       for name, rows in states.items()}, "scorers": scorers}
+
+
+def _rate_anew(run: Path | str, scorer: str) -> dict[str, dict[str, list[AnsweredRow]]]:
+    """The rows of a run's task probes by state and role, each scored by `scorer` whatever its own is."""
+    answers = read_answers(run)
+    states = {name: defaultdict(list) for name in answers}
+    for name, rows in answers.items():
+        for row in [row for row in rows if row.scorer]:
+            try:
+                score = score_answer(row.spoken, row.wanted, scorer)
+            except BadInput as error:
+                raise BadInput(f"{row.role}, row {row.row}: {error}", field="scorer",
+                               where=row.role) from None
+            states[name][row.role].append(replace(row, scorer=scorer, score=score))
+    if not states["start"]:
+        raise BadInput(f"{run}: it has no probe with questions; give one by --probe", field="scorer",
+                       where=str(run))
+    return states
+
+
+def _answer_anew(run: Path | str, probe: str, role: str,
+                 scorer: str | None) -> dict[str, dict[str, list[AnsweredRow]]]:
+    """The rows of another probe by state and role, answered by the run's stored models."""
+    silence_libraries()
+    result = read_result(run)
+    check_start_revision(run)
+    recipe = recipe_from_dict(result["recipe"])
+    recipe = override(recipe, scorer=scorer or recipe.scorer)
+    rows = list(read_source(probe, f"{role}_probe", recipe.bad_rows,
+                            load_system_prompts(recipe.system_prompts, role)).table)
+    start = result["start"]["model"]
+    tokenizer = load_recipe_tokenizer(start, recipe)
+    longest = max((len(wanted_ids(tokenizer, row)) for row in rows if "messages" in row), default=0)
+    probes = ProbeSet({role: rows}, tokenizer, recipe.max_length, max(recipe.max_new_tokens, longest), False,
+                      recipe.scorer)
+    probes.check()
+    _check_room(probes, measure_architecture(load_model_config(start, recipe.model_revision))["positions"])
+    states = {"start": None} | {stage["name"]: number for number, stage in enumerate(result["stages"])}
+    return {name: probes.answer(state_of(run, number)) for name, number in states.items()}
+
+
+def _check_room(probes: ProbeSet, positions: int | None) -> None:
+    """Refuse questions that, with their answers, are longer than the model's table of positions."""
+    longest = max((len(encode_prompt(probes.tokenizer, row))
+                   for rows in probes.tasks.values() for row in rows), default=0)
+    if positions and longest + probes.max_new_tokens > positions:
+        raise BadInput(f"the longest question of the probe has {longest} tokens, its answers up to "
+                       f"{probes.max_new_tokens}, and the model a table of {positions} positions; take out "
+                       "the longest rows", field="probe")

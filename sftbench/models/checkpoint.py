@@ -7,7 +7,7 @@ from ..errors import BadInput
 from ..recipes.recipe import recipe_from_dict
 from ..recipes.stages import StageSettings
 from ..runs.folder import find_run, read_json, read_result, runs_root, store_folder
-from ..runs.stage_store import find_stage
+from ..runs.stage_store import find_stage, hash_key
 from ..templates.rendering import set_rendering
 from .loading import load_for_training, load_model, load_tokenizer, locate_model, resolve_revision
 
@@ -103,6 +103,11 @@ class CheckpointRef:
                                            recipe.train_thoughts)
 
 
+def start_key(revision: str) -> str:
+    """The key of a start model's state, by what pins its weights."""
+    return hash_key(start=revision)
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / "recipe.json").exists() or (folder / "result.json").exists()
 
@@ -113,7 +118,8 @@ def state_of(run: Path | str, stage: int | None) -> ModelState:
     Raises BadInput for weights that are gone.
     """
     result, store = read_result(run), store_folder(run)
-    state = ModelState("start", store, result["start"]["model"], result["recipe"]["model_revision"])
+    key = start_key(read_json(run, "recipe.json")["revision"])
+    state = ModelState(key, store, result["start"]["model"], result["recipe"]["model_revision"])
     for entry in result["stages"][:0 if stage is None else stage + 1]:
         state = state.after(entry["key"], entry["method"])
     for key in filter(None, (state.weights, state.prefix)):

@@ -46,8 +46,18 @@ def format_result_ledger(result: dict) -> str:
     sentences = _summary(start["probes"], stages[-1]["probes"], result.get("scorers", {}))
     if any(state.get("intervals") for state in states.values()):
         sentences += [SPREAD, *_by_chance(start["probes"], stages[-1])]
-    return "\n\n".join([_probe_table(states), _cost_table(result),
+    return "\n\n".join([format_probe_table(states), _cost_table(result),
                         "\n".join(map(wrap_text, [UNITS, *sentences]))])
+
+
+def format_rescored(scored: dict) -> str:
+    """What `score_run` found as text: the table of probes by state, which scorers, what is chance."""
+    states = list(scored["states"].values())
+    by = "; ".join(f"{role.replace('_', ' ')}: " + ", ".join(
+        f"{name} ({plural(rows, 'row')})" for name, rows in counts.items())
+        for role, counts in scored["scorers"].items())
+    sentences = [UNITS, f"Scorers: {by}." if by else "", SPREAD, *_by_chance(states[0]["probes"], states[-1])]
+    return f"{format_probe_table(scored['states'])}\n\n" + "\n".join(map(wrap_text, filter(None, sentences)))
 
 
 def format_partial_ledger(events: list[dict]) -> str:
@@ -62,10 +72,10 @@ def format_partial_ledger(events: list[dict]) -> str:
         if complete and any(probes.values()):
             states[event["stage"]] = {
                 "probes": {role: measures for role, measures in probes.items() if measures}}
-    return _probe_table(states) if states else ""
+    return format_probe_table(states) if states else ""
 
 
-def _probe_table(states: dict[str, dict]) -> str:
+def format_probe_table(states: dict[str, dict]) -> str:
     """The table of probes by state, with the change from the first to the last where there are two.
 
     A state has `probes`, and perhaps `intervals` and `change_intervals`, which stand below its figures.

@@ -28,7 +28,7 @@ from ..evaluation.reading import wanted_ids
 from ..evaluation.scoring import ProbeSet
 from ..models import loading
 from ..models.architecture import measure_architecture
-from ..models.checkpoint import ModelState
+from ..models.checkpoint import ModelState, start_key
 from ..models.start_model import ask_start_model, check_positions, check_vocabulary, longest_prompt
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
@@ -103,7 +103,7 @@ class PreparedRun:
 
     def start_state(self, store: Path) -> ModelState:
         """The model before the first stage."""
-        return ModelState(_start_key(self.revision), store, self.start, self.recipe.model_revision)
+        return ModelState(start_key(self.revision), store, self.start, self.recipe.model_revision)
 
 
 def prepare_recipe(recipe: Recipe) -> PreparedRun:
@@ -156,14 +156,10 @@ def _left_out(name: str, role: Role) -> list[str]:
             "recipe.json names some, and sftbench check says what to do"] if reasons else []
 
 
-def _start_key(revision: str) -> str:
-    return hash_key(start=revision)
-
-
 def _resolve_stages(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role],
                     revision: str) -> tuple[Stage, ...]:
     """The stages with their settings, and their keys: each a hash of all that decides its result."""
-    stages, parent = [], _start_key(revision)
+    stages, parent = [], start_key(revision)
     # several processes train as one with a larger batch, which is another training
     more = {"processes": process_count()} if process_count() > 1 else {}
     rendering = RenderSettings(recipe.template_date, recipe.train_thoughts).changed()
