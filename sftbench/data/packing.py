@@ -123,7 +123,7 @@ def collate_batch(examples: list[dict], pad_token_id: int, packed: bool) -> dict
     if packed:
         # From these and no attention mask transformers (5.23) builds block-diagonal attention for sdpa, but
         # only with use_cache=False; else rows of a block see each other. test_packed_loss_is_unpacked_loss
-        # checks it for nine families. A prefix takes the cache's place, so it trains unpacked.
+        # checks it for nine families. A prefix takes the cache's place: see `all_logits`.
         batch["position_ids"] = torch.tensor([
             [position for length in (*example["seq_lengths"], width - len(example["input_ids"]))
              for position in range(length)] for example in examples])
