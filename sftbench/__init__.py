@@ -27,6 +27,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _PUBLIC = {
     "Recipe": "recipes.recipe", "override": "recipes.recipe", "from_parameters": "recipes.recipe",
     "prepare": "training.prepare:prepare_recipe", "advise": "training.prepare:advise_recipe",
+    "advise_measured": "calibration.range_test",
     "forecast": "training.forecast:forecast_recipe", "run": "training.chain:run_chain",
     "load": "models.checkpoint:load_stage",
     "start_run": "workers.client", "run_state": "workers.client", "stop_run": "workers.client",

@@ -200,9 +200,19 @@ def forecast(mode, recipe, quick, as_json) -> None:
 @click.option("--resources", type=click.Choice(["much", "little"]), help="how much hardware and time")
 @click.option("--related", is_flag=True, help="the domain's tasks are like general ones")
 @click.option("--quick", is_flag=True, help="do not load the model to measure its loss")
+@click.option("--measure", is_flag=True, help="try learning rates on your model and data, in some minutes; "
+                                              "output_dir keeps the curve")
 @JSON
-def advise(mode, recipe, quick, as_json, **stated) -> None:
+def advise(mode, recipe, quick, measure, as_json, **stated) -> None:
     """Suggest mode and hyperparameters, with the rules behind them."""
     from .reports.text import format_advice
-    advice = bench.advise(recipe, stated, with_losses=not quick, settle_mode=mode is None)
-    print_json(advice.to_dict()) if as_json else print_line(format_advice(advice))
+    how, curve = {"with_losses": not quick, "settle_mode": mode is None}, {}
+    if measure:
+        folder = options.choose_folder(recipe, None, "range_test")
+        advice, curve = bench.advise_measured(recipe, stated, folder, **how), {"curve": folder / "rates.png"}
+    else:
+        advice = bench.advise(recipe, stated, **how)
+    if as_json:
+        print_json(advice.to_dict() | curve)
+    else:
+        print_line("\n".join([format_advice(advice), *(f"{name}: {path}" for name, path in curve.items())]))

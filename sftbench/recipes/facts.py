@@ -34,6 +34,7 @@ class Facts:
     model_type: str | None = None  # transformers' name of its family
     hidden_size: int | None = None
     pretraining_learning_rate: float | None = None
+    tested_rates: dict[str, float] = field(default_factory=dict)  # by `kind method`, from range tests
     pretrained_as: str | None = None  # the published model whose shape and rate it has, with the source
     base_loss: dict[str, float] = field(default_factory=dict)  # nats per token, by role
     base_accuracy: dict[str, float] = field(default_factory=dict)  # 0 to 1, by role

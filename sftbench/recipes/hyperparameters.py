@@ -8,7 +8,7 @@ from typing import Any
 
 from ..distributed import process_count
 from .facts import Facts
-from .pretraining_rates import GUESS_SOURCE, guess_rate
+from .pretraining_rates import GUESS_SOURCE, guess_rate, is_guess
 from .recipe import Recipe
 
 # Peak pre-training rate of a model of which nothing is known; usual for some billions of parameters.
@@ -17,6 +17,7 @@ ASSUMED_PRETRAINING_RATE = 1e-4
 LEARNING_RATE_FRACTION = {"sft": 0.1, "cpt": 1 / 3}
 METHOD_FACTOR = {"full": 1, "freeze": 1, "lora": 5, "qlora": 5, "ptuning_v2": 100}  # times what full takes
 ADAPTERS = ("lora", "qlora")
+GUESSED_ADAPTER_FACTOR = 10  # the rule behind the guess is for adapters, and full takes a tenth there
 # CPT by LoRA wants so many times the passes: it learns less from each (arXiv:2405.09673). Domain and general
 # accuracy on the pocket, with a company that README's tables leave out: at 5 x full's rate with full's passes
 # 0.28 and 0.58, with twice the passes 0.97 and 0.37, at the pre-training rate and twice the passes 0.90 and
@@ -97,10 +98,9 @@ def _advise_pretraining_rate(recipe: Recipe, facts: Facts) -> Advised:
         return Advised(rate, published if facts.pretrained_as else "the model's card says so")
     if width := facts.hidden_size:
         return Advised(guess_rate(width, facts.model_type),
-                       f"it is guessed from the width of {width:,}, by {GUESS_SOURCE}: no card, publication "
-                       "or user names it; sftbench advise --measure tries what the model bears")
-    return Advised(ASSUMED_PRETRAINING_RATE,
-                   "it is assumed: neither card nor user names the pre-training rate")
+                       f"it is guessed from the width of {width:,}, by {GUESS_SOURCE}, as nobody names it; "
+                       "sftbench advise --measure tries what the model bears")
+    return Advised(ASSUMED_PRETRAINING_RATE, "it is assumed: neither card nor user names it")
 
 
 def _advise_batch(recipe: Recipe, facts: Facts, kind: str) -> Advised:
@@ -109,7 +109,11 @@ def _advise_batch(recipe: Recipe, facts: Facts, kind: str) -> Advised:
 
 def _advise_rate(recipe: Recipe, facts: Facts, kind: str) -> Advised:
     method, pretraining_rate = _stage_field(recipe, kind, "method"), recipe.pretraining_learning_rate
+    if rate := facts.tested_rates.get(f"{kind} {method}"):
+        return Advised(rate, "in a range test on your model and data ten times it gave the lowest loss", "R8")
     fraction, factor = LEARNING_RATE_FRACTION[kind], METHOD_FACTOR[method]
+    if method in ADAPTERS and is_guess(pretraining_rate, facts):
+        factor = GUESSED_ADAPTER_FACTOR
     full = fraction * pretraining_rate
     why = f"{kind.upper()} takes {fraction:.2g} × the pre-training rate {pretraining_rate:.3g}"
     if kind == "cpt":

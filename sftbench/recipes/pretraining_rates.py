@@ -55,6 +55,12 @@ def guess_rate(hidden_size: int, model_type: str | None) -> float:
     return float(f"{min(guess, max(entry['learning_rate'] for entry in PUBLISHED)):.3g}")
 
 
+def is_guess(rate: float | None, facts: Facts) -> bool:
+    """Whether a recipe's pre-training rate is the one that is guessed for its model."""
+    return bool(rate and facts.hidden_size and not facts.pretraining_learning_rate
+                and rate == guess_rate(facts.hidden_size, facts.model_type))
+
+
 def add_pretraining(facts: Facts, config: dict) -> Facts:
     """The facts with what a config.json (as a dict) states, and what is known, of the pre-training rate."""
     shape = model_shape(config)

@@ -54,6 +54,23 @@ def loss_figure(events: list[dict], log: bool = True, rates: bool = False) -> Fi
     return figure
 
 
+def rates_figure(tests: list[dict]) -> Figure:
+    """Range tests side by side: loss over the rate of each step, raw and smoothed, and the chosen rate."""
+    figure, *panels = _figure(5.2 * len(tests), 3.6, columns=len(tests))
+    for axes, test in zip(panels, tests, strict=True):
+        axes.plot(test["rates"], test["losses"], color=COLOURS["training"], alpha=0.3, linewidth=0.8)
+        axes.plot(test["rates"], test["smoothed"], color=COLOURS["training"], linewidth=1.8)
+        chosen = f"{test['chosen']:.2g}" if test["chosen"] else "none, as the loss never fell"
+        if test["chosen"]:
+            axes.axvline(test["chosen"], color=COLOURS["domain"], linestyle="--")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.3 * max(test["smoothed"][0], min(test["smoothed"])))
+        axes.set_title(f"{test['kind'].upper()}, {test['method']}: {chosen}", fontsize=10)
+        axes.set_xlabel("learning rate, rising from step to step")
+        axes.set_ylabel("loss, nats per token")
+    return figure
+
+
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple:
     """A figure of so many inches that any thread may draw, and its panels, without a frame."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")

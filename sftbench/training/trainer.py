@@ -43,7 +43,7 @@ class StageContext:
     trains, every `eval_steps` (None: eight times a stage), as `eval_<role>_loss`. With `checkpoints` training
     goes on from their latest, and stops when they request it. A `trial` ends after so many steps and seconds
     at least, and takes all threads. `tracker` is `tensorboard`, `trackio` or None; it writes beside the run
-    in `run_folder`.
+    in `run_folder`. `schedule` gives the share of the learning rate by step, from 0, in the recipe's stead.
     """
 
     name: str
@@ -57,6 +57,7 @@ class StageContext:
     trial: tuple[int, float] | None = None
     tracker: str | None = None
     run_folder: Path = Path()
+    schedule: Callable[[int], float] | None = None
 
 
 @dataclass
@@ -134,6 +135,13 @@ class StageTrainer(SFTTrainer):
     for the tokens that are not trained as well. The loss is the same: the sum over trained tokens by their
     count.
     """
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The recipe's schedule, or the stage's own, which `train_stage` sets."""
+        super().create_scheduler(num_training_steps, optimizer)
+        if self.schedule:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule)
+        return self.lr_scheduler
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One batch forward and back, by the attention that is fastest here."""
@@ -266,6 +274,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
             args=make_sft_config(
                 settings, str(checkpoints.folder) if checkpoints else folder, steps, **fields),
             data_collator=make_collator(model, tokenizer.pad_token_id, settings.packing))
+        trainer.schedule = context.schedule
         trainer.remove_callback(PrinterCallback)
         before = sum_weights(dict(model.named_parameters()))  # here, since TRL casts QLoRA's matrices
         with keep_threads():
