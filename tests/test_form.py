@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from sftbench.cli import parse_command
 from sftbench.recipes.facts import Facts
 from sftbench.recipes.modes import MODES, recipe_stages
+from sftbench.recipes.pretraining_rates import guess_rate
 from sftbench.recipes.recipe import FIELDS, METHODS, Recipe, override, recipe_to_dict
 from sftbench.recipes.serialize import parse_cell
 from sftbench.runs.events import append_event
@@ -155,7 +156,8 @@ def test_a_new_form_advises_by_the_start_models_own_card(make_model):
     assert [form.controls[name].placeholder for name in ("learning_rate", "pretraining_learning_rate")] == [
         "0.0002", "0.002"]
     form.set(model=make_model())
-    assert form.controls["pretraining_learning_rate"].placeholder == "0.0001", "a model without a card"
+    guess = guess_rate(form.facts.hidden_size, "qwen3")  # a model without a card
+    assert form.controls["pretraining_learning_rate"].placeholder == f"{guess:g}" != "0.002"
 
 
 def test_what_is_to_be_corrected_shows_beside_its_control_and_where_it_hinders(form, tmp_path, monkeypatch):
