@@ -195,7 +195,7 @@ def test_the_folder_holds_what_the_contract_says(recipe):
     result, stored = result_of(folder), read_json(folder, "recipe.json")
     assert stored["recipe"] == result["recipe"] and "R8" in stored["reasons"]["learning_rate"]
     assert {"schema", "complete", "state", "recipe", "start", "stages", "forecast", "versions",
-            "scorers"} == set(result)
+            "scorers", "prompt_alone"} == set(result)
     assert {"name", "kind", "method", "key", "reused", "seconds", "tokens", "steps", "parameters",
             "trainable_parameters", "train_loss", "peak_memory_bytes", "probes"} <= set(result["stages"][0])
     assert all({"time", "stage", "step"} <= set(event) for event in events)

@@ -34,8 +34,8 @@ def rate_answers(tokenizer: PreTrainedTokenizerBase, role: str, rows: list[dict]
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
         wanted, scorer = wanted_answer(tokenizer, row), row.get("scorer", "exact")
         rated.append(AnsweredRow(
-            role, number, row.get("shown") or " / ".join(map(show_message, row["messages"][:-1])), wanted,
-            answer.answer, answer.spoken, scorer, score_answer(answer.spoken, wanted, scorer),
+            role, number, " / ".join(map(show_message, row["messages"][:-1])), wanted, answer.answer,
+            answer.spoken, scorer, score_answer(answer.spoken, wanted, scorer),
             score_answer(answer.spoken, wanted, "f1"), answer.nats, answer.tokens, answer.cut))
     return rated
 

@@ -4,9 +4,10 @@ A state answers as a user would load it, not as training left it in memory. What
 losses row by row; scores follow from them.
 """
 
+import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from .scorers import ambiguity_warnings, check_wanted, lossy_answers, score_answ
 from .yardstick import answer_yardstick, rate_yardstick, yardstick_digest, yardstick_scores
 
 ANSWERS_FORMAT = 1  # of the stored answers: with another number they are computed again
+MAX_EXAMPLES = 8  # in a prompt; each further one adds little (arXiv:2005.14165, figure 1.2)
+PROMPT_TOKENS = 2**16  # of all such prompts of a probe: half a minute for a model of 135M on two cores
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,47 @@ class ProbeSet:
         if role == "yardstick":
             return rate_yardstick(answers)
         return rate_answers(self.tokenizer, role, self.tasks.get(role, self.rows[role]), answers)
+
+
+def prompt_alone(probes: ProbeSet, role: str, train: Iterable[dict], room: int,
+                 most: int = MAX_EXAMPLES) -> tuple[ProbeSet, int] | None:
+    """A task role's probe with examples in its prompts, and their number: what the start model can without
+    training, only by being shown.
+
+    The examples are the first of the `train` rows that are plain questions with answers. They stand as turns
+    before each question, which keeps its own system message. As many are taken as fit into the `room`, in
+    tokens, beside the longest question and its answer, at most `most`, and so many that all prompts together
+    stay within PROMPT_TOKENS, which limits the time. None where not one fits.
+    """
+    rows, examples = probes.tasks.get(role, []), list(itertools.islice(filter(_is_plain, train), most))
+    lengths = [len(encode_prompt(probes.tokenizer, row)) for row in rows]
+    for count in range(len(examples), 0, -1):
+        shown = [_show_examples(row, examples[:count]) for row in rows]
+        try:
+            more = len(encode_prompt(probes.tokenizer, shown[0])) - lengths[0]
+        except BadInput:  # a template that shows one question alone
+            return None
+        if (max(lengths) + more + probes.max_new_tokens <= room
+                and sum(lengths) + more * len(rows) <= PROMPT_TOKENS):
+            return replace(probes, rows={role: shown}, max_length=room, yardstick=False), count
+    return None
+
+
+def _is_plain(row: dict) -> bool:
+    """Whether a row is one question in words with an answer in words, which is no pattern."""
+    spoken = [message for message in row["messages"] if message["role"] != "system"]
+    return ([message["role"] for message in spoken] == ["user", "assistant"] and not row.get("tools")
+            and not spoken[1].get("tool_calls") and row.get("scorer") != "regex")
+
+
+def _show_examples(row: dict, examples: list[dict]) -> dict:
+    """The row with examples between its system message and its question; only its last answer is scored."""
+    system = [message for message in row["messages"][:1] if message["role"] == "system"]
+    turns = [message | {"train": False} if message["role"] == "assistant" else message
+             for example in examples for message in example["messages"] if message["role"] != "system"]
+    question = [message | {"train": False} if message["role"] == "assistant" else message
+                for message in row["messages"][len(system):-1]]
+    return row | {"messages": [*system, *turns, *question, row["messages"][-1]]}
 
 
 def interval_figures(rows: dict[str, list[AnsweredRow]],

@@ -84,6 +84,9 @@ class Recipe:
                          choices=SCORERS)
     yardstick: bool | None = _field(None, "score the built-in general probe too; None: where you have no "
                                           "general data and no pocket model")
+    prompt_examples: int | None = _field(
+        None, "training rows in the untrained model's prompt, for the ledger's line prompt alone; 0: no such "
+              "line; None: as many as fit, at most 8", min=0, max=8)
     pocket_seed: int = _field(0, "which of the pocket's invented companies is the domain", min=0)
     pocket_related: bool = _field(
         True, "the pocket's domain tasks have the form of general ones; false: a form of their own")

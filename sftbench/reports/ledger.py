@@ -42,8 +42,11 @@ def format_ledger(run: Path | str) -> str:
 def format_result_ledger(result: dict) -> str:
     """The same from a result already read."""
     start, stages = result["start"], result["stages"]
-    states = {f"start ({start['name']})": start, **{stage["name"]: stage for stage in stages}}
+    alone = result.get("prompt_alone")
+    states = {f"start ({start['name']})": start, **({"prompt alone": alone} if alone else {}),
+              **{stage["name"]: stage for stage in stages}}
     sentences = _summary(start["probes"], stages[-1]["probes"], result.get("scorers", {}))
+    sentences += _beside_prompt(alone, stages[-1]) if alone else []
     if any(state.get("intervals") for state in states.values()):
         sentences += [SPREAD, *_by_chance(start["probes"], stages[-1])]
     return "\n\n".join([format_probe_table(states), _cost_table(result),
@@ -107,6 +110,18 @@ def _cells(roles: dict[str, dict], form: Callable[[Any], str]) -> dict[tuple[str
     """By role and measure what stands in the table; yardstick's figures by language do not."""
     return {(role, measure): form(value) for role, measures in roles.items()
             for measure, value in measures.items() if measure in MEASURES}
+
+
+def _beside_prompt(alone: dict, last: dict) -> list[str]:
+    """A sentence: what the start model does by its prompt alone, and whether training beats that."""
+    role, figures = next(iter(alone["probes"].items()))
+    low, high = alone.get("change_intervals", {}).get(role, {}).get("accuracy", (0, 0))
+    change = last["probes"][role]["accuracy"] - figures["accuracy"]
+    verdict = ("which is within chance" if low <= 0 <= high else
+               "training beats the prompt" if change > 0 else "the prompt beats training")
+    shown, trained = plural(alone["examples"], "training row"), last["probes"][role]["accuracy"]
+    return [f"Prompt alone ({shown} shown to the start model): {_percent(figures['accuracy'])}; trained "
+            f"{_percent(trained)}: {verdict}."]
 
 
 def _by_chance(first: dict, last: dict) -> list[str]:

@@ -46,9 +46,13 @@ def _ruled(columns: list[Sequence[str]], gap: int, total: int) -> str:
     table = Table(box=Box("\n".join(lines)), show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(Text(column[0]), justify="right" if number else "left", overflow="fold")
-    for number, cells in enumerate(zip(*(column[1:] for column in columns), strict=True), 2):
-        if total and number == len(columns[0]) + 1 - total:
-            table.add_section()
+    rows = list(zip(*(column[1:] for column in columns), strict=True))
+    above, below = ([row for row in part if any(row[1:])]
+                    for part in (rows[:len(rows) - total], rows[len(rows) - total:]))
+    for cells in above:
+        table.add_row(*map(Text, cells))
+    table.add_section()
+    for cells in below:
         table.add_row(*map(Text, cells))
     return _plain_text(table)
 

@@ -13,6 +13,7 @@ from ..errors import BadInput, file_error
 from .folder import find_run, write_text
 
 ANSWERS = "answers.jsonl"
+PROMPT_ALONE = "prompt alone"  # the state of the start model with training rows in its prompts
 CHOICES = ("gained", "lost", "wrong", "worst")  # of rows, see `select_rows`
 
 

@@ -6,7 +6,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ from ..models.loading import release_memory
 from ..models.methods import METHOD_FUNCTIONS, save_stage_model, trainable_parameters
 from ..recipes.recipe import Recipe, recipe_to_dict
 from ..recipes.stages import Stage
-from ..runs.answers import AnsweredRow, write_answers
+from ..runs.answers import PROMPT_ALONE, AnsweredRow, write_answers
 from ..runs.checkpoints import Checkpoints, stage_checkpoints
 from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, new_run_folder, store_folder, write_json
@@ -113,12 +113,16 @@ def _train_stages(run: Run) -> None:
     update_owner_record(run.folder, state="running")
     state = ready.start_state(run.store)
     result["start"] = {"name": ready.mode.start, "model": ready.start, **_score_state(run, state, "start", 0)}
+    _score_prompt_alone(run, state)
     for stage in ready.stages:
         run.stop.check()
         entry = _run_stage(run, stage, state)
         state = state.after(stage.key, stage.settings.method)
         result["stages"].append(entry)
         entry |= _score_state(run, state, stage.name, entry["steps"])
+    if "prompt_alone" in result:
+        result["prompt_alone"] |= {"change_intervals": interval_figures(
+            run.answers[stage.name], run.answers[PROMPT_ALONE])["change_intervals"]}
     # a new dict: the event of the forecast stays as it was logged
     result["forecast"] = result["forecast"] | {"took": {
         "seconds": round(time.monotonic() - began, 2),
@@ -248,6 +252,21 @@ def _prefix_text(ready: PreparedRun, stage: Stage) -> str:
     """A few rows of the stage's data as the model sees them, from which a prefix may start."""
     rows = [row for role in stage.shares for row in ready.roles[role].train.take(8)]
     return "".join(part for row in rows for text in training_pieces(ready.tokenizer, row) for part, _ in text)
+
+
+def _score_prompt_alone(run: Run, start: ModelState) -> None:
+    """What the start model does with training rows in its prompt, as an entry of the result."""
+    if run.ready.prompted is None:
+        return
+    probes, examples = run.ready.prompted
+    if probes.unanswered(start):
+        run.log.settle()
+    plain = run.answers["start"]  # whose prompts are those without examples
+    answers = {role: [replace(row, prompt=own.prompt) for row, own in zip(rows, plain[role], strict=True)]
+               for role, rows in probes.answer(start).items()}
+    run.answers[PROMPT_ALONE] = answers
+    run.result["prompt_alone"] = {"examples": examples, "probes": sum_scores(answers),
+                                  **interval_figures(answers)}
 
 
 def _score_state(run: Run, state: ModelState, stage: str, step: int) -> dict:

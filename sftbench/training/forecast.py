@@ -18,6 +18,7 @@ from ..data.packing import batch_shape
 from ..distributed import process_count
 from ..errors import RunFailed
 from ..evaluation.probes import answer_probe, probe_losses, row_nats, scoring_bytes
+from ..evaluation.scoring import ProbeSet
 from ..evaluation.yardstick import encode_questions, encode_texts, score_options
 from ..models.loading import load_for_training, load_model, load_model_config, release_memory
 from ..models.methods import METHOD_FUNCTIONS
@@ -137,13 +138,14 @@ def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> 
     model = load_model(ready.start, ready.recipe.model_revision)
     load = time.monotonic() - began
     forecast["probe_seconds"] = round(_time_probes(ready, model) + load, 2)
+    prompted = load + _time_rows(ready.prompted[0], model) if ready.prompted else 0.0
     del model
     release_memory()
     # each stage's model is loaded, scored before its first step and after the last, written, loaded again and
     # scored; probes are scored before all
     forecast["seconds"] = round(sum(stage["seconds"] for stage in forecast["stages"].values())
                                 + sum(3 * load + 3 * trial.score for trial in trials.values())
-                                + forecast["probe_seconds"] * (len(untrained) + 1), 2)
+                                + forecast["probe_seconds"] * (len(untrained) + 1) + prompted, 2)
 
 
 @dataclass
@@ -182,16 +184,22 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     return Trial(step, score, max(metrics.seconds - metrics.steps * step, 0))
 
 
-def _time_probes(ready: PreparedRun, model) -> float:
-    """Seconds of scoring all probes once, by scoring a part of each."""
+def _time_rows(probes: ProbeSet, model) -> float:
+    """Seconds of answering all rows once, by answering a part of each role's."""
     total = 0.0
-    for rows in ready.probes.rows.values():
+    for rows in probes.rows.values():
         for count in SAMPLE_ROWS:
             sample, began = rows[:count], time.monotonic()
-            answer_probe(model, ready.tokenizer, sample, ready.recipe.max_length, ready.recipe.max_new_tokens)
+            answer_probe(model, probes.tokenizer, sample, probes.max_length, probes.max_new_tokens)
             if (took := time.monotonic() - began) > SAMPLE_SECONDS:
                 break
         total += took * len(rows) / len(sample)
+    return total
+
+
+def _time_probes(ready: PreparedRun, model) -> float:
+    """Seconds of scoring all probes once, by scoring a part of each."""
+    total = _time_rows(ready.probes, model)
     if ready.recipe.yardstick:
         texts, questions = encode_texts(ready.tokenizer), encode_questions(ready.tokenizer)
         began = time.monotonic()

@@ -20,7 +20,8 @@ from ..runs.folder import SCHEMA, mask_message, read_json, store_folder, write_j
 from .memory import read_peak_memory
 from .prepare import PreparedRun, library_versions
 
-FREE_FIELDS = ("output_dir", "save_steps", "report_to")  # fields that decide nothing of what is learnt
+# fields that decide nothing of what is learnt
+FREE_FIELDS = ("output_dir", "save_steps", "report_to", "prompt_examples")
 
 
 def describe_run(folder: Path, ready: PreparedRun) -> dict:

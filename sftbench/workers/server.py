@@ -102,7 +102,10 @@ class Worker:
             recipe = self.prepared.recipe
             folder = new_run_folder(recipe.mode, recipe.method, recipe.output_dir)
             with contextlib.suppress(Exception):  # the run will report it
-                self.prepared.probes.answer(self.prepared.start_state(store_folder(folder)))
+                state = self.prepared.start_state(store_folder(folder))
+                self.prepared.probes.answer(state)
+                if self.prepared.prompted:
+                    self.prepared.prompted[0].answer(state)
 
     def look(self, request: dict) -> dict:
         """The resolved recipe, its chain, its data and their mask, and the forecast, as data and as text."""
