@@ -1,4 +1,4 @@
-"""The prompt alone: the start model with training rows in its prompts, as many as fit, stored and reported."""
+"""The prompt alone: the start model with training rows in its prompts, as many as fit, and its line."""
 
 import json
 

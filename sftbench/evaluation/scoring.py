@@ -126,18 +126,19 @@ class ProbeSet:
 
 
 def prompt_alone(probes: ProbeSet, role: str, train: Iterable[dict], room: int,
-                 most: int = MAX_EXAMPLES) -> tuple[ProbeSet, int] | None:
+                 most: int | None = None) -> tuple[ProbeSet, int] | None:
     """A task role's probe with examples in its prompts, and their number: what the start model can without
     training, only by being shown.
 
     The examples are the first of the `train` rows that are plain questions with answers. They stand as turns
     before each question, which keeps its own system message. As many are taken as fit into the `room`, in
-    tokens, beside the longest question and its answer, at most `most`, and so many that all prompts together
-    stay within PROMPT_TOKENS, which limits the time. None where not one fits.
+    tokens, beside the longest question and its answer, at most `most` (None: MAX_EXAMPLES), and so many that
+    all prompts together stay within PROMPT_TOKENS, which limits the time. None where not one fits.
     """
-    rows, examples = probes.tasks.get(role, []), list(itertools.islice(filter(_is_plain, train), most))
-    lengths = [len(encode_prompt(probes.tokenizer, row)) for row in rows]
-    for count in range(len(examples), 0, -1):
+    most = MAX_EXAMPLES if most is None else most
+    rows, examples = probes.tasks.get(role), list(itertools.islice(filter(_is_plain, train), most))
+    lengths = [len(encode_prompt(probes.tokenizer, row)) for row in rows or ()]
+    for count in range(len(examples) if rows else 0, 0, -1):
         shown = [_show_examples(row, examples[:count]) for row in rows]
         try:
             more = len(encode_prompt(probes.tokenizer, shown[0])) - lengths[0]

@@ -25,7 +25,7 @@ from ..errors import BadInput
 from ..evaluation.benchmarks import INSTALL_EXTRAS
 from ..evaluation.probes import probe_losses
 from ..evaluation.reading import wanted_ids
-from ..evaluation.scoring import MAX_EXAMPLES, ProbeSet, prompt_alone
+from ..evaluation.scoring import ProbeSet, prompt_alone
 from ..models import loading
 from ..models.architecture import measure_architecture
 from ..models.checkpoint import ModelState, start_key
@@ -45,7 +45,6 @@ from ..templates.rendering import RenderSettings, render_settings
 # Rows of each probe scored while a stage trains, at least and at most: as many as make eight scorings read
 # a tenth of the tokens of the shortest stage. Between stages all rows are scored; for advice the most.
 LIVE_ROWS, LIVE_SHARE = (16, 64), 0.1 / 8
-PROMPTED, EXAMPLES_TRIED = "domain_tasks", 64  # whose training rows are shown, and those looked at for it
 ADVICE_LENGTH = 1024  # tokens of a row that count for advice, where no recipe is resolved yet
 # What decides what training yields, beside this package.
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -90,13 +89,10 @@ class PreparedRun:
     @cached_property
     def prompted(self) -> tuple[ProbeSet, int] | None:
         """The domain's probe with training rows in its prompts, and their number; see `prompt_alone`."""
-        role, most = self.roles.get(PROMPTED), self.recipe.prompt_examples
-        if role is None or not len(role.chosen) or not role.probe or most == 0:
-            return None
-        spread = np.argsort(role.rows.names[0, role.chosen], kind="stable")[:EXAMPLES_TRIED].tolist()
         room = self.facts.positions or self.facts.context or ADVICE_LENGTH
-        return prompt_alone(self.probes, PROMPTED, map(role.train.__getitem__, spread), room,
-                            most or MAX_EXAMPLES)
+        role = self.roles.get("domain_tasks")
+        return role and prompt_alone(self.probes, "domain_tasks", role.sample_rows(64), room,
+                                     self.recipe.prompt_examples)
 
     @cached_property
     def live_probes(self) -> dict[str, list[EncodedRow]]:
