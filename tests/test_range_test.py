@@ -12,6 +12,7 @@ from sftbench.calibration.range_test import (
     add_tests,
     advise_measured,
     choose_rate,
+    has_diverged,
     measure_rates,
     smooth_losses,
 )
@@ -33,11 +34,24 @@ def recipe(make_model, small_files, monkeypatch):
     return override(Recipe(), mode="2", model=make_model(), **small_files)
 
 
-def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss():
-    rates = [1e-5 * 10 ** (step / 4) for step in range(17)]
-    losses = [abs(math.log10(rate / 1e-3)) for rate in rates]
-    assert choose_rate(rates, losses) == pytest.approx(1e-4)
-    assert choose_rate(rates, sorted(losses)) is None  # it never falls
+RATES = [1e-5 * 10 ** (step / 8) for step in range(33)]
+
+
+def test_the_rate_is_a_tenth_of_that_at_which_the_loss_diverges():
+    losses = [2.0 if rate < 1e-2 else 100.0 for rate in RATES]
+    assert choose_rate(RATES[:26], losses[:26]) == pytest.approx(1.3e-3) and has_diverged(losses[:26])
+    assert not has_diverged(losses[:24])
+    assert choose_rate(RATES, [3.0, 2.0, math.nan]) == pytest.approx(RATES[2] / 10, rel=0.05)
+
+
+def test_without_divergence_it_is_a_tenth_of_that_of_the_lowest_loss():
+    losses = [3.0] * 12 + [1.0] * 13 + [2.0] * 8
+    assert choose_rate(RATES, losses) == pytest.approx(RATES[24] / 10, rel=0.05)
+    assert choose_rate(RATES, [1.0, 2.0, 3.0]) is None  # it never falls
+
+
+def test_an_easy_first_row_is_no_divergence():
+    assert not has_diverged([0.1, 3.0, 2.0]) and not has_diverged([0.1] + [3.0] * 30)
 
 
 def test_smoothing_starts_at_the_first_loss_and_follows_slowly():
@@ -79,7 +93,7 @@ def test_a_loss_that_diverges_ends_the_test(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(range_test, "RANGE", 1e7)
     test, = measure_rates(override(recipe, mode="1"), tmp_path / "curve")
     assert len(test.rates) == len(test.losses) < 2 * STEPS and all(map(math.isfinite, test.losses))
-    assert test.smoothed[-1] > range_test.DIVERGED * min(test.smoothed)
+    assert test.diverged and test.rates[-1] <= 10.5 * test.chosen <= 5 * test.rates[-1]  # or the next step's
 
 
 def test_a_failure_that_is_none_of_the_rate_is_reported(recipe, tmp_path, monkeypatch):
@@ -91,8 +105,8 @@ def test_a_failure_that_is_none_of_the_rate_is_reported(recipe, tmp_path, monkey
 
 
 def test_the_advice_takes_the_chosen_rate_for_the_method_that_was_tried():
-    tests = [RangeTest("sft", "lora", (1e-4,), (1.0,), (1.0,), 2e-3),
-             RangeTest("cpt", "lora", (), (), (), None)]
+    tests = [RangeTest("sft", "lora", (1e-4,), (1.0,), (1.0,), True, 2e-3),
+             RangeTest("cpt", "lora", (1e-4,), (1.0,), (1.0,), False, None)]
     facts = add_tests(Facts(), tests)
     recipe, reasons = resolve_recipe(override(Recipe(), method="lora"), facts)
     assert recipe.learning_rate == 2e-3 and "range test" in reasons["learning_rate"].reason
