@@ -17,10 +17,10 @@ from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from sftbench.evaluation.scoring import ProbeSet
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.progress import LivePlot
 from sftbench.runs.events import RunLog, read_events
+from sftbench.runs.folder import store_folder
 from sftbench.training import chain, trainer
 
 STEPS = 240
@@ -43,33 +43,28 @@ def timed(owner, name: str, part: str, seconds: Counter) -> None:
 
 def main(model: str, data: str, steps: str = str(STEPS)) -> None:
     """Train, and print what took how long."""
-    seconds, scored = Counter(), []
+    seconds = Counter()
     timed(chain, "forecast_recipe", "forecast", seconds)
     timed(trainer, "probe_losses", "scores while it trains", seconds)
     timed(RunLog, "__call__", "picture and events", seconds)
-    score = ProbeSet.score
-
-    def score_state(probes, state):
-        began = time.perf_counter()
-        scores = score(probes, state)
-        scored.append(time.perf_counter() - began)
-        return scores
-
-    ProbeSet.score = score_state
+    timed(chain, "_score_state", "scores between stages", seconds)
+    timed(chain, "_score_prompt_alone", "start", seconds)
     InteractiveShell.instance()  # which shows pictures
     with tempfile.TemporaryDirectory(prefix="shares-") as folder:
         run = Path(folder) / "run"
-        began = time.perf_counter()
         ready = chain.prepare_recipe(override(
             Recipe(), mode="6", chat_model=model, domain_tasks=data, method="lora", num_train_epochs=99,
             max_steps=int(steps), output_dir=str(run)))
+        began = time.perf_counter()
+        ready.probes.answer(ready.start_state(store_folder(run)))
+        start = time.perf_counter() - began  # the store has these answers from now on
         chain.run_chain(ready, [LivePlot()])
         total = time.perf_counter() - began
         count = sum("loss" in event for event in read_events(run))
-    start, *between = scored
+    start += seconds.pop("start")
     sys.stdout.write(json.dumps(seconds | {
         "steps": count, "probe_rows": sum(map(len, ready.probes.rows.values())), "start": start,
-        "scores between stages": sum(between), "seconds": total - start}) + "\n")
+        "seconds": total - start}) + "\n")
 
 
 if __name__ == "__main__":
