@@ -15,6 +15,7 @@ import torch
 from transformers import set_seed
 
 from ..data.packing import batch_shape
+from ..data.tokenization import encode_prompt
 from ..distributed import process_count
 from ..errors import RunFailed
 from ..evaluation.probes import answer_probe, probe_losses, row_nats, scoring_bytes
@@ -50,17 +51,18 @@ def forecast_recipe(recipe: Recipe | PreparedRun, timed: bool = True) -> dict:
     """
     ready = recipe if isinstance(recipe, PreparedRun) else prepare_recipe(recipe)
     folder = new_run_folder(ready.recipe.mode, ready.recipe.method, ready.recipe.output_dir)
-    untrained = ready.untrained_stages(store_folder(folder))
+    store = store_folder(folder)
+    untrained = ready.untrained_stages(store)
     if ready.forecast is None or ready.forecast[0] != untrained:
-        forecast = _predict_run(ready, untrained, timed)
+        forecast = _predict_run(ready, untrained, store if timed else None)
         if not timed:
             return forecast
         ready.forecast = untrained, forecast
     return ready.forecast[1]
 
 
-def _predict_run(ready: PreparedRun, untrained: list[Stage], timed: bool) -> dict:
-    """As `forecast_recipe`; stages that are not `untrained` take no time."""
+def _predict_run(ready: PreparedRun, untrained: list[Stage], store: Path | None) -> dict:
+    """As `forecast_recipe`; what is in the `store` takes no time, and without it none is measured."""
     room, base = _available_memory()
     stages = {stage.name: {"seconds": None if stage in untrained else 0.0}
               | _stage_memory(ready, stage, base) for stage in ready.stages}
@@ -70,10 +72,10 @@ def _predict_run(ready: PreparedRun, untrained: list[Stage], timed: bool) -> dic
         "does not fit" if peak > room else "tight" if peak > TIGHT_SHARE * room else "fits")
     forecast = {"steps": ready.plan, "stages": stages, "probe_seconds": None, "seconds": None,
                 "peak_memory_bytes": peak, "room_bytes": room, "fits": fits}
-    forecast["untimed"] = "it was not requested" if not timed else _why_untimed(ready, untrained, fits)
+    forecast["untimed"] = "it was not requested" if store is None else _why_untimed(ready, untrained, fits)
     if not forecast["untimed"]:
         try:
-            _add_seconds(ready, untrained, forecast)
+            _add_seconds(ready, untrained, store, forecast)
         except torch.OutOfMemoryError:
             forecast |= {"fits": "does not fit", "untimed": NO_ROOM}
         except RunFailed as error:  # the run itself reports where
@@ -125,7 +127,7 @@ def _stage_memory(ready: PreparedRun, stage: Stage, base: int) -> dict:
     return {"memory": parts, "peak_memory_bytes": sum(parts.values()) or None}
 
 
-def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> None:
+def _add_seconds(ready: PreparedRun, untrained: list[Stage], store: Path, forecast: dict) -> None:
     """Put seconds into the forecast, by a trial of each stage that is to be trained, and of the probes."""
     trials = {stage.name: _try_stage(ready, stage) for stage in untrained}
     for name, trial in trials.items():
@@ -137,15 +139,20 @@ def _add_seconds(ready: PreparedRun, untrained: list[Stage], forecast: dict) -> 
     began = time.monotonic()
     model = load_model(ready.start, ready.recipe.model_revision)
     load = time.monotonic() - began
-    forecast["probe_seconds"] = round(_time_probes(ready, model) + load, 2)
-    prompted = load + _time_rows(ready.prompted[0], model) if ready.prompted else 0.0
+    rows = _time_rows(ready.probes, model)
+    forecast["probe_seconds"] = round(sum(rows.values()) + _time_yardstick(ready, model) + load, 2)
+    start = ready.start_state(store)
+    before = forecast["probe_seconds"] if ready.probes.unanswered(start) else 0.0
+    if ready.prompted and ready.prompted[0].unanswered(start):
+        before += load + sum(rows[role] * _prompt_tokens(ready.prompted[0], role)
+                             / _prompt_tokens(ready.probes, role) for role in ready.prompted[0].rows)
     del model
     release_memory()
     # each stage's model is loaded, scored before its first step and after the last, written, loaded again and
     # scored; probes are scored before all
     forecast["seconds"] = round(sum(stage["seconds"] for stage in forecast["stages"].values())
                                 + sum(3 * load + 3 * trial.score for trial in trials.values())
-                                + forecast["probe_seconds"] * (len(untrained) + 1) + prompted, 2)
+                                + forecast["probe_seconds"] * len(untrained) + before, 2)
 
 
 @dataclass
@@ -184,28 +191,32 @@ def _try_stage(ready: PreparedRun, stage: Stage) -> Trial:
     return Trial(step, score, max(metrics.seconds - metrics.steps * step, 0))
 
 
-def _time_rows(probes: ProbeSet, model) -> float:
-    """Seconds of answering all rows once, by answering a part of each role's."""
-    total = 0.0
-    for rows in probes.rows.values():
+def _time_rows(probes: ProbeSet, model) -> dict[str, float]:
+    """By role the seconds of answering all rows once, by answering a part of them."""
+    seconds = {}
+    for role, rows in probes.rows.items():
         for count in SAMPLE_ROWS:
             sample, began = rows[:count], time.monotonic()
             answer_probe(model, probes.tokenizer, sample, probes.max_length, probes.max_new_tokens)
             if (took := time.monotonic() - began) > SAMPLE_SECONDS:
                 break
-        total += took * len(rows) / len(sample)
-    return total
+        seconds[role] = took * len(rows) / len(sample)
+    return seconds
 
 
-def _time_probes(ready: PreparedRun, model) -> float:
-    """Seconds of scoring all probes once, by scoring a part of each."""
-    total = _time_rows(ready.probes, model)
-    if ready.recipe.yardstick:
-        texts, questions = encode_texts(ready.tokenizer), encode_questions(ready.tokenizer)
-        began = time.monotonic()
-        row_nats(model, texts[::16], ready.tokenizer.pad_token_id)
-        total += (time.monotonic() - began) * len(texts) / len(texts[::16])
-        began = time.monotonic()
-        score_options(model, questions[::16], ready.tokenizer.pad_token_id)
-        total += (time.monotonic() - began) * len(questions) / len(questions[::16])
-    return total
+def _prompt_tokens(probes: ProbeSet, role: str) -> int:
+    """All tokens of a role's questions: what answering takes goes with them."""
+    return sum(len(encode_prompt(probes.tokenizer, row)) for row in probes.rows[role])
+
+
+def _time_yardstick(ready: PreparedRun, model) -> float:
+    """Seconds of scoring the yardstick, where the recipe has it, by scoring a part of it."""
+    if not ready.recipe.yardstick:
+        return 0.0
+    texts, questions = encode_texts(ready.tokenizer), encode_questions(ready.tokenizer)
+    began = time.monotonic()
+    row_nats(model, texts[::16], ready.tokenizer.pad_token_id)
+    total = (time.monotonic() - began) * len(texts) / len(texts[::16])
+    began = time.monotonic()
+    score_options(model, questions[::16], ready.tokenizer.pad_token_id)
+    return total + (time.monotonic() - began) * len(questions) / len(questions[::16])
