@@ -20,7 +20,7 @@ from sftbench.cli import main
 from sftbench.errors import RunFailed
 from sftbench.recipes.facts import Facts
 from sftbench.recipes.hyperparameters import resolve_recipe
-from sftbench.recipes.recipe import Recipe, override
+from sftbench.recipes.recipe import METHODS, Recipe, override
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import bad_input
 
@@ -72,6 +72,12 @@ def test_each_kind_of_stage_is_tried_by_its_method_over_the_same_range(recipe, t
     stored = json.loads((tmp_path / "curve" / "rates.json").read_text())["tests"]
     assert [one["losses"] for one in stored] == [list(test.losses) for test in tests]
     assert (tmp_path / "curve" / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_can_be_tried(recipe, tmp_path, method):
+    test, = measure_rates(override(recipe, mode="1", method=method), tmp_path / "curve")
+    assert test.method == method and len(test.losses) >= range_test.SETTLED
 
 
 def test_the_trained_rate_is_the_risen_one(recipe, tmp_path, monkeypatch):

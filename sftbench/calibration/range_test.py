@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import set_seed
 
+from ..distributed import process_count
 from ..errors import BadInput, RunFailed
 from ..models.loading import load_for_training, release_memory
 from ..models.methods import METHOD_FUNCTIONS
@@ -20,6 +21,7 @@ from ..recipes.rules import Advice, advise
 from ..recipes.stages import Stage
 from ..reports.plots import rates_figure
 from ..runs.folder import write_json
+from ..training.chain import prefix_text
 from ..training.prepare import PreparedRun, advise_recipe, prepare_recipe, stage_dataset
 from ..training.trainer import StageContext, train_stage
 
@@ -77,10 +79,12 @@ def choose_rate(rates: list[float], losses: list[float]) -> float | None:
 
 def _enough_blocks(ready: PreparedRun, stage: Stage) -> Dataset:
     """The stage's blocks in their order, read as often as the test's steps want."""
-    if (planned := ready.plan[stage.name]) >= STEPS:
-        return ready.datasets[stage.name][0]
-    passes = math.ceil(stage.settings.num_train_epochs * STEPS / planned)
-    longer = replace(stage.settings, num_train_epochs=float(passes), max_steps=None)
+    dataset = ready.datasets[stage.name][0]  # of all passes, however few steps the recipe takes
+    steps = len(dataset) // stage.settings.blocks_per_step
+    if steps >= STEPS:
+        return dataset
+    passes = math.ceil(stage.settings.num_train_epochs) * math.ceil(STEPS / max(steps, 1))
+    longer = replace(stage.settings, num_train_epochs=float(passes))
     return stage_dataset(ready, replace(stage, settings=longer))[0]
 
 
@@ -99,7 +103,7 @@ def rise_rate(ready: PreparedRun, stage: Stage) -> RangeTest:
 
     set_seed(settings.seed)
     model = load_for_training(ready.start, ready.recipe.model_revision, settings)
-    model = METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, "")
+    model = METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, prefix_text(ready, stage))
     try:
         train_stage(model, StageContext(
             "range test", settings, ready.tokenizer, _enough_blocks(ready, stage), record,
@@ -107,8 +111,8 @@ def rise_rate(ready: PreparedRun, stage: Stage) -> RangeTest:
     except RunFailed as error:
         if error.reason != "non-finite":
             raise
-        if not has_diverged(losses):  # its gradient did
-            losses.append(math.inf)
+        if not has_diverged(losses):  # the gradient did, in the step of the last loss
+            losses[-1] = math.inf
     del model
     release_memory()
     chosen, diverged = choose_rate(rates, losses), has_diverged(losses)
@@ -133,6 +137,9 @@ def measure_rates(recipe: Recipe | PreparedRun, folder: Path) -> list[RangeTest]
 
 
 def _check_folder(folder: Path) -> None:
+    if process_count() > 1:
+        raise BadInput("a range test is of one process, and here are several; start it without torchrun",
+                       field="--measure")
     if any((folder / name).exists() for name in ("rates.json", "recipe.json")):
         raise BadInput(f"{folder}: a range test or a run is there already; name a new folder",
                        field="output_dir", where=str(folder))

@@ -210,7 +210,7 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkp
     def load_trainable():
         set_seed(settings.seed)
         model = parent.load(settings, on_cpu=is_sharded())
-        return METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, _prefix_text(ready, stage))
+        return METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, prefix_text(ready, stage))
 
     context = StageContext(stage.name, settings, ready.tokenizer, ready.datasets[stage.name][0], emit,
                            ready.live_probes, ready.recipe.eval_steps, checkpoints, **tracking)
@@ -248,7 +248,7 @@ def _resume_checkpoint(checkpoints: Checkpoints, stage: Stage, record: Callable[
         record(event)
 
 
-def _prefix_text(ready: PreparedRun, stage: Stage) -> str:
+def prefix_text(ready: PreparedRun, stage: Stage) -> str:
     """A few rows of the stage's data as the model sees them, from which a prefix may start."""
     rows = [row for role in stage.shares for row in ready.roles[role].train.take(8)]
     return "".join(part for row in rows for text in training_pieces(ready.tokenizer, row) for part, _ in text)
