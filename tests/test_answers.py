@@ -119,7 +119,7 @@ def test_a_run_keeps_every_answer_and_its_figures_are_their_means(make_model, sm
                       output_dir=str(tmp_path / "one"), **small_files)
     folder = run_chain(recipe)
     result, states = read_result(folder), read_answers(folder)
-    assert list(states) == ["start", "cpt", "domain_sft"]
+    assert list(states) == ["start", "prompt alone", "cpt", "domain_sft"]
     for entry in (result["start"] | {"name": "start"}, *result["stages"]):
         for role, figures in entry["probes"].items():
             own = [one for one in states[entry["name"]] if one.role == role]
@@ -155,7 +155,7 @@ def done(make_model, tmp_path_factory):
 def test_another_scorer_scores_a_finished_run_without_a_model(done, monkeypatch, capsys):
     monkeypatch.setattr(ModelState, "load", lambda *_: pytest.fail("a model was loaded"))
     scored = sftbench.score(done, scorer="f1")
-    assert list(scored["states"]) == ["start", "cpt", "domain_sft"]
+    assert list(scored["states"]) == ["start", "prompt alone", "cpt", "domain_sft"]
     for entry in read_result(done)["stages"]:
         figures = entry["probes"]["domain_tasks"]
         assert scored["states"][entry["name"]]["probes"] == {
