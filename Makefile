@@ -42,7 +42,7 @@ figures: demo  ## draw README's picture anew
 families: setup  ## try every family by every method, and list in docs/models.md what came of it
 	@$(EACH_CORE) $(PY) benchmarks/families.py
 
-bench: setup  ## measure time beside a raw loop, TRL and LLaMA-Factory, into docs/performance.md; a quiet machine, 40 minutes
+bench: setup  ## measure time beside a raw loop, TRL and LLaMA-Factory, into docs/performance.md; a quiet machine, an hour
 	@$(PY) benchmarks/performance.py $(ARGS)
 
 pocket: setup  ## make the pocket's models again from nothing, into sftbench/pocket; some 20 minutes
