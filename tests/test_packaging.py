@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts]
           for name, texts in PROJECT["optional-dependencies"].items()}
-OPTIONAL = EXTRAS["eval"] + EXTRAS["track"] + EXTRAS["documents"]
+OPTIONAL = EXTRAS["eval"] + EXTRAS["track"] + EXTRAS["documents"] + EXTRAS["real"]
 DIRECT = RUNTIME + EXTRAS["test"] + OPTIONAL
 # A CUDA build of torch requires these at exact versions of its own, so the lock does not repeat them.
 AS_ROOT = "" if os.getuid() else " --allow-root"
@@ -92,7 +92,7 @@ def test_lock_holds_all_that_is_needed_at_the_installed_version():
 
 def test_environment_installs_this_package_with_its_extras_under_the_lock():
     packages, pip_lines = conda_file("environment.yml")
-    assert pip_lines == ["-c requirements.lock", "-e .[test,eval,track,documents]"]
+    assert pip_lines == ["-c requirements.lock", "-e .[test,eval,track,documents,real]"]
     pythons = [package for package in packages if package.startswith("python=")]
     assert len(pythons) == 1
     assert pythons[0].split("=")[1] + ".0" in SpecifierSet(PROJECT["requires-python"])
@@ -163,7 +163,7 @@ def test_make_runs_the_right_command_after_the_installation(target, command):
     lines = dry_make(target).splitlines()
     assert lines[-1].strip().endswith(f'".venv/bin/python" {command}')
     installation = "\n".join(lines[:-1])
-    extras = "" if target in ("demo", "lab") else "[test,eval,track,documents]"
+    extras = "" if target in ("demo", "lab") else "[test,eval,track,documents,real]"
     torch, package = f'"torch=={read_lock()["torch"]}"', f"-c requirements.lock -e '.{extras}'"
     assert torch in installation and package in installation
     assert installation.index(torch) < installation.index(package)

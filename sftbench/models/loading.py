@@ -18,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..errors import BadInput, file_error
+from ..named.models import NAMED, ORIGIN, absent_error, hub_name
 from ..pocket import FOLDERS
 from ..recipes.recipe import Recipe
 from ..recipes.stages import StageSettings
-from ..runs.stage_store import file_sha256
+from ..runs.folder import try_read_json
+from ..runs.stage_store import file_sha256, find_damage
 from ..sources.names import find_model_folder
 from ..templates.rendering import default_template, set_rendering
 from .architecture import with_attention
@@ -46,13 +48,13 @@ def supports_bf16() -> bool:
 
 
 def locate_model(name: str) -> str:
-    """A model's folder for the pocket's names and for local folders, else the unchanged hub name.
+    """A model's folder for the pocket's names, models made here and local folders, else the hub's name.
 
     Raises BadInput for a local path that does not exist or holds no model that can be read safely.
     """
     folder = find_model_folder(name)
     if folder is None:
-        return name
+        return hub_name(name)
     if name not in FOLDERS:
         check_model_folder(folder)
     return str(folder)
@@ -79,7 +81,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     Of a hub model only configuration, tokenizer and safetensors are fetched. What is cached is used without
     a request to the hub. Raises BadInput with the command that fetches it where the hub cannot be reached.
     """
-    name = locate_model(name)
+    given, name = name, locate_model(name)
     if Path(name).is_dir():
         return Path(name)
     files = {"allow_patterns": FETCHED, "ignore_patterns": NOT_FETCHED}
@@ -96,6 +98,8 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
         raise BadInput(f"model {name!r} is gated: accept its terms at https://huggingface.co/{name} and "
                        "set HF_TOKEN in the environment", field="model", where=name) from error
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
+        if given in NAMED:
+            raise absent_error(given) from error
         raise BadInput(f"model {name!r} is not cached and cannot be fetched from here; where there is a "
                        f"network, fetch it with: {command}", field="model", where=name) from error
     check_model_folder(folder)
@@ -118,7 +122,8 @@ def load_model_config(name: str, revision: str | None = None):
 def resolve_revision(name: str, revision: str | None = None) -> str:
     """What pins the weights: a hub model's commit, or a hash over a folder's configuration and weights.
 
-    Raises BadInput for weights in the hub's cache that are not those the hub sent.
+    Of a model that was made from a file it is that file's hash. Raises BadInput for weights in the hub's
+    cache that are not those the hub sent, and for a model made from a file that is no longer as it was made.
     """
     folder = fetch_model(name, revision)
     if not Path(locate_model(name)).is_dir():
@@ -129,6 +134,11 @@ def resolve_revision(name: str, revision: str | None = None) -> str:
                                  f"and fetch it again with: hf download {name} --revision {folder.name}",
                                  "model")
         return folder.name
+    if (folder / ORIGIN).exists():  # of its file, since transformers' versions write the folder otherwise
+        if damaged := find_damage(folder):
+            raise file_error(damaged, f"damaged; remove {folder} and make it anew: sftbench fetch {name}",
+                             "model")
+        return try_read_json(folder / ORIGIN)["sha256"][:20]
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
     digests = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()[:20]

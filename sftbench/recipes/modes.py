@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import BadInput, file_error
+from ..named.models import chat_name
 from .recipe import ROLES, Recipe, suggest_name
 
 EXAMPLE = "notebooks/own_mode.toml is an example"
@@ -157,6 +158,8 @@ def find_start_model(recipe: Recipe, mode: Mode | None = None) -> str:
         return recipe.chat_model
     if recipe.model in ("pocket", "pocket-chat"):
         return "pocket-chat"
+    if chat := chat_name(recipe.model):
+        return chat
     raise BadInput(f"mode {recipe.mode} starts from a chat model: name one as chat_model "
                    f"(model is {recipe.model!r})", field="chat_model")
 

@@ -53,9 +53,9 @@ class Recipe:
     method: str = _field(
         "full", "which parameters train: full, lora, qlora, ptuning_v2 or freeze", choices=METHODS)
     cpt_method: str | None = _field(None, "method of the CPT stages; None: the same", choices=METHODS)
-    model: str = _field("pocket", "base model: pocket, pocket-weak, a local folder or a hub name")
+    model: str = _field("pocket", "base model: pocket, pocket-weak, smollm2, a folder or a hub name")
     chat_model: str | None = _field(
-        None, "chat model, where modes 6 and 7 start; None: pocket-chat beside a pocket")
+        None, "chat model, where modes 6 and 7 start; None: that beside pocket or smollm2")
     model_revision: str | None = _field(None, "revision of a hub model; None: cached, else newest")
     pretraining_learning_rate: float | None = _field(
         None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",

@@ -32,7 +32,8 @@ def format_ledger(run: Path | str) -> str:
              if (rows := stored.get("data", {}).get(role, {}).get("probe_rows"))}
     scored = ("Rows scored: " + ", ".join(f"{role} {rows:,}" for role, rows in sizes.items()) if sizes else
               f"At most {result['recipe']['probe_rows']} rows of each probe scored")
-    head = f"Mode {result['recipe']['mode']} from {result['start']['model']}"
+    origin = stored.get("reasons", {}).get("start_model")
+    head = f"Mode {result['recipe']['mode']} from {result['start']['model']}" + f", {origin}" * bool(origin)
     text = f"{wrap_text(head)}\n{wrap_text(scored)}\n\n{format_result_ledger(result)}"
     if few := ", ".join(f"{role} ({rows})" for role, rows in sizes.items() if rows < FEW_PROBE_ROWS):
         text += "\n" + wrap_text(f"Warning: too few probe rows to tell a change from chance: {few}.")

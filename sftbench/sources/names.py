@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput
+from ..named.models import NAMED, made_folder
 from ..pocket import FOLDERS
 from ..recipes.recipe import suggest_name
 
@@ -138,15 +139,17 @@ def check_source(source: str, role: str) -> None:
 
 
 def find_model_folder(name: str) -> Path | None:
-    """The folder of a pocket's name or a local model; None for a hub name; raises BadInput for neither."""
-    folder = FOLDERS.get(name) or expand_path(name)
+    """The folder of a pocket's, named or local model; None for a hub name; raises BadInput for neither."""
+    folder = FOLDERS.get(name) or made_folder(name) or expand_path(name)
+    if name in NAMED and not made_folder(name):
+        return None
     if folder.is_dir():
         return folder
     why = _hub_remedy(name)
     if not why and HUB_MODEL.fullmatch(name):
         return None
     why = why or ("no such folder, and no hub name of the form owner/name; "
-                  f"embedded models are {', '.join(FOLDERS)}")
+                  f"embedded models are {', '.join(FOLDERS)}, named ones {', '.join(NAMED)}")
     raise BadInput(f"model {name!r}: {why}", field="model", where=name)
 
 

@@ -30,6 +30,7 @@ from ..models import loading
 from ..models.architecture import measure_architecture
 from ..models.checkpoint import ModelState, start_key
 from ..models.start_model import ask_start_model, check_positions, check_vocabulary, longest_prompt
+from ..named.models import origin_reason
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
@@ -140,7 +141,7 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     resolved, advised = resolve_recipe(recipe, facts)
     if facts.positions:
         check_positions([stage_settings(resolved, kind) for kind in kinds], resolved, facts)
-    reasons = {name: str(value) for name, value in advised.items()}
+    reasons = origin_reason(start) | {name: str(value) for name, value in advised.items()}
     uses = {use for role in roles.values() for use in role.rows.uses}
     reasons |= derived_settings(resolved, facts) | {"chat_template": describe_template(tokenizer, uses)}
     pieces = cut_roles(resolved, plans, roles, tokens)

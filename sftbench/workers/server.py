@@ -18,6 +18,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
 from ..errors import BadInput
+from ..named.models import NAMED
 from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
@@ -29,7 +30,7 @@ from .client import LOG, receive_message, send_message
 SMALL_MODEL = 5e6  # parameters up to which scoring it, or training it for a few steps, takes seconds
 SOURCE_FIELDS = ("mode", "model", "chat_model", "system_prompts", *ROLES,
                  *(f"{role}_probe" for role in ROLES))
-NOT_FILES = (*MODES, *(mode.name for mode in MODES.values()), *FOLDERS)
+NOT_FILES = (*MODES, *(mode.name for mode in MODES.values()), *FOLDERS, *NAMED)
 IDLE_SECONDS = 0.3  # without a request, after which the start model is scored ahead
 
 
