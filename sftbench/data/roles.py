@@ -6,13 +6,16 @@ import json
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 
 import numpy as np
 from datasets import Dataset
 
 from ..errors import BadInput
+from ..named.libraries import describe_libraries, library_rows
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
 from ..recipes.modes import find_start_model
@@ -74,20 +77,19 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
     """Every role that has data, with its probe; roles without data are absent.
 
     A pocket model brings the pocket's data for the domain, and for the general side, where the user gave none
-    of that side; any other model brings nothing. Raises BadInput, naming file and line, for rows that cannot
-    be used, unless the recipe drops them.
+    of that side; any other model brings nothing. The recipe's `domain` names another built-in one. Raises
+    BadInput, naming file and line, for rows that cannot be used, unless the recipe drops them.
     """
-    roles = {}
+    roles, built_in = {}, _built_in_rows(recipe)
     for name in ROLES:
-        source = getattr(recipe, name) or ("pocket" if _pocket_serves(recipe, name) else None)
+        source = getattr(recipe, name) or next((known for known in built_in if name in built_in[known]), None)
         probe_source = getattr(recipe, f"{name}_probe")
         if source is None and probe_source is None:
             continue
         systems, probe = load_system_prompts(recipe.system_prompts, name), None
-        if source == "pocket":
-            halves = (world_rows(name, half, recipe.pocket_seed, recipe.pocket_related) for half in SPLITS)
-            train, probe = (read_rows([origin_in_memory("pocket", rows)], name.split("_")[1], systems)
-                            for rows in halves)
+        if name in built_in.get(source, {}):
+            train, probe = (read_rows([origin_in_memory(source, built_in[source][name](split))],
+                                      name.split("_")[1], systems) for split in SPLITS)
         elif source:
             train = read_source(source, name, recipe.bad_rows, systems)
         if probe_source is not None:
@@ -96,10 +98,22 @@ def load_roles(recipe: Recipe) -> dict[str, Role]:
     return roles
 
 
-def _pocket_serves(recipe: Recipe, name: str) -> bool:
-    side = name.split("_")[0]
-    own = any(getattr(recipe, other) for other in ROLES if other.startswith(side))
-    return find_start_model(recipe) in FOLDERS and not own
+def _built_in_rows(recipe: Recipe) -> dict[str, dict[str, Callable[[str], list[dict]]]]:
+    """By what is built in and serves this recipe: for each role a function from a split to its rows.
+
+    Raises BadInput for a `domain` beside data of the user's own for that side.
+    """
+    free = [name for name in ROLES if not any(
+        getattr(recipe, other) for other in ROLES if other.split("_")[0] == name.split("_")[0])]
+    domain = [name for name in ROLES if name.startswith("domain") and recipe.domain]
+    if own := set(domain) - set(free):
+        raise BadInput(f"domain {recipe.domain} and data of your own ({min(own)}): give one of them",
+                       field="domain")
+    pocket = [name for name in free if name not in domain] if find_start_model(recipe) in FOLDERS else []
+    return {describe_libraries(): {name: partial(library_rows, name, size=recipe.library_fields)
+                                   for name in domain},
+            "pocket": {name: partial(world_rows, name, seed=recipe.pocket_seed,
+                                     related=recipe.pocket_related) for name in pocket}}
 
 
 def split_role(source: str, train: Rows | None, probe: Rows | None, recipe: Recipe, systems: dict) -> Role:

@@ -1,1 +1,1 @@
-"""What a recipe can name without a file: models that are known by a word."""
+"""What a recipe can name without a file: known models, the libraries' handbook."""

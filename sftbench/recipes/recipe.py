@@ -61,6 +61,10 @@ class Recipe:
         None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",
         above=1e-12)  # the rates that follow are rounded, and none may become 0
 
+    domain: str | None = _field(
+        None, "a built-in domain: libraries, the installed TRL, PEFT and transformers; None: your own data",
+        choices=("libraries",))
+    library_fields: int = _field(96, "fields in domain libraries; the probe asks for a third of them", min=6)
     domain_text: str | None = _field(
         None, "text for CPT: file, folder or hub name; several: a.md, b.jsonl:2; None: pocket's")
     domain_tasks: str | None = _field(None, "questions and answers of your field: a file; None: as above")

@@ -117,6 +117,7 @@ def _unused_warnings(recipe: Recipe, facts: Facts) -> list[str]:
         (["model"], mode.start == "chat" and recipe.chat_model, f"mode {recipe.mode} starts from chat_model"),
         (["prefix_init_text"], recipe.prefix_init == "random", "prefix_init is random"),
         (["pocket_seed", "pocket_related"], facts.pocket is False, "the start model is no pocket's"),
+        (["library_fields"], recipe.domain != "libraries", "domain is not libraries"),
         (["domain_text", "domain_tasks"], True, f"mode {recipe.mode} trains on none, so it is a probe only"),
     )
     return [f"{name} is set and not used: {why}" for names, holds, why in cases for name in FIELDS

@@ -32,7 +32,8 @@ GROUPS = {
                    "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing"),
 }
 MODEL_AND_DATA = ("model", "chat_model", *ROLES)
-MORE_DATA = ("model_revision", "pocket_seed", *(f"{role}_probe" for role in ROLES), "mode")
+MORE_DATA = ("model_revision", "domain", "library_fields", "pocket_seed",
+             *(f"{role}_probe" for role in ROLES), "mode")
 # A new field of the recipe appears here until it gets a group.
 GROUPS["Probes, seed and folder"] = tuple(sorted(
     set(FIELDS) - {"method", "cpt_method", *MODEL_AND_DATA, *MORE_DATA}.union(*GROUPS.values()),
@@ -215,7 +216,7 @@ def data_fold(form) -> Fold:
 
     def refresh() -> None:
         own = [role for role in ROLES if getattr(form.recipe, role)]
-        data = f"own {', '.join(own)}" if own else (
+        data = f"own {', '.join(own)}" if own else form.recipe.domain or (
             "its own data" if form.recipe.model.startswith("pocket") else "no data yet")
         wrong = "; something to correct" * bool(notes.keys() & form.errors)
         fold.set_note(f"{form.recipe.model}, {data}{wrong}")
