@@ -18,7 +18,7 @@ from ..errors import BadInput
 from ..named.libraries import describe_libraries, library_rows
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
-from ..recipes.modes import find_start_model
+from ..recipes.modes import StagePlan, find_start_model
 from ..recipes.recipe import ROLES, Recipe, suggest_name
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
@@ -191,6 +191,21 @@ def role_warnings(name: str, role: Role) -> list[str]:
              f"{name}: some rows are held out as its probe, while its source has a split for that; give it: "
              f"-p {name}_probe {shlex.quote(role.offered_probe or '')}": role.offered_probe}
     return [text for text, applies in cases.items() if applies]
+
+
+def check_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role]) -> None:
+    """Refuse a mode that draws from a role without data, naming the role and what would serve."""
+    for plan in plans:
+        for role in plan.shares:
+            if role in roles and "also in the probe" in roles[role].dropped and not roles[role].train:
+                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: every row of {role} is also in "
+                               f"its probe, so none is left to train on; give another {role}_probe",
+                               field=f"{role}_probe")
+            if role not in roles or not roles[role].train:
+                shape = "text" if role.endswith("_text") else "questions and answers"
+                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: no data for {role}; "
+                               f"give a file or folder of {shape} as {role}, "
+                               "or take a mode without it", field=role)
 
 
 def load_system_prompts(given: str | None, role: str) -> dict:

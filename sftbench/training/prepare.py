@@ -18,7 +18,7 @@ from .. import __version__
 from ..data import tokenization
 from ..data.chat_template import describe_template
 from ..data.packing import block_tokens, build_stage_dataset, count_steps
-from ..data.roles import Role, load_roles, role_warnings
+from ..data.roles import Role, check_roles, load_roles, role_warnings
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
@@ -31,6 +31,7 @@ from ..models.architecture import measure_architecture
 from ..models.checkpoint import ModelState, start_key
 from ..models.start_model import ask_start_model, check_positions, check_vocabulary, longest_prompt
 from ..named.models import origin_reason
+from ..named.self_replay import settle_self_replay
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
 from ..recipes.hyperparameters import derived_settings, resolve_recipe
@@ -125,7 +126,7 @@ def prepare_recipe(recipe: Recipe) -> PreparedRun:
     check_machine(recipe)
     start = find_start_model(recipe, mode)
     config = loading.load_model_config(start, recipe.model_revision)
-    roles = load_roles(recipe)
+    roles = load_roles(recipe := settle_self_replay(recipe, start))
     check_roles(recipe, plans, roles)
     tokenizer = loading.load_recipe_tokenizer(start, recipe)
     recipe = override(recipe, template_date=render_settings(tokenizer).date)
@@ -215,21 +216,6 @@ def cut_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Rol
     return pieces
 
 
-def check_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, Role]) -> None:
-    """Refuse a mode that draws from a role without data, naming the role and what would serve."""
-    for plan in plans:
-        for role in plan.shares:
-            if role in roles and "also in the probe" in roles[role].dropped and not roles[role].train:
-                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: every row of {role} is also in "
-                               f"its probe, so none is left to train on; give another {role}_probe",
-                               field=f"{role}_probe")
-            if role not in roles or not roles[role].train:
-                shape = "text" if role.endswith("_text") else "questions and answers"
-                raise BadInput(f"mode {recipe.mode}, stage {plan.name}: no data for {role}; "
-                               f"give a file or folder of {shape} as {role}, "
-                               "or take a mode without it", field=role)
-
-
 def stage_dataset(ready: PreparedRun, stage: Stage) -> tuple[Dataset, dict]:
     """The stage's blocks in training order, and what each role gave (rows, tokens, share, dropped)."""
     dataset, drawn = build_stage_dataset(
@@ -285,6 +271,7 @@ def advise_recipe(recipe: Recipe, stated: dict, with_losses: bool = True,
     """
     loading.silence_libraries()
     start = find_start_model(recipe)
+    recipe = settle_self_replay(recipe, start)
     roles, tokenizer = load_roles(recipe), loading.load_recipe_tokenizer(start, recipe)
     tokens = {name: tokenization.encode_role(tokenizer, role) for name, role in roles.items()}
     config = loading.load_model_config(start, recipe.model_revision)

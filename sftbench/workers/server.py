@@ -24,13 +24,14 @@ from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
 from ..runs.folder import mask_message, new_run_folder, store_folder
 from ..runs.ownership import StopSignal, attach_lock, catch_stops, release_folder
-from ..sources.names import locate_source, parse_source
+from ..sources.names import SELF_REPLAY, locate_source, parse_source
 from .client import LOG, receive_message, send_message
 
 SMALL_MODEL = 5e6  # parameters up to which scoring it, or training it for a few steps, takes seconds
 SOURCE_FIELDS = ("mode", "model", "chat_model", "system_prompts", *ROLES,
                  *(f"{role}_probe" for role in ROLES))
-NOT_FILES = (*MODES, *(mode.name for mode in MODES.values()), *FOLDERS, *NAMED)
+NOT_FILES = (*MODES, *(mode.name for mode in MODES.values()), *FOLDERS, *NAMED,
+             SELF_REPLAY)
 IDLE_SECONDS = 0.3  # without a request, after which the start model is scored ahead
 
 
