@@ -63,6 +63,10 @@ def test_what_the_loss_shows_of_answers_is_not_written_again(model, tokenizer, m
     assert steps == [7 - right] * (right < 7), "nothing is written that is known"
 
 
+def test_no_questions_have_no_answers(model, tokenizer):
+    assert generate_answers(model, tokenizer, [], 6) == []
+
+
 def test_answers_stop_at_the_end_token(model, tokenizer):
     import copy
     stubborn = copy.deepcopy(model)

@@ -142,6 +142,8 @@ def complete_answers(model, tokenizer: PreTrainedTokenizerBase, questions: list[
 
     The model's published generation settings change nothing; of them only the end tokens are used.
     """
+    if not questions:  # which transformers (5.23) decodes as one empty text
+        return []
     training, own = model.training, model.generation_config.eos_token_id
     ends = {*end_of_turn_ids(tokenizer), *(own if isinstance(own, list) else [own])} - {None}
     model.eval()
