@@ -14,9 +14,10 @@ from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
 from sftbench.recipes.warnings import hyperparameter_warnings
 
 ALL_ROWS = dict.fromkeys(ROLES, 1000)
-NEVER_ADVISED = {"chat_model", "model_revision", "max_steps", "eval_steps", "save_steps", "report_to",
-                 "template_date", "general_share", "task_share", "system_prompts", "prefix_init_text",
-                 "output_dir", *ROLES, *(f"{role}_probe" for role in ROLES)}
+NEVER_ADVISED = {"chat_model", "domain", "eval_steps", "general_share", "max_steps", "model_revision",
+                 "output_dir", "prefix_init_text", "prompt_examples", "report_to", "save_steps",
+                 "system_prompts", "task_share", "template_date", *ROLES,
+                 *(f"{role}_probe" for role in ROLES)}
 
 
 def facts(known: dict | None) -> Facts:
