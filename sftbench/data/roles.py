@@ -14,16 +14,17 @@ from pathlib import PurePath
 import numpy as np
 from datasets import Dataset
 
+from ..distributed import process_count
 from ..errors import BadInput
 from ..named.libraries import describe_libraries, library_rows
 from ..pocket import FOLDERS
 from ..pocket.world import SPLITS, world_rows
 from ..recipes.modes import StagePlan, find_start_model
-from ..recipes.recipe import ROLES, Recipe, suggest_name
+from ..recipes.recipe import FREE_FIELDS, ROLES, Recipe, recipe_to_dict, suggest_name
 from ..sources.names import expand_path
 from ..sources.origins import origin_in_memory
 from .fields import MARKS, RATINGS
-from .rows import Rows, read_rows, read_source
+from .rows import Rows, digest_rows, read_rows, read_source
 
 DROPPED_EXAMPLES = 5  # lines named for each reason of dropping
 LARGEST_PROBE = 0.5  # of the rows, if no larger share is wanted
@@ -206,6 +207,24 @@ def check_roles(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[str, R
                 raise BadInput(f"mode {recipe.mode}, stage {plan.name}: no data for {role}; "
                                f"give a file or folder of {shape} as {role}, "
                                "or take a mode without it", field=role)
+
+
+def keep_best_key(recipe: Recipe, roles: dict[str, Role]) -> dict:
+    """What decides beside a stage's own settings which of its points is kept, for its key; empty without.
+
+    Which rows are scored while a stage trains depends on all stages, so such a stage is shared between runs
+    of equal recipes alone. Raises BadInput for a role without a probe, and with several processes.
+    """
+    if recipe.keep_best is None:
+        return {}
+    if recipe.keep_best not in roles:
+        raise BadInput(f"keep_best {recipe.keep_best}: there is no probe of this role; there is one of "
+                       f"{', '.join(roles)}", field="keep_best")
+    if process_count() > 1:
+        raise BadInput("keep_best goes with one process; leave it out", field="keep_best")
+    values = {name: value for name, value in recipe_to_dict(recipe).items() if name not in FREE_FIELDS}
+    return {"keep_best": values, "probe": digest_rows(roles[recipe.keep_best].probe),
+            "all_data": {name: role.digest for name, role in roles.items()}}
 
 
 def load_system_prompts(given: str | None, role: str) -> dict:

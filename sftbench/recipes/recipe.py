@@ -34,6 +34,7 @@ METHOD_OPTIONS = {
 OPTIONS = {name for names in METHOD_OPTIONS.values() for name in names}  # fields that only some methods use
 SCORERS = ("exact", "f1", "contains", "choice", "number", "json", "regex")  # of answers; see docs/data.md
 ROLES = ("domain_text", "domain_tasks", "general_text", "general_tasks")
+FREE_FIELDS = ("output_dir", "save_steps", "report_to", "prompt_examples")  # that decide nothing learnt
 TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 BOUNDS = {"min": (operator.ge, "at least"), "max": (operator.le, "at most"),
           "above": (operator.gt, "above"), "below": (operator.lt, "below")}
@@ -145,6 +146,11 @@ class Recipe:
     report_to: str | None = _field(
         None, "a tracker on this machine that shows the figures too: tensorboard or trackio; None: none",
         choices=("tensorboard", "trackio"))
+    keep_best: str | None = _field(
+        None, "a stage's result is the point where this role's held-out loss was lowest; None: its last step",
+        choices=ROLES)
+    early_stopping_patience: int | None = _field(
+        None, "with keep_best: scores without a lower loss after which a stage ends; None: no end", min=1)
     save_steps: int | None = _field(
         None, "steps between two checkpoints inside a stage; None: every ten minutes", min=1)
     max_new_tokens: int | None = _field(

@@ -26,7 +26,9 @@ def settings_without_effect(recipe: Recipe, is_folder: bool, uses: set[str]) -> 
     cases = {"model_revision is set and not used: the start model is a folder":
                  recipe.model_revision and is_folder,
              "train_thoughts is set and not used: no row has thoughts":
-                 not recipe.train_thoughts and "thoughts" not in uses}
+                 not recipe.train_thoughts and "thoughts" not in uses,
+             "early_stopping_patience is set and not used: it goes with keep_best":
+                 recipe.early_stopping_patience and not recipe.keep_best}
     return [text for text, holds in cases.items() if holds]
 
 

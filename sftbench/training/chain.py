@@ -30,7 +30,7 @@ from ..runs.ownership import StopSignal, claim_folder, release_folder, update_ow
 from ..runs.stage_store import build_stage, find_stage, lock_stage
 from ..templates.rendering import set_rendering
 from .forecast import forecast_recipe
-from .hand_over import check_stored, score_trained
+from .hand_over import BestPoint, check_stored, score_trained
 from .memory import read_peak_memory
 from .outcome import check_disk_space, describe_run, record_early_end
 from .prepare import PreparedRun, library_versions, prepare_recipe
@@ -119,7 +119,8 @@ def _train_stages(run: Run) -> None:
         entry = _run_stage(run, stage, state)
         state = state.after(stage.key, stage.settings.method)
         result["stages"].append(entry)
-        entry |= _score_state(run, state, stage.name, entry["steps"])
+        # by the plan: for whoever reads events a stage that ended early is done
+        entry |= _score_state(run, state, stage.name, ready.plan[stage.name])
     if "prompt_alone" in result:
         result["prompt_alone"] |= {"change_intervals": interval_figures(
             run.answers[stage.name], run.answers[PROMPT_ALONE])["change_intervals"]}
@@ -173,7 +174,7 @@ def _train_into(folder: Path, run: Run, stage: Stage, parent: ModelState, checkp
         "folder": checkpoints.folder, "latest": checkpoints.latest, "progress": checkpoints.progress}})
     model, metrics = _train_together(ready, stage, parent, checkpoints, record,
                                      tracker=ready.recipe.report_to, run_folder=run.folder)
-    figures = {name: value for name, value in vars(metrics).items() if name != "gathered"}
+    figures = {name: value for name, value in vars(metrics).items() if value is not None}
     losses, trained = score_trained(model, ready.tokenizer, ready.live_probes), trainable_parameters(model)
     if method == "qlora":  # how much each probe's loss rose by it, in nats per token
         whole = probe_losses(parent.load(), ready.tokenizer, ready.live_probes)
@@ -213,7 +214,8 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkp
         return METHOD_FUNCTIONS[settings.method](model, ready.tokenizer, settings, prefix_text(ready, stage))
 
     context = StageContext(stage.name, settings, ready.tokenizer, ready.datasets[stage.name][0], emit,
-                           ready.live_probes, ready.recipe.eval_steps, checkpoints, **tracking)
+                           ready.live_probes, ready.recipe.eval_steps, checkpoints,
+                           best=_best_point(ready, checkpoints), **tracking)
     model, checkpoints.stop.training = load_trainable(), True
     metrics = train_stage(model, context)
     checkpoints.stop.training = False
@@ -222,6 +224,17 @@ def _train_together(ready: PreparedRun, stage: Stage, parent: ModelState, checkp
         model.load_state_dict(metrics.gathered, strict=False)
     metrics.gathered = None
     return model, metrics
+
+
+def _best_point(ready: PreparedRun, checkpoints: Checkpoints) -> BestPoint | None:
+    """Which point of a stage is kept, as far as its last checkpoint knows; None: the last."""
+    if (role := ready.recipe.keep_best) is None:
+        return None
+    if role not in ready.live_probes:
+        raise RunFailed(f"keep_best {role}: no row of its probe fits max_length {ready.recipe.max_length}; "
+                        "take a larger one, or another role")
+    return BestPoint(role, ready.recipe.early_stopping_patience, checkpoints.folder,
+                     **checkpoints.progress.get("best", {}))
 
 
 def _follow_main_process(ready: PreparedRun) -> Path:

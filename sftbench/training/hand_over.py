@@ -1,6 +1,16 @@
-"""What a stage leaves is what it trained: its own weights changed alone, and its files score as it did."""
+"""What a stage leaves is what it trained: its own weights changed alone, and its files score as it did.
+
+It leaves its last step, or with `keep_best` the point at which a probe's loss was lowest (`BestPoint`).
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import EncodedRow
@@ -12,6 +22,7 @@ from ..models.checkpoint import ModelState
 from ..models.loading import release_memory, select_device
 from ..models.methods import compute_in_float32, trainable_parameters
 from ..recipes.stages import Stage
+from ..runs.checkpoints import KEPT_CHECKPOINTS
 
 MAX_DIFFERENCE = {False: 1e-3, True: 1e-2}  # nats per token, without and with bfloat16
 
@@ -46,6 +57,72 @@ def check_changes(model, before: dict[str, tuple[torch.dtype, int]], stage: str,
     if other := sorted(changed - trained.keys()):
         raise RunFailed(f"stage {stage} changed {len(other)} frozen weights, such as {other[0]}, which its "
                         "method leaves alone; take another method for this model", "frozen")
+
+
+@dataclass
+class BestPoint:
+    """The point of a stage at which a role's held-out loss was lowest, with its trained weights on disk.
+
+    What transformers calls load_best_model_at_end, metric_for_best_model and early_stopping_patience, on the
+    scores that the bench takes itself. The weights before the first step are no candidate. `step`, `loss`
+    (nats per token), `waited` (scores since) and `named` (the steps that the last checkpoints name) go into
+    each checkpoint, and a named file stays, so that a stage that was stopped chooses as one that never was.
+    """
+
+    role: str
+    patience: int | None
+    folder: Path
+    step: int | None = None
+    loss: float | None = None
+    waited: int = 0
+    named: list[int | None] = field(default_factory=list)
+
+    def see(self, model, step: int, loss: float) -> bool:
+        """Take a score in, and the weights where it is the lowest; returns whether the stage is to end."""
+        if self.loss is None or loss < self.loss:
+            self.step, self.loss, self.waited = step, loss, 0
+            self._save(trained_weights(model))
+        else:
+            self.waited += 1
+        return self.patience is not None and self.waited >= self.patience
+
+    def _save(self, weights: dict[str, torch.nn.Parameter]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "best.tmp"
+        save_file({name: weight.detach().to("cpu", copy=True).contiguous()
+                   for name, weight in weights.items()}, temporary)
+        os.replace(temporary, self._path(self.step))
+        wanted = {self._path(step) for step in (*self.named, self.step)}
+        for path in set(self.folder.glob("best-*.safetensors")) - wanted:
+            path.unlink()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint that is written now is to have of it."""
+        self.named = [*self.named, self.step][-KEPT_CHECKPOINTS:]
+        return {name: getattr(self, name) for name in ("step", "loss", "waited", "named")}
+
+    def restore(self, model) -> dict[str, Any]:
+        """Put the best point's weights into the model; returns its `role`, `step` and `loss`.
+
+        Raises RunFailed where their file is damaged.
+        """
+        try:
+            stored = load_file(path := self._path(self.step))
+        except (OSError, SafetensorError) as error:
+            raise RunFailed(f"{path}, the stage's best point, cannot be read ({error}); remove {self.folder} "
+                            "and run again", "damaged") from error
+        with torch.no_grad():
+            for name, weight in trained_weights(model).items():
+                weight.copy_(stored[name])
+        return {"role": self.role, "step": self.step, "loss": round(self.loss, 5)}
+
+    def _path(self, step: int | None) -> Path:
+        return self.folder / f"best-{step}.safetensors"
+
+
+def trained_weights(model) -> dict[str, torch.nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def score_trained(model, tokenizer: PreTrainedTokenizerBase,

@@ -14,14 +14,11 @@ from ..data.roles import Role
 from ..distributed import process_count
 from ..errors import BadInput, RunFailed, Stopped
 from ..models.loading import release_memory
-from ..recipes.recipe import differing_fields, recipe_to_dict
+from ..recipes.recipe import FREE_FIELDS, differing_fields, recipe_to_dict
 from ..runs.events import RunLog
 from ..runs.folder import SCHEMA, mask_message, read_json, store_folder, write_json
 from .memory import read_peak_memory
 from .prepare import PreparedRun, library_versions
-
-# fields that decide nothing of what is learnt
-FREE_FIELDS = ("output_dir", "save_steps", "report_to", "prompt_examples")
 
 
 def describe_run(folder: Path, ready: PreparedRun) -> dict:
@@ -70,6 +67,7 @@ def check_disk_space(folder: Path, ready: PreparedRun) -> None:
     needed = weights * sum(stage.settings.method != "ptuning_v2" for stage in ready.untrained_stages(store))
     if needed and {ready.recipe.method, ready.recipe.cpt_method} & {"full", "freeze"}:
         needed += 3 * weights  # a checkpoint has the weights, and AdamW's two numbers for each
+    needed += 2 * weights * bool(needed and ready.recipe.keep_best)  # the best point, and a better one
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise BadInput(f"{store.parent} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} "

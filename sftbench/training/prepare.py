@@ -18,7 +18,7 @@ from .. import __version__
 from ..data import tokenization
 from ..data.chat_template import describe_template
 from ..data.packing import block_tokens, build_stage_dataset, count_steps
-from ..data.roles import Role, check_roles, load_roles, role_warnings
+from ..data.roles import Role, check_roles, keep_best_key, load_roles, role_warnings
 from ..data.tokenization import EncodedRow, RoleTokens
 from ..distributed import is_sharded, process_count
 from ..errors import BadInput
@@ -171,7 +171,7 @@ def _resolve_stages(recipe: Recipe, plans: tuple[StagePlan, ...], roles: dict[st
     """The stages with their settings, and their keys: each a hash of all that decides its result."""
     stages, parent = [], start_key(revision)
     # several processes train as one with a larger batch, which is another training
-    more = {"processes": process_count()} if process_count() > 1 else {}
+    more = ({"processes": process_count()} if process_count() > 1 else {}) | keep_best_key(recipe, roles)
     rendering = RenderSettings(recipe.template_date, recipe.train_thoughts).changed()
     for plan in plans:
         settings = stage_settings(recipe, plan.kind)

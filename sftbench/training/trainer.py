@@ -31,7 +31,7 @@ from ..models.packing import holds_scores, make_collator
 from ..models.threads import ThreadChooser, keep_threads
 from ..recipes.stages import StageSettings
 from ..runs.checkpoints import Checkpoints
-from .hand_over import check_changes, sum_weights
+from .hand_over import BestPoint, check_changes, sum_weights
 from .memory import max_logits, read_memory, read_peak_memory, reset_peak_memory
 
 
@@ -44,6 +44,7 @@ class StageContext:
     goes on from their latest, and stops when they request it. A `trial` ends after so many steps and seconds
     at least, and takes all threads. `tracker` is `tensorboard`, `trackio` or None; it writes beside the run
     in `run_folder`. `schedule` gives the share of the learning rate by step, from 0, in the recipe's stead.
+    `best` chooses the point whose weights are the result.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StageContext:
     tracker: str | None = None
     run_folder: Path = Path()
     schedule: Callable[[int], float] | None = None
+    best: BestPoint | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class StageMetrics:
     peak_memory_bytes: int
     start_loss: dict[str, float]  # of each probe before the first step
     gathered: dict[str, Any] | None = None  # under FSDP the complete weights, on rank 0
+    best: dict[str, Any] | None = None  # role, step and loss of the point that was kept, if not the last
 
 
 def count_warmup_steps(settings: StageSettings, steps: int) -> int:
@@ -222,29 +225,36 @@ class StageCallback(TrainerCallback):
                                 "non-finite")
 
     def on_step_end(self, args, state, control, model, **_):
-        if state.global_step >= state.max_steps:
+        step, best, early = state.global_step, self.context.best, False
+        ends = step >= state.max_steps
+        if self.every and (best if ends else step % self.every == 0):
+            losses = probe_losses(model, self.context.tokenizer, self.context.probes)
+            if not ends:  # then all rows are scored
+                self.emit(step, losses)
+            early = best is not None and best.see(model, step, losses[best.role])
+        if ends:
             return
         if trial := self.context.trial:
-            control.should_training_stop = state.global_step >= trial[0] and self.seconds > trial[1]
-        if self.every and state.global_step % self.every == 0:
-            self.emit(state.global_step, probe_losses(model, self.context.tokenizer, self.context.probes))
+            early = step >= trial[0] and self.seconds > trial[1]
+        control.should_training_stop = early
         if self.checkpoints:
-            stop, due = broadcast((self.checkpoints.stop(), self.checkpoints.due(state.global_step)))
-            self.stopped = control.should_training_stop = stop
-            control.should_save = stop or due
+            stop, due = broadcast((self.checkpoints.stop(), self.checkpoints.due(step)))
+            self.stopped = stop and not early  # what has ended is not to be gone on with, nor saved for it
+            control.should_training_stop, control.should_save = stop or early, (stop or due) and not early
 
     def on_save(self, args, state, control, **_):
         wait_for_everyone()  # each process writes a file of its own
+        best = self.context.best
         if not is_follower():
             self.checkpoints.seal(state.global_step, {
                 "losses": self.losses, "peak_memory": self.peak_memory, "seconds": round(self.seconds, 2),
-                "start_loss": self.start_loss})
+                "start_loss": self.start_loss, **({"best": best.record()} if best else {})})
 
-    def metrics(self, steps: int) -> StageMetrics:
-        """What was measured, once training has ended after so many steps."""
+    def metrics(self, steps: int, best: dict | None) -> StageMetrics:
+        """What was measured, once training has ended after so many steps, and the point that was kept."""
         tail = self.losses[-max(1, len(self.losses) // 10):]
-        return StageMetrics(round(self.seconds, 2), steps, self.tokens[-1], round(sum(tail) / len(tail), 5),
-                            self.peak_memory, self.start_loss)
+        return StageMetrics(round(self.seconds, 2), steps, self.tokens[steps],
+                            round(sum(tail) / len(tail), 5), self.peak_memory, self.start_loss, best=best)
 
 
 def train_stage(model, context: StageContext) -> StageMetrics:
@@ -282,7 +292,7 @@ def train_stage(model, context: StageContext) -> StageMetrics:
     model.__dict__.pop("forward", None)  # accelerate 1.15 leaves its autocast around the trained model
     if callback.stopped:
         raise Stopped(f"stopped after step {trainer.state.global_step} of {steps} of stage {context.name}")
-    metrics = callback.metrics(trainer.state.global_step)
+    metrics = callback.metrics(trainer.state.global_step, context.best and context.best.restore(model))
     if is_sharded():
         metrics.gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     check_changes(model, before, context.name, metrics.gathered)
