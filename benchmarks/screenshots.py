@@ -30,9 +30,9 @@ def train(folder: Path) -> None:
                            check=True, cwd=ROOT)
 
 
-def picture(page, out: Path, step: str) -> None:
-    """The page with the form at its top."""
-    page.locator(".sftb-title").evaluate("one => one.scrollIntoView({block: 'start'})")
+def picture(page, out: Path, step: str, top=None) -> None:
+    """The page with the form, or a part of it, at its top."""
+    (top or page.locator(".sftb-title")).evaluate("one => one.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(1500)
     page.screenshot(path=out / f"workbench_{step}.png")
 
@@ -65,6 +65,8 @@ def finish(page, out: Path) -> None:
     page.wait_for_timeout(5000)
     toggle_fold(page, "What their recipes differ in")
     picture(page, out, "compare")
+    page.locator("button.sftb-item:visible").nth(1).click()
+    picture(page, out, "rows", page.locator("button.sftb-fold", has_text="Questions won and lost"))
     open_step(page, "5 Talk")
     page.get_by_label("checkpoints", exact=True).select_option(index=[0, 1, 4])
     press(page, "Ask")

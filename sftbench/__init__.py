@@ -35,7 +35,8 @@ _PUBLIC = {
     "ask": "reports.text:ask_probes", "look": "reports.text:look_at_data",
     "recipe_text": "reports.text:format_recipe", "check_data": "reports.data_report",
     "ledger": "reports.ledger:format_ledger", "forecast_text": "reports.ledger:format_forecast",
-    "changes": "runs.answers", "score": "evaluation.scoring:score_run",
+    "changes": "runs.answers", "rows_text": "reports.comparison:format_rows",
+    "score": "evaluation.scoring:score_run",
     "LivePlot": "reports.progress", "save_plot": "reports.plots", "form": "workbench.form",
 }
 

@@ -58,12 +58,11 @@ def show(run, rows, role, count, as_json) -> None:
 
 def _print_rows(runs: list[Path], rows: str, role: str | None, count: int, as_json: bool) -> None:
     """Print rows of the probes between two states: of a run its start and its last, of two runs the last."""
-    from .reports.comparison import format_changes, name_states
-    found = bench.changes(*runs)
     if as_json:
-        print_json([asdict(row) for row in select_rows(found, rows, role)[:count]])
+        print_json([asdict(row) for row in select_rows(bench.changes(*runs), rows, role)[:count]])
     else:
-        print_line(format_changes(found, rows, name_states(runs), role, count))
+        run, *other = runs
+        print_line(bench.rows_text(run, rows, *other, role=role, count=count))
 
 
 @commands.command()

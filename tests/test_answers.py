@@ -72,6 +72,14 @@ def test_two_runs_are_compared_row_by_row_whatever_their_order(run, tmp_path):
         changes(run, other)
 
 
+def test_the_rows_are_a_table_in_pandas_and_text_in_a_notebook(run):
+    table = pytest.importorskip("pandas").DataFrame(sftbench.changes(run))  # it comes with datasets
+    assert list(table[table["change"] == "gained"]["row"]) == [1, 4]
+    assert table["score_after"].sub(table["score_before"]).sum() == pytest.approx(0.25)
+    assert sftbench.rows_text(run, "lost").startswith("lost, start → sft: 1 of 4 rows")
+    assert sftbench.rows_text(run, "worst", role="domain_text", count=1).count("It lies in Oslo.") == 1
+
+
 def test_a_question_that_stands_twice_is_two_rows(run):
     write_answers(run, {"start": {"domain_tasks": [row(1, 0, "a"), row(1, 0, "b")]},
                         "sft": {"domain_tasks": [row(1, 1, "c"), row(1, 1, "d")]}})

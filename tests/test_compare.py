@@ -6,8 +6,16 @@ import os
 import pytest
 
 from sftbench.recipes.recipe import Recipe, override, recipe_to_dict
-from sftbench.reports.comparison import format_differences, list_runs, summarise_run
+from sftbench.reports.comparison import (
+    format_differences,
+    format_won_and_lost,
+    list_runs,
+    summarise_run,
+)
 from sftbench.reports.plots import figure_png, gain_figure, loss_figure, overlay_figure
+from sftbench.runs.answers import AnsweredRow, write_answers
+from sftbench.workbench.changed_rows import PAGE
+from sftbench.workbench.form import Form
 
 
 def stage(name: str, accuracy: float, **more) -> dict:
@@ -115,3 +123,88 @@ def test_the_learning_rate_is_drawn_under_the_loss():
     loss, rate = loss_figure(events, rates=True).axes
     assert list(rate.lines[0].get_ydata()) == [0.001, 0.002, 0.003, 0.004]
     assert len(loss_figure(events).axes) == 1
+
+
+def task(number: int, score: float, answer: str) -> AnsweredRow:
+    return AnsweredRow("domain_tasks", number, f"Where is item {number}?", "Oslo", answer, answer, "exact",
+                       score, score, 2.0, 2)
+
+
+def states(right: dict[str, set[int]], count: int = 20) -> dict:
+    """Rows by state; those of the numbers in `right` are answered right."""
+    return {name: {"domain_tasks": [task(number, float(number in numbers), "Oslo" if number in numbers else
+                                         f"<b>{name}</b>\nnot {number}") for number in range(1, count + 1)]}
+            for name, numbers in right.items()}
+
+
+@pytest.fixture
+def two_runs(make, tmp_path, monkeypatch):
+    """The folders of two runs with answers, of which the form knows."""
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    one, two = make("one", 0, DONE), make("two", 1, DONE)
+    write_answers(one, states({"start": {1}, "cpt": {1, 2}, "sft": {2, 3, 4}}))
+    write_answers(two, states({"start": {1}, "prompt alone": set(), "cpt": set(), "sft": {3}}))
+    return one, two
+
+
+def test_what_each_stage_won_and_lost_is_a_table(two_runs):
+    heading, rule, *rows = format_won_and_lost(two_runs).splitlines()
+    assert heading.split() == ["won", "and", "lost", "by", "domain", "tasks"]
+    assert [row.split() for row in rows] == [
+        ["one,", "cpt", "+1", "−0"], ["one,", "sft", "+2", "−1"], ["two,", "cpt", "+0", "−1"],
+        ["two,", "sft", "+1", "−0"]]
+
+
+def heads(part) -> list[str]:
+    return [fold.children[0].description for fold in part.list.children]
+
+
+def test_the_form_lists_rows_between_any_two_states_and_opens_them(two_runs):
+    form = Form()
+    compare = form.parts["compare"]
+    compare.refresh()
+    part = compare.changed
+    assert [label for label, _ in part.before.options] == [
+        "one, start", "one, cpt", "one, sft", "two, start", "two, prompt alone", "two, cpt", "two, sft"]
+    assert (part.before.label, part.after.label) == ("one, start", "one, sft")
+    assert [head.split(" · ")[0] for head in heads(part)] == ["▸ wrong → right"] * 3
+    assert part.role.label == "all probes"
+    part.which.value = "lost"
+    assert [head.split(" · ")[2] for head in heads(part)] == ["Where is item 1?"]
+    part.before.label, part.after.label = "one, sft", "two, sft"
+    assert [head.split(" · ")[1] for head in heads(part)] == ["domain tasks 2", "domain tasks 4"]
+    head, body = part.list.children[0].children
+    assert body.children == () and body.layout.display == "none"
+    head.click()
+    assert body.layout.display is None
+    prompt, answers = body.children[0].children
+    assert prompt.value == "Where is item 2?"
+    assert [[label.value for label in column.children] for column in answers.children] == [
+        ["wanted", "Oslo", ""], ["one, sft", "Oslo", "right, loss 1.00"],
+        ["two, sft", "<b>sft</b>\nnot 2", "wrong, loss 1.00"]]
+    assert form.status.label.value == ""
+
+
+def test_long_lists_are_shown_in_pieces_and_states_that_are_gone_are_replaced(two_runs):
+    form = Form()
+    compare = form.parts["compare"]
+    compare.refresh()
+    part = compare.changed
+    part.which.value = "wrong"
+    assert len(part.list.children) == PAGE and part.more.layout.display is None
+    part.more.click()
+    assert len(part.list.children) == 17 and part.more.layout.display == "none"
+    part.after.label = "two, sft"
+    compare.marks["two"].value = False
+    assert part.after.label == "one, sft" and len(part.after.options) == 3
+    compare.marks["one"].value = False
+    assert compare.chosen_part.layout.display == "none"
+
+
+def test_a_run_without_answers_has_no_list(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    make("old", 0, DONE)
+    form = Form()
+    form.parts["compare"].refresh()
+    assert form.parts["compare"].changed.widget.layout.display == "none"
+    assert form.status.label.value == ""

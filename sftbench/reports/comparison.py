@@ -1,10 +1,12 @@
 """Runs beside each other, from their folders: figures, differing recipes, and rows that changed."""
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ..recipes.recipe import FIELDS, differing_fields
-from ..runs.answers import Change, read_answers, select_rows
+from ..runs.answers import PROMPT_ALONE, Change, changes, read_answers, select_rows
 from ..runs.events import format_duration
 from ..runs.folder import runs_root, try_read_json
 from .html import make_visible
@@ -86,12 +88,32 @@ def run_cells(run: dict) -> list[str]:
             format_gigabytes(run["memory_bytes"]) or "–"]
 
 
-def name_states(runs: Sequence[Path]) -> tuple[str, str]:
-    """Names of the states that `changes` compares by default: of one run its ends, of two runs the last."""
-    if len(runs) == 1:
-        return "start", list(read_answers(runs[0]))[-1]
-    first, second = (run.resolve().name for run in runs)
-    return (first, second) if first != second else (str(runs[0]), str(runs[1]))
+def format_won_and_lost(folders: Sequence[Path]) -> str:
+    """How many questions each stage won and lost since the state before it, by probe, as a table of text."""
+    lines, roles = [], {}
+    for folder in folders:
+        states = [name for name in read_answers(folder) if name != PROMPT_ALONE]
+        for before, after in pairwise(states):
+            counts = Counter((row.role, row.change) for row in changes(folder, None, before, after)
+                             if row.score_after is not None)
+            roles |= dict.fromkeys(role for role, _ in counts)
+            lines.append((shorten_start(folder.name, MAX_CELL), after, counts))
+    rows = [[f"{name}, {stage}", *(f"+{counts[role, 'gained']} −{counts[role, 'lost']}"
+                                   if any(own == role for own, _ in counts) else "" for role in roles)]
+            for name, stage, counts in lines]
+    return format_table(rows, ["won and lost by", *(role.replace("_", " ") for role in roles)])
+
+
+def format_rows(run: Path | str, which: str, other: Path | str | None = None, role: str | None = None,
+                count: int = SHOWN_ROWS) -> str:
+    """Rows of a run's probes as text: `gained`, `lost`, `wrong` or `worst`, from its start to its last stage.
+
+    With `other` from the last stage of the one run to that of the other; see `changes` and `select_rows`.
+    """
+    names = "start", list(read_answers(run))[-1]
+    if other is not None:
+        names = Path(run).resolve().name, Path(other).resolve().name
+    return format_changes(changes(run, other), which, names, role, count)
 
 
 def format_changes(rows: list[Change], which: str, names: tuple[str, str], role: str | None = None,

@@ -48,6 +48,7 @@ def format_result_ledger(result: dict) -> str:
               **{stage["name"]: stage for stage in stages}}
     sentences = _summary(start["probes"], stages[-1]["probes"], result.get("scorers", {}))
     sentences += _beside_prompt(alone, stages[-1]) if alone else []
+    sentences += [_kept_point(stage, result) for stage in stages if "best" in stage]
     if any(state.get("intervals") for state in states.values()):
         sentences += [SPREAD, *_by_chance(start["probes"], stages[-1])]
     return "\n\n".join([format_probe_table(states), _cost_table(result),
@@ -84,26 +85,39 @@ def format_probe_table(states: dict[str, dict]) -> str:
 
     A state has `probes`, and perhaps `intervals` and `change_intervals`, which stand below its figures.
     """
-    first, last = next(iter(states.values()))["probes"], list(states.values())[-1]
     lines = [line for name, state in states.items() for line in (
         (name, _cells(state["probes"], lambda value: str(_rounded(value)))),
         ("  95 %", _cells(state.get("intervals", {}), lambda span: "–".join(map(str, map(_rounded, span))))))]
+    first, *_, last = states.values() if len(states) > 1 else (None, None)
+    change = _change_lines(first["probes"], last) if last else []
+    return _lay_out([*lines, *change], list(states.values())[-1]["probes"], len(change))
+
+
+def _change_lines(first: dict, last: dict) -> list[tuple[str, dict]]:
+    """How the last state's figures differ from the first one's, and below the interval of that."""
     changes = {role: {measure: _rounded(value, first[role][measure]) for measure, value in measures.items()
                       if measure in MEASURES} for role, measures in last["probes"].items()}
-    change = [("change", _cells(changes, "{:+}".format)), ("  95 %", _cells(
-        last.get("change_intervals", {}), lambda span: "…".join(f"{_rounded(value):+}" for value in span)))]
-    change = [line for line in change if any(line[1].values())] if len(states) > 1 else []
-    probes = {role: [measure for measure in MEASURES if measure in last["probes"][role]]
-              for role in COLUMNS if role in last["probes"]}
-    widths = {(role, measure): max(MEASURES[measure], *(len(cells.get((role, measure), ""))
-                                                        for _, cells in [*lines, *change]))
-              for role, measures in probes.items() for measure in measures}
-    rows = [[name, *("  ".join(cells.get((role, measure), BLANK).rjust(widths[role, measure], BLANK)
-                               for measure in measures) if any(key[0] == role for key in cells) else ""
-                     for role, measures in probes.items())] for name, cells in [*lines, *change]]
-    headings = [f"{role.replace('_', ' ')}\n" + "  ".join(
-        measure.rjust(widths[role, measure]) for measure in measures) for role, measures in probes.items()]
-    table = format_table(rows, ["probe after", *headings], gap=4, total=len(change)).replace(BLANK, " ")
+    spans = _cells(last.get("change_intervals", {}),
+                   lambda span: "…".join(f"{_rounded(value):+}" for value in span))
+    return [("change", _cells(changes, "{:+}".format)), *([("  95 %", spans)] if spans else [])]
+
+
+def _lay_out(lines: list[tuple[str, dict]], probes: dict[str, dict], total: int) -> str:
+    """Named lines of `_cells` as a table: a column for each probe, in it a figure for each measure."""
+    measures = {role: [measure for measure in MEASURES if measure in probes[role]]
+                for role in COLUMNS if role in probes}
+    widths = {(role, measure): max(len(cells.get((role, measure), "")) for _, cells in lines)
+              for role in measures for measure in measures[role]}
+
+    def join(role: str, cells: dict) -> str:
+        return "  ".join(cells.get((role, measure), "").rjust(
+            max(MEASURES[measure], widths[role, measure]), BLANK) for measure in measures[role])
+
+    rows = [[name, *(join(role, cells) if any(own == role for own, _ in cells) else "" for role in measures)]
+            for name, cells in lines]
+    headings = [f"{role.replace('_', ' ')}\n{join(role, {(role, measure): measure for measure in names})}"
+                for role, names in measures.items()]
+    table = format_table(rows, ["probe after", *headings], gap=4, total=total).replace(BLANK, " ")
     return "\n".join(map(str.rstrip, table.splitlines()))
 
 
@@ -123,6 +137,15 @@ def _beside_prompt(alone: dict, last: dict) -> list[str]:
     shown, trained = plural(alone["examples"], "training row"), last["probes"][role]["accuracy"]
     return [f"Prompt alone ({shown} shown to the start model): {_percent(figures['accuracy'])}; trained "
             f"{_percent(trained)}: {verdict}."]
+
+
+def _kept_point(stage: dict, result: dict) -> str:
+    """A sentence: which point of a stage is its result, and whether it ended early."""
+    best, planned = stage["best"], result["forecast"]["steps"][stage["name"]]
+    early = f", of {planned:,} planned" if stage["steps"] < planned else ""
+    role = best["role"].replace("_", " ")
+    return (f"Stage {stage['name']} is as after step {best['step']:,} of {stage['steps']:,}{early}: there "
+            f"the loss of {role} was lowest, on a part of its probe, which favours that probe a little.")
 
 
 def _by_chance(first: dict, last: dict) -> list[str]:

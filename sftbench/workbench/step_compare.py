@@ -1,4 +1,4 @@
-"""The form's fourth step: the runs as a table, any of them in one plot, and what their recipes differ in."""
+"""The form's fourth step: the runs as a table, any in one plot, what they differ in, and their rows."""
 
 import ipywidgets as widgets
 
@@ -6,6 +6,7 @@ from ..reports.comparison import format_differences, list_runs, run_cells, summa
 from ..runs.events import read_events
 from ..runs.folder import runs_root
 from ..workers.client import run_state
+from .changed_rows import ChangedRows
 from .widgets import Fold, add_classes, button, column, grid, log_checkbox, row, show, text_label
 
 COLUMNS = ("run", "mode", "method", "state", "domain", "general", "time", "memory")
@@ -28,9 +29,11 @@ class CompareStep:
         self.overlay, self.plane = (widgets.Image(format="png") for _ in range(2))
         self.differences = text_label("", "sftb-pre")
         self.left_out = text_label("", "sftb-quiet", "sftb-note")
+        self.changed = ChangedRows(form)
         self.chosen_part = column(row(self.kind, self.log), self.overlay,
                                   text_label(SCORING, "sftb-quiet", "sftb-note"),
-                                  Fold("What their recipes differ in", self.differences, is_open=True).widget)
+                                  Fold("What their recipes differ in", self.differences, is_open=True).widget,
+                                  self.changed.widget)
         self.plane_fold = Fold("Domain gained against general lost", self.plane, self.left_out, is_open=True)
         self.widget = column(row(self.note, button("Look again", self.refresh)), self.table, self.chosen_part,
                              self.plane_fold.widget)
@@ -74,6 +77,7 @@ class CompareStep:
             events = {folder.name: read_events(folder) for folder in folders}
             self.overlay.value = figure_png(overlay_figure(events, self.kind.value, self.log.value))
             self.differences.value = format_differences(folders)
+            self.changed.show_runs(folders)
 
     def _draw_plane(self, runs: list[dict]) -> None:
         show(self.plane_fold.widget, bool(runs))
