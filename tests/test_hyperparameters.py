@@ -14,8 +14,9 @@ from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
 from sftbench.recipes.warnings import hyperparameter_warnings
 
 ALL_ROWS = dict.fromkeys(ROLES, 1000)
-NEVER_ADVISED = {"chat_model", "domain", "eval_steps", "general_share", "max_steps", "model_revision",
-                 "output_dir", "prefix_init_text", "prompt_examples", "report_to", "save_steps",
+NEVER_ADVISED = {"chat_model", "domain", "early_stopping_patience", "eval_steps", "general_share",
+                 "keep_best", "max_steps", "model_revision", "output_dir", "prefix_init_text",
+                 "prompt_examples", "report_to", "save_steps",
                  "system_prompts", "task_share", "template_date", *ROLES,
                  *(f"{role}_probe" for role in ROLES)}
 
