@@ -16,6 +16,7 @@ import sys
 import time
 
 from performance import MARKS, ROOT, RUNS, fetch_model, write_rows
+from performance_page import write_between
 
 from sftbench.recipes.facts import Facts
 from sftbench.recipes.hyperparameters import resolve_recipe
@@ -170,13 +171,6 @@ def shown(value) -> str:
     return f"{value:.2g}" if isinstance(value, float) else NAMES.get(value, str(value))
 
 
-def write_page(measured: dict) -> None:
-    """Put the table between the page's marks."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-    PAGE.write_text(before + MARKS[0] + page_table(measured) + MARKS[1] + after, encoding="utf-8")
-
-
 def main() -> None:
     """Measure what is not there yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,7 +186,7 @@ def main() -> None:
         for table in TABLES:
             if options.table in table and time.monotonic() < until:
                 measure_table(measured, model, table, options.half, until)
-    write_page(measured)
+    write_between(PAGE, MARKS, page_table(measured))
 
 
 def measure_table(measured: dict, model: str, table: str, half: int, until: float) -> None:

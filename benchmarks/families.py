@@ -18,6 +18,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from performance_page import write_between
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from sftbench.recipes.recipe import METHODS  # noqa: E402
@@ -50,9 +52,7 @@ def main(arguments: list[str]) -> None:
             sys.stdout.write(f"{family} {time.monotonic() - began:.0f} s {outcome(known[family])}\n")
             sys.stdout.flush()
     if not options.families:
-        text = PAGE.read_text()
-        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        PAGE.write_text(before + MARKS[0] + table(known) + MARKS[1] + after)
+        write_between(PAGE, MARKS, table(known))
 
 
 def read_log(path: Path) -> dict[str, dict]:

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,10 +25,10 @@ from pathlib import Path
 
 import psutil
 from llama_factory import make_environment
-from performance_page import page_text, spread
+from performance_page import page_text, spread, write_between
 from trainers import QWEN3
 
-from sftbench.models.threads import TRIED_STEPS, thread_counts
+from sftbench.models.threads import TRIED_STEPS, UsedCores, thread_counts
 from sftbench.named.fetch import make_from_wheel
 from sftbench.named.models import NAMED
 from sftbench.recipes.recipe import METHODS
@@ -71,11 +70,10 @@ def main() -> None:
     data = write_rows(RUNS / "library_questions.jsonl")
     for name, measure in measurements(data, options.pairs, options.busy).items():
         if options.only in name and not (options.resume and name in measured):
-            load = Load()
-            measured[name] = measure() | {"others": load.others(), "machine": machine()}
+            cores = UsedCores()
+            measured[name] = measure() | {"others": round(cores.others(), 2), "machine": machine()}
             path.write_text(json.dumps(measured, indent=1))
-            before, after = PAGE.read_text().split(MARKS[0])[0], PAGE.read_text().split(MARKS[1])[1]
-            PAGE.write_text(before + MARKS[0] + page_text(measured) + MARKS[1] + after)
+            write_between(PAGE, MARKS, page_text(measured))
 
 
 def measurements(data: Path, pairs: int, busy: bool) -> dict:
@@ -90,28 +88,6 @@ def measurements(data: Path, pairs: int, busy: bool) -> dict:
                         for name, words in COMMANDS.items()} | {
                             "1,000 runs compared": partial(measure_comparison, pairs, busy),
                             "a five-minute run": partial(measure_shares, str(data), busy)}
-
-
-class Load:
-    """How many cores other programs use, on average since this was created."""
-
-    def __init__(self):
-        self.began, self.used, self.own = time.perf_counter(), _used_seconds(), _own_seconds()
-
-    def others(self) -> float:
-        """Cores that all but this process and those it started have used."""
-        seconds = time.perf_counter() - self.began
-        return round(max(_used_seconds() - self.used - _own_seconds() + self.own, 0) / seconds, 2)
-
-
-def _used_seconds() -> float:
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - times.iowait - times.guest
-
-
-def _own_seconds() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def check_quiet(busy: bool) -> None:

@@ -1,6 +1,7 @@
 """What `performance.py` measured, as the tables of docs/performance.md."""
 
 import statistics
+from pathlib import Path
 
 # of what begins so: the trainings' ratios to the raw loop, TRL (its better) and LLaMA-Factory, or seconds
 GOALS = {"pocket": "≤ 1.10, 0.60, 0.95", "135M": "≤ 1.05, 0.60", "import": "≤ 0.2",
@@ -34,6 +35,13 @@ def training_row(name: str, one: dict) -> str:
     peaks = (gigabytes(one, who) for who in ("sftbench", "trl"))
     return row(name, three(one["ms_per_token"]["sftbench"]), *(three(one["ratio"].get(who)) for who in PEERS),
                goal(name), f"{one['padding']:.1%}", ", ".join(peaks), one["others"])
+
+
+def write_between(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Put a text between the marks of a page in place of what is there."""
+    whole = page.read_text(encoding="utf-8")
+    before, after = whole.split(marks[0])[0], whole.split(marks[1])[1]
+    page.write_text(before + marks[0] + text + marks[1] + after, encoding="utf-8")
 
 
 def table(*heads: str) -> list[str]:

@@ -63,13 +63,13 @@ def test_a_busy_machine_is_not_measured(monkeypatch):
 
 
 def test_the_cores_of_others_are_counted_and_ones_own_are_not():
-    load = performance.Load()
+    load = performance.UsedCores()
     performance.run_python(["-c", "import time, json; t = time.time()\nwhile time.time() < t + 2: pass\n"
                                   "print(json.dumps({}))"])
     alone = load.others()
     other = subprocess.Popen([sys.executable, "-c", "import time; t = time.time()\n"
                                                     "while time.time() < t + 2: pass"])
-    load = performance.Load()
+    load = performance.UsedCores()
     time.sleep(1.5)
     beside = load.others()
     other.wait()

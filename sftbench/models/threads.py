@@ -5,6 +5,7 @@ threads wait for each other. What is computed is the same to the last bit (torch
 """
 
 import contextlib
+import os
 import time
 
 import psutil
@@ -81,15 +82,19 @@ def thread_counts(most: int) -> list[int]:
 
 
 class UsedCores:
-    """How many cores other processes use, on average since this was created."""
+    """How many cores other programs use, on average since this was created."""
 
     def __init__(self):
-        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), time.process_time()
+        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), _own_seconds()
 
     def others(self) -> float:
-        """Cores that all but this process and its threads used."""
+        """Cores that all but this process, its threads and its ended children have used."""
         seconds = max(time.perf_counter() - self.began, 1e-3)
-        return max(_busy_seconds() - self.busy - (time.process_time() - self.own), 0) / seconds
+        return max(_busy_seconds() - self.busy - (_own_seconds() - self.own), 0) / seconds
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])  # of this process and its ended children, as user and in the system
 
 
 def _busy_seconds() -> float:

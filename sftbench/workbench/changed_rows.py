@@ -8,7 +8,7 @@ from ..errors import BadInput
 from ..reports.comparison import format_won_and_lost, loss_words, score_word, shorten_text
 from ..reports.html import make_visible
 from ..reports.text_table import plural
-from ..runs.answers import CHOICES, Change, changes, read_answers, select_rows
+from ..runs.answers import ANSWERS, CHOICES, Change, changes, read_answers, select_rows
 from .widgets import Fold, add_classes, button, column, grid, row, show, text_label
 
 ALL = ""  # of the probes; ipywidgets 8.1 takes None for nothing chosen
@@ -39,7 +39,7 @@ class ChangedRows:
 
     def show_runs(self, folders: list[Path]) -> None:
         """Offer the states of these runs, as far as they have answers; the choice stays while it is there."""
-        answered = [folder for folder in folders if (folder / "answers.jsonl").exists()]
+        answered = [folder for folder in folders if (folder / ANSWERS).exists()]
         show(self.widget, bool(answered))
         if not answered:
             return
