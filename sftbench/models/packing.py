@@ -75,9 +75,8 @@ def ask_packing(model) -> str:
     model.eval()
     name, rows = type(model).__name__, _asked_rows(model)
     try:
-        alone = [_logits(model, input_ids=row[None])[0] for row in rows]
+        alone, limit = _read_alone(model, rows)
         short = _logits(model, input_ids=rows[0][None, :len(rows[1])])[0]
-        twice = _logits(model, input_ids=rows[0].expand(2, -1))
         model.generate(input_ids=rows[1].expand(2, -1), attention_mask=torch.ones_like(rows[1].expand(2, -1)),
                        max_new_tokens=2, min_new_tokens=2, do_sample=False)
     except torch.OutOfMemoryError:
@@ -85,7 +84,6 @@ def ask_packing(model) -> str:
     except Exception as error:  # whatever a family raises that cannot do without an image, say
         raise BadInput(f"{name} cannot read and write text alone ({one_line(error)}); take a decoder-only "
                        "language model", field="model") from error
-    limit = _rounding(alone, twice)
     if not _distance(short, alone[0][:len(short)]) <= limit:
         raise BadInput(f"{name}: a token's logits change with the tokens after it, or are no numbers, so it "
                        "is no causal language model; take a decoder-only one (an encoder may be made one by "
@@ -106,8 +104,7 @@ def keeps_rows_apart(model) -> bool:
     training, rows = model.training, _asked_rows(model)
     model.eval()
     try:
-        alone = [_logits(model, input_ids=row[None])[0] for row in rows]
-        limit = _rounding(alone, _logits(model, input_ids=rows[0].expand(2, -1)))
+        alone, limit = _read_alone(model, rows)
         return not _packed_difference(model, rows, alone, PREFIX_ROUNDING * limit)
     except torch.OutOfMemoryError:
         raise
@@ -117,10 +114,11 @@ def keeps_rows_apart(model) -> bool:
         model.train(training)
 
 
-def _rounding(alone: list[torch.Tensor], twice: torch.Tensor) -> float:
-    """How far logits may be apart by rounding: the rows' alone, and the first one's in a batch of two."""
-    noise = max(_distance(row, alone[0]) for row in twice)
-    return max(TOLERANCE * max(logits.std().item() for logits in alone), NOISE * noise)
+def _read_alone(model, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], float]:
+    """The rows' logits, each alone, and how far others may be from them by rounding, as in a batch of two."""
+    alone = [_logits(model, input_ids=row[None])[0] for row in rows]
+    noise = max(_distance(row, alone[0]) for row in _logits(model, input_ids=rows[0].expand(2, -1)))
+    return alone, max(TOLERANCE * max(logits.std().item() for logits in alone), NOISE * noise)
 
 
 def _packed_difference(model, rows: list[torch.Tensor], alone: list[torch.Tensor], limit: float) -> str:
