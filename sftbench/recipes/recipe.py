@@ -59,7 +59,7 @@ class Recipe:
         None, "chat model, where modes 6 and 7 start; None: that beside pocket or smollm2")
     model_revision: str | None = _field(None, "revision of a hub model; None: cached, else newest")
     pretraining_learning_rate: float | None = _field(
-        None, "peak rate of the model's pre-training, from which the rates follow; None: its card, else 1e-4",
+        None, "peak rate of the model's pre-training, from which the rates follow; None: known or guessed",
         above=1e-12)  # the rates that follow are rounded, and none may become 0
 
     domain: str | None = _field(
