@@ -70,7 +70,7 @@ def finish(page, out: Path) -> None:
     open_step(page, "5 Talk")
     page.get_by_label("checkpoints", exact=True).select_option(index=[0, 1, 4])
     press(page, "Ask")
-    page.locator(".sftb-answers").first.wait_for(timeout=2 * MINUTE)
+    page.locator(".sftb-answers:visible").first.wait_for(timeout=2 * MINUTE)
     picture(page, out, "talk")
 
 

@@ -136,7 +136,8 @@ def test_stop_saves_within_a_step_and_the_run_goes_on_with_its_whole_curve(recip
     assert read_events(folder) == live and live[-1]["state"] == "stopped" and live[-1]["step"] == 2
     result = read_json(folder, "result.json")
     assert (result["complete"], result["state"]) == (False, "stopped")
-    assert {path.name for path in folder.iterdir()} == {"recipe.json", "events.jsonl", "result.json"}
+    assert {path.name for path in folder.iterdir()} == {"recipe.json", "events.jsonl", "result.json",
+                                                        "answers.jsonl"}
     assert partial(folder) not in unused_stages(folder.parent / ".stages")  # it is waited for
     run_chain(recipe(save_steps=None), [told.append])
     events = read_events(folder)
