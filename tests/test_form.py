@@ -320,3 +320,25 @@ def test_every_control_has_a_name_and_can_be_reached(form):
         if isinstance(control, (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.Button)):
             assert control.description.strip(), control
             assert control.tabbable is not False
+
+
+@pytest.mark.slow
+def test_learning_rates_that_were_tried_are_shown_and_go_into_the_recipe(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTBENCH_RUNS", str(tmp_path))
+    form.set(mode="2", method="lora")
+    press(form, "Try learning rates")
+    until = time.monotonic() + 300
+    while form.status.label.value == "" and time.monotonic() < until:
+        time.sleep(0.2)
+    part = form.parts["look"].rates
+    (curve,) = tmp_path.rglob("rates.json")
+    assert form.status.label.value == f"The curve is kept in {curve.parent}."
+    assert part.picture.value == curve.with_name("rates.png").read_bytes() and part.note.value == ""
+    tried = {f"{'cpt_' * (test['kind'] == 'cpt')}learning_rate": test["chosen"]
+             for test in json.loads(curve.read_text())["tests"]}
+    assert set(tried) == {"learning_rate", "cpt_learning_rate"} and None not in tried.values()
+    assert {name: getattr(form.recipe, name) for name in tried} == dict.fromkeys(tried)
+    press(form, "Take them")
+    assert {name: getattr(form.recipe, name) for name in tried} == tried
+    form.helper.close()
+    form.helper = None

@@ -158,11 +158,11 @@ class Form(traitlets.HasTraits):
         self.helper = HelperProcess()
         return self.status.call_in_thread(draw_once)
 
-    def ask(self, request: dict) -> dict:
-        """The helper's answer, waited for; raises BadInput where it has none."""
+    def ask(self, request: dict, timeout: float = 120) -> dict:
+        """The helper's answer, waited for so many seconds; raises BadInput where it has none."""
         if self.helper is None or not self.helper.free:
             self.helper = HelperProcess()
-        answer = self.helper.ask(request)
+        answer = self.helper.ask(request, timeout)
         if "error" in answer:
             raise BadInput(answer["error"]["message"])
         return answer

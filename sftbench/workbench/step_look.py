@@ -1,4 +1,8 @@
-"""The form's second step: what the model will read: data by role, rows with their mask, shares, steps."""
+"""The form's second step: what the model will read and cost, and which learning rates it bears."""
+
+from pathlib import Path
+
+import ipywidgets as widgets
 
 from ..recipes.facts import Facts
 from ..recipes.recipe import ROLES, recipe_to_dict
@@ -7,6 +11,9 @@ from .widgets import Fold, button, column, grid, html_area, row, show, text_labe
 
 LEGEND = ("What is trained is bold, on blue, between « and »; what is only read is on grey; special tokens "
           "are brown; ↵ is a line's end.")
+RATES = ("Trains each kind of stage for up to 80 steps from the start model, at a rate that rises from step "
+         "to step, and takes a tenth of the rate at which the loss diverges. Some minutes with a real model.")
+RATES_TIMEOUT = 3600.0  # seconds
 
 
 class LookStep:
@@ -18,14 +25,15 @@ class LookStep:
         self.roles, self.plan = grid("sftb-roles"), grid("sftb-plan")
         self.forecast, self.resolved = (text_label("", "sftb-pre", "sftb-wrap") for _ in range(2))
         self.measure_button = button("Measure a few steps", self.measure)
-        self.rows = html_area("sftb-tokens")
+        self.rows, self.rates = html_area("sftb-tokens"), RatesPart(form)
         self.content = column(
             row(column(text_label("Data by role", "sftb-head"), self.roles),
                 column(row(text_label("Forecast", "sftb-head"), self.measure_button), self.forecast),
                 css="sftb-beside"),
             text_label("Stages", "sftb-head"), self.plan,
             text_label("Rows token by token", "sftb-head"), text_label(LEGEND, "sftb-quiet", "sftb-note"),
-            self.rows, Fold("The resolved recipe, each value with its reason", self.resolved).widget)
+            self.rows, self.rates.widget,
+            Fold("The resolved recipe, each value with its reason", self.resolved).widget)
         self.widget = column(row(self.note, button("Look again", self.look)), self.content)
         show(self.content, False)
 
@@ -89,11 +97,43 @@ class LookStep:
 
     def measure(self) -> None:
         """Train a few steps in the helper to forecast the time."""
-        self.note.value = "Measuring a few steps of each stage …"
         self.form.status.call_in_thread(self._measure, self.shown)
 
     def _measure(self, recipe: dict) -> None:
-        try:
+        with self.form.status.count_seconds(self.note, "Measuring a few steps of each stage …"):
             self._show_forecast(self.form.ask({"do": "forecast", "recipe": recipe}))
+
+
+class RatesPart:
+    """Learning rates tried on the recipe's model and data; `widget` is what to show."""
+
+    def __init__(self, form):
+        self.form, self.found = form, {}  # rates by recipe field
+        self.start = button("Try learning rates", lambda: form.status.call_in_thread(self.test))
+        self.take = button("Take them", lambda: form.set(**self.found))
+        self.note, self.result = text_label("", "sftb-quiet"), text_label()
+        self.picture = widgets.Image(format="png")
+        self.widget = Fold("Learning rates, tried on this model and data", text_label(RATES, "sftb-quiet"),
+                           row(self.start, self.note), row(self.result, self.take), self.picture).widget
+        self._show({}, b"")
+
+    def test(self) -> None:
+        """Request the range tests of the form's recipe, and show curve and rates."""
+        self._show({}, b"")
+        self.start.disabled = True
+        try:
+            with self.form.status.count_seconds(self.note, "Trying rates …"):
+                request = {"do": "try_rates", "recipe": recipe_to_dict(self.form.recipe)}
+                answer = self.form.ask(request, RATES_TIMEOUT)
+            self._show(answer["rates"], Path(answer["picture"]).read_bytes())
+            self.form.status.report(f"The curve is kept in {answer['folder']}.")
         finally:
-            self.note.value = ""
+            self.start.disabled = False
+
+    def _show(self, rates: dict[str, float | None], picture: bytes) -> None:
+        self.found = {name: rate for name, rate in rates.items() if rate}
+        self.result.value = ", ".join(f"{name} {rate or 'none, as the loss never fell'}"
+                                      for name, rate in rates.items())
+        self.picture.value = picture
+        for widget, shown in ((self.result, rates), (self.take, self.found), (self.picture, picture)):
+            show(widget, bool(shown))

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,25 @@ class Status:
         except Exception as error:
             logging.getLogger(__name__).exception("a callback of the form failed")
             self.report(f"{type(error).__name__}: {error}", error=True)
+
+    @contextlib.contextmanager
+    def count_seconds(self, label: widgets.Label, text: str):
+        """Show in `label` what is going on inside, and for how long, as a sign of life; then empty it."""
+        ended, started = threading.Event(), time.monotonic()
+
+        def count() -> None:
+            while not ended.wait(1):
+                label.value = f"{text} ({time.monotonic() - started:.0f} s)"
+
+        label.value = text
+        counting = threading.Thread(target=count, daemon=True)
+        counting.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            counting.join()
+            label.value = ""
 
     def call_in_thread(self, act: Callable, *arguments) -> threading.Thread:
         """Call `act` so guarded in a thread that ends with the kernel; the form stays usable meanwhile."""

@@ -127,13 +127,24 @@ class Worker:
         forecast = forecast_recipe(self.prepare(recipe_from_dict(request["recipe"])), timed)
         return {"forecast": forecast, "forecast_text": format_forecast(forecast)}
 
+    def try_rates(self, request: dict) -> dict:
+        """Range tests of the recipe's stages: the rate to take by recipe field, and where the curve is."""
+        from ..calibration.range_test import measure_rates
+        ready = self.prepare(recipe_from_dict(request["recipe"]))
+        folder = new_run_folder("range_test", ready.recipe.method, None).absolute()
+        tests = measure_rates(ready, folder)
+        prefix = {"sft": "", "cpt": "cpt_"}
+        return {"rates": {f"{prefix[test.kind]}learning_rate": test.chosen for test in tests},
+                "folder": str(folder), "picture": str(folder / "rates.png")}
+
     def talk(self, request: dict) -> dict:
         """The same prompts to several checkpoints."""
         from ..evaluation.chat import talk
         return {"answers": talk(request["checkpoints"], request["prompts"], request["system"])}
 
 
-ANSWERS = {"look": Worker.look, "forecast": Worker.forecast, "talk": Worker.talk}
+ANSWERS = {"look": Worker.look, "forecast": Worker.forecast, "try_rates": Worker.try_rates,
+           "talk": Worker.talk}
 
 
 def _file_stamps(source: str) -> list | None:
