@@ -3,7 +3,7 @@
     python benchmarks/advice.py [--model smollm2] [--table NAME] [--half 0] [--minutes N]
 
 A point is one training with one value changed, and the loss of held-out questions after it, in nats per
-token. Points are added to `runs/advice.json` one by one and none is measured twice; docs/advice.md is
+token. Points are added to `benchmarks/advice.json` one by one and none is measured twice; docs/advice.md is
 written from them. SmolLM2-135M-Instruct learns 200 defaults of the installed libraries' configurations, in
 one pass where passes are not swept, and is asked 50 others; the pocket learns its domain's tasks as advised,
 after CPT on its handbook by `full`. `--half 1` measures, on other rows or another company, only what is
@@ -22,7 +22,7 @@ from sftbench.recipes.facts import Facts
 from sftbench.recipes.hyperparameters import resolve_recipe
 from sftbench.recipes.recipe import Recipe, override
 
-PAGE, MEASURED = ROOT / "docs" / "advice.md", RUNS / "advice.json"
+PAGE, MEASURED = ROOT / "docs" / "advice.md", ROOT / "benchmarks" / "advice.json"
 MODELS = {"smollm2": "SmolLM2-135M", "pocket": "pocket"}
 HELD_OUT = 50  # rows of each half of the real model's
 MLP, ATTENTION = "gate_proj,up_proj,down_proj", "q_proj,k_proj,v_proj,o_proj"

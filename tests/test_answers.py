@@ -15,6 +15,7 @@ from sftbench.recipes.recipe import Recipe, override, recipe_from_dict
 from sftbench.reports.comparison import format_changes
 from sftbench.runs.answers import AnsweredRow, changes, read_answers, select_rows, write_answers
 from sftbench.runs.folder import read_result
+from sftbench.runs.intervals import change_intervals
 from sftbench.training.chain import run_chain
 from sftbench.training.prepare import prepare_recipe
 from tests.conftest import bad_input, small_rows
@@ -76,7 +77,9 @@ def test_the_rows_are_a_table_in_pandas_and_text_in_a_notebook(run):
     table = pytest.importorskip("pandas").DataFrame(sftbench.changes(run))  # it comes with datasets
     assert list(table[table["change"] == "gained"]["row"]) == [1, 4]
     assert table["score_after"].sub(table["score_before"]).sum() == pytest.approx(0.25)
-    assert sftbench.rows_text(run, "lost").startswith("lost, start → sft: 1 of 4 rows")
+    accuracy, rows = sftbench.rows_text(run, "lost").split("\n\n", 1)
+    assert accuracy == "accuracy of domain tasks, 4 rows: 0.38 → 0.44, +0.06"  # of 4 rows no interval
+    assert rows.startswith("lost, start → sft: 1 of 4 rows")
     assert sftbench.rows_text(run, "worst", role="domain_text", count=1).count("It lies in Oslo.") == 1
 
 
@@ -97,6 +100,19 @@ def test_rows_as_text_are_compact_and_steer_no_terminal(run):
     worst = format_changes(changes(run), "worst", ("start", "sft"), count=1)
     assert worst.splitlines()[0].endswith("4 of 5 rows, the first 1 shown") and "wanted" not in worst
     assert "(nothing)" in format_changes(changes(run), "wrong", ("start", "sft"))
+
+
+def test_two_states_are_compared_by_accuracy_with_the_interval_of_the_pairs(run):
+    numbers = range(1, 21)
+    before, after = ([row(number, float(number > least)) for number in numbers] for least in (20, 5))
+    write_answers(run, {"start": {"domain_tasks": before}, "sft": {"domain_tasks": after}})
+    line, rest = sftbench.rows_text(run, "gained").split("\n\n", 1)
+    low, high = change_intervals(before, after)["accuracy"]
+    assert 0.5 < low < 0.75 < high < 1 and rest.startswith("gained, start → sft: 15 of 20 rows")
+    assert line == f"accuracy of domain tasks, 20 rows: 0.00 → 0.75, +0.75 (95 %: +{low:.2f}…+{high:.2f})"
+    write_answers(run, {"start": {"domain_tasks": before},
+                        "sft": {"domain_tasks": [row(number, float(number < 3)) for number in numbers]}})
+    assert "within chance)" in sftbench.rows_text(run, "gained") and "chance" not in line
 
 
 def test_the_commands_print_rows_and_json(run, capsys):

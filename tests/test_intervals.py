@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sftbench.evaluation.rating import MIN_ROWS, change_intervals, mean_scores, score_intervals
 from sftbench.recipes.recipe import Recipe, override
 from sftbench.reports.ledger import format_ledger, format_result_ledger
 from sftbench.runs.answers import AnsweredRow
 from sftbench.runs.folder import read_result
+from sftbench.runs.intervals import MIN_ROWS, change_intervals, mean_scores, score_intervals
 from sftbench.training.chain import run_chain
 from tests.test_views import result
 

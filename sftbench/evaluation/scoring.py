@@ -23,9 +23,10 @@ from ..models.loading import load_model_config, load_recipe_tokenizer, release_m
 from ..recipes.recipe import override, recipe_from_dict
 from ..runs.answers import AnsweredRow, read_answers
 from ..runs.folder import read_result, write_json
+from ..runs.intervals import change_intervals, mean_scores, score_intervals
 from ..runs.stage_store import hash_key
 from .probes import RowAnswer, answer_probe
-from .rating import change_intervals, mean_scores, rate_answers, score_intervals
+from .rating import rate_answers
 from .reading import wanted_ids
 from .scorers import ambiguity_warnings, check_wanted, lossy_answers, score_answer, wanted_answer
 from .yardstick import answer_yardstick, rate_yardstick, yardstick_digest, yardstick_scores

@@ -26,8 +26,8 @@ from ..data.rows import digest_rows
 from ..data.tokenization import IGNORE_INDEX, EncodedRow
 from ..models.logits import select_logits
 from ..runs.answers import AnsweredRow
+from ..runs.intervals import mean_scores
 from .probes import RowAnswer, row_nats
-from .rating import mean_scores
 
 QUESTIONS_PER_BATCH = 16
 SAME_NATS = 0.01  # between an option after its question's cache and computed whole; rounding gives 1e-4

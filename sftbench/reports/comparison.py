@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..recipes.recipe import FIELDS, differing_fields
-from ..runs.answers import PROMPT_ALONE, Change, changes, read_answers, select_rows
+from ..runs.answers import PROMPT_ALONE, AnsweredRow, Change, changes, pair_answers, read_answers, select_rows
 from ..runs.events import format_duration
 from ..runs.folder import runs_root, try_read_json
 from .html import make_visible
@@ -109,11 +109,32 @@ def format_rows(run: Path | str, which: str, other: Path | str | None = None, ro
     """Rows of a run's probes as text: `gained`, `lost`, `wrong` or `worst`, from its start to its last stage.
 
     With `other` from the last stage of the one run to that of the other; see `changes` and `select_rows`.
+    Above them stands by how much each probe's accuracy changed, with its 95 % interval over rows in pairs.
     """
     names = "start", list(read_answers(run))[-1]
     if other is not None:
         names = Path(run).resolve().name, Path(other).resolve().name
-    return format_changes(changes(run, other), which, names, role, count)
+    rows = format_changes(changes(run, other), which, names, role, count)
+    return "\n\n".join(filter(None, [format_accuracies(pair_answers(run, other), role), rows]))
+
+
+def format_accuracies(pairs: list[tuple[AnsweredRow, AnsweredRow]], role: str | None = None) -> str:
+    """Each probe's accuracy in two states, over the rows that both have; empty where none has a score."""
+    from ..runs.intervals import change_intervals, mean_scores
+    probes, lines = {}, []
+    for before, after in pairs:
+        if after.score is not None and role in (None, after.role):
+            probes.setdefault(after.role, []).append((before, after))
+    for name, own in probes.items():
+        first, last = map(list, zip(*own, strict=True))
+        old, new = (mean_scores(rows)["accuracy"] for rows in (first, last))
+        spread = ""
+        if span := change_intervals(first, last).get("accuracy"):
+            chance = ", within chance" if span[0] <= 0 <= span[1] else ""
+            spread = f" (95 %: {span[0]:+.2f}…{span[1]:+.2f}{chance})"
+        lines.append(f"accuracy of {name.replace('_', ' ')}, {plural(len(own), 'row')}: "
+                     f"{old:.2f} → {new:.2f}, {new - old:+.2f}{spread}")
+    return "\n".join(map(wrap_text, lines))
 
 
 def format_changes(rows: list[Change], which: str, names: tuple[str, str], role: str | None = None,

@@ -94,6 +94,12 @@ def changes(run: Path | str, other: Path | str | None = None, before: str | None
     wanted answer; those of one run alone are left out. Raises BadInput for a state that there is not, and
     where no row is in both.
     """
+    return [_compare(*pair) for pair in pair_answers(run, other, before, after)]
+
+
+def pair_answers(run: Path | str, other: Path | str | None = None, before: str | None = None,
+                 after: str | None = None) -> list[tuple[AnsweredRow, AnsweredRow]]:
+    """The rows that two states have in common, in the order of the second; errors as of `changes`."""
     first = read_answers(run)
     second = first if other is None else read_answers(other)
     before = before or ("start" if other is None else list(first)[-1])
@@ -105,7 +111,7 @@ def changes(run: Path | str, other: Path | str | None = None, before: str | None
     pairs = _pair_rows(first[before], second[after])
     if not pairs:
         raise BadInput(f"{run} and {other or run} have no probe row in common", where=str(other or run))
-    return [_compare(*pair) for pair in pairs]
+    return pairs
 
 
 def _pair_rows(before: list[AnsweredRow], after: list[AnsweredRow]) -> list[tuple[AnsweredRow, AnsweredRow]]:
