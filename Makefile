@@ -3,7 +3,7 @@
 # Every tool runs as `python -m …` of that environment, so nothing has to be activated.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures families bench pocket lab test quick lint clean
+.PHONY: help setup demo real figures families bench pocket lab test quick lint clean
 
 ifneq ($(VIRTUAL_ENV),)
 ENV := $(VIRTUAL_ENV)
@@ -21,6 +21,7 @@ MARK := $(ENV)/.sftbench-$(shell { pwd; cat pyproject.toml requirements.lock; } 
 
 # Who develops gets the tests' packages and those of the extras, which are tested too.
 test quick lint: EXTRAS := [test,eval,track,documents,real]
+real: EXTRAS := [real]
 TORCH := $(shell grep '^torch==' requirements.lock)
 PIP_INSTALL := $(PY) -m pip install -q -q --disable-pip-version-check --no-input -c requirements.lock
 
@@ -35,6 +36,10 @@ setup:  ## make the environment and install the packages, unless that is done
 
 demo: setup  ## run the notebook of mode 2 on the pocket model and data; results in runs/demo
 	@$(PY) -m sftbench notebook 2 --out runs/demo
+
+real: setup  ## tune a real model, SmolLM2-135M, with and without reading; 15 minutes, results in runs/real
+	@$(PY) -m sftbench fetch smollm2
+	@$(PY) -m sftbench notebook notebooks/real_model.ipynb --out runs/real
 
 figures: demo  ## draw README's picture anew
 	cp runs/demo/loss.png docs/demo_loss.png

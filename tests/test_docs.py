@@ -77,12 +77,14 @@ def test_the_upload_is_as_the_installed_hf_takes_it():
     assert (repository, folder) == ("OWNER/NAME", "exported") and all(option in usage for option in options)
 
 
-@pytest.mark.parametrize("command", [one for one in commands("README.md") if one.startswith("make")])
+@pytest.mark.parametrize("command", sorted(
+    {one for page in PAGES for one in commands(page) if one.startswith("make")}))
 def test_the_make_commands_are_targets(command):
     target = command.split()[1]
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert {"demo": "notebook 2 --out runs/demo", "test": "pytest"}[target] in done.stdout
+    assert {"demo": "notebook 2 --out runs/demo", "test": "pytest",
+            "real": "notebook notebooks/real_model.ipynb --out runs/real"}[target] in done.stdout
 
 
 def test_readme_names_every_package_and_module_and_no_other():

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftbench.recipes.facts import Facts
-from sftbench.recipes.hyperparameters import derived_settings, resolve_recipe
+from sftbench.recipes.hyperparameters import resolve_recipe
 from sftbench.recipes.modes import MODES
+from sftbench.recipes.pretraining_rates import guess_rate
 from sftbench.recipes.recipe import FIELDS, METHODS, ROLES, Recipe, override
+from sftbench.recipes.stages import derived_settings
 from sftbench.recipes.warnings import hyperparameter_warnings
 
 ALL_ROWS = dict.fromkeys(ROLES, 1000)
@@ -230,3 +232,19 @@ def test_values_far_from_the_advice_are_warned_of(values, known, words):
 def test_warnings_of_values_leave_the_mode_aside(values):
     known = {"wants": "both", "rows": {"domain_tasks": 10**5}}
     assert hyperparameter_warnings(override(Recipe(), **values), facts(known)) == []
+
+
+def test_full_takes_no_more_of_a_published_rate_than_the_width_bears():
+    """SmolLM2's peak is far above its width's rate, Llama 2's is near it; a card's own rate is not capped."""
+    def advised(rate: float, width: int, origin: str, **values) -> Recipe:
+        known = Facts().add(origin, hidden_size=width, model_type="llama", pretraining_learning_rate=rate)
+        known = known.add(origin, pretrained_as="SmolLM2") if origin == "published" else known
+        return resolve_recipe(override(Recipe(), mode="2", **values), known)[0]
+
+    small, stated = advised(3e-3, 576, "published"), advised(3e-3, 576, "card")
+    guess = guess_rate(576, "llama")
+    assert small.learning_rate == pytest.approx(0.1 * guess, rel=0.01) and stated.learning_rate == 3e-4
+    assert small.cpt_learning_rate == pytest.approx(guess / 3, rel=0.01) and stated.cpt_learning_rate == 1e-3
+    assert advised(2.5e-4, 4096, "published").learning_rate == 2.5e-5
+    assert advised(3e-3, 576, "published", method="lora").learning_rate == 1.5e-3
+    assert small.warmup_ratio == pytest.approx(stated.warmup_ratio, rel=0.01)

@@ -219,8 +219,9 @@ def test_your_own_walks_from_files_to_an_export(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "one" / "exported" / "README.md").exists()
 
 
-def test_your_own_is_laid_out_as_the_others():
-    book = nbformat.read(FOLDER / "your_own.ipynb", as_version=4)
+@pytest.mark.parametrize("name", ["your_own", "real_model"])
+def test_the_notebooks_beside_the_modes_are_laid_out_as_these(name):
+    book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     kinds = [cell.cell_type for cell in book.cells]
     assert 15 <= len(book.cells) <= 25 and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
     for cell in book.cells:
@@ -233,6 +234,27 @@ def test_your_own_is_laid_out_as_the_others():
         assert (kind, help) == (field_type(name).__name__, field_help(name))
     for command in commands(prose(book)):
         assert parse_command(shlex.split(command.replace("FILE", "a.jsonl"))[1:])[0] in command
+    for field, value in re.findall(r"`(\w+) = ([^`]+)`", prose(book)):
+        sftbench.override(sftbench.Recipe(), **{field: ast.literal_eval(value)})
+
+
+@pytest.mark.slow
+def test_a_real_model_reads_and_is_compared_with_one_that_did_not(tmp_path):
+    """With few steps, on few fields: what it teaches takes a quarter of an hour."""
+    assert main(["fetch", "smollm2"]) == 0
+    short = {"max_steps": 2, "probe_rows": 6, "library_fields": 30}
+    executed = execute_notebook(FOLDER / "real_model.ipynb", short, tmp_path / "one", timeout=500)
+    cells = nbformat.read(executed, as_version=4).cells
+    said = {cell.id: "".join(output.get("text", "") for output in cell.outputs)
+            for cell in cells if cell.cell_type == "code"}
+    assert not [output for cell in cells if cell.cell_type == "code" for output in cell.outputs
+                if output.output_type == "error" or output.get("name") == "stderr"]
+    assert said["ledger"].count("prompt alone") == 2 and "yardstick" in said["ledger"]
+    assert said["rows"].startswith("accuracy of domain tasks, 6 rows: ")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "one-mode_6")]
+    assert [[stage["name"] for stage in result["stages"]] for result in results] == [
+        ["cpt", "domain_sft"], ["domain_sft"]]
+    assert results[0]["start"]["probes"] == results[1]["start"]["probes"]
 
 
 @pytest.fixture(scope="module")

@@ -119,28 +119,41 @@ def _advise_rate(recipe: Recipe, facts: Facts, kind: str) -> Advised:
     if kind == "cpt":
         why += ", more than SFT, as it goes on with pre-training"
     if factor != 1:
-        why += f", and {method} {factor:g} × what full takes"
+        why += f", and {method} {factor:g} × that"
     blocks = _stage_field(recipe, kind, "per_device_train_batch_size") * recipe.gradient_accumulation_steps
     blocks *= process_count()
     scale = min(max(math.sqrt(blocks / BATCH_SIZE[kind]), BATCH_SCALE[0]), BATCH_SCALE[1])
     if scale != 1:
         why += f", × {scale:.2g} for {blocks} blocks a step instead of {BATCH_SIZE[kind]}"
-    limit = MAX_LEARNING_RATE
-    if kind == "cpt" and method in ADAPTERS:  # beyond it general knowledge goes faster than the new comes
-        limit = min(limit, pretraining_rate)
+    limit, reason = _rate_limit(pretraining_rate, facts, kind, method)
     if full * factor * scale > limit * 1.0001:  # not for a rounding error
-        why += f", capped at {limit:.3g}"
+        why += f", capped at {limit:.3g}{reason}"
     return Advised(float(f"{min(full * factor * scale, limit):.3g}"), why, "R8")
 
 
+def _rate_limit(pretraining_rate: float, facts: Facts, kind: str, method: str) -> tuple[float, str]:
+    """The highest rate that is advised, and why, as the end of a sentence."""
+    if method in ADAPTERS and kind == "cpt":  # beyond it general knowledge goes faster than the new comes
+        return min(MAX_LEARNING_RATE, pretraining_rate), ""
+    if method == "full" and facts.pretrained_as and facts.hidden_size:
+        # A published peak was reached in batches of a million tokens, after a long warm-up. By `full` with a
+        # tenth of SmolLM2-135M's (3e-3) 25 steps end at 0.72 nats, with its width's at 0.35 (docs/advice.md).
+        return LEARNING_RATE_FRACTION[kind] * guess_rate(facts.hidden_size, facts.model_type), (
+            f", which {GUESS_SOURCE} leaves for full at its width")
+    return MAX_LEARNING_RATE, ""
+
+
 def _advise_warmup(recipe: Recipe, facts: Facts, kind: str) -> Advised:
-    full = full_learning_rate(kind, recipe.pretraining_learning_rate)
+    pretraining_rate = recipe.pretraining_learning_rate
+    limit, _ = _rate_limit(pretraining_rate, facts, kind, "full")
+    full = min(full_learning_rate(kind, pretraining_rate), float(f"{limit:.3g}"))
     rate = _stage_field(recipe, kind, "learning_rate")
-    ratio = min(WARMUP_RATIO[kind] * math.sqrt(rate / full), MAX_WARMUP_RATIO)
+    times = rate / full
+    ratio = min(WARMUP_RATIO[kind] * math.sqrt(times), MAX_WARMUP_RATIO)
     side = "as" if kind == "cpt" else "less than"
     why = f"{kind.upper()} warms up for {WARMUP_RATIO[kind]:g} of its steps, {side} pre-training does"
     if rate != full:
-        why += (f"; {format_count(rate / full)} × full's rate moves it by the square root, "
+        why += (f"; {format_count(times)} × full's rate moves it by the square root, "
                 f"up to {MAX_WARMUP_RATIO:g}")
     return Advised(float(f"{ratio:.3g}"), why, "R9")
 
@@ -274,27 +287,3 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> tuple[Recipe, dict[str, Advi
             advice[name] = advise(recipe, facts)
             recipe = replace(recipe, **{name: advice[name].value})
     return recipe, advice
-
-
-def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
-    """What follows from method, model and device without being a recipe's field: by name, `… because …`."""
-    derived = {"attn_implementation": "eager because transformers has no sdpa for this family"
-               if facts.attention == "eager" else "sdpa because transformers has it for this family"}
-    methods = {full.method, full.cpt_method}
-    if methods == {"qlora"}:
-        derived["weights"] = f"4 bit, computed with in {full.bnb_4bit_compute_dtype}, because that is QLoRA"
-    elif not full.bf16:
-        derived["weights"] = "float32 because bf16 is off"
-    else:
-        adapted = methods & {"lora", "qlora", "ptuning_v2"}
-        derived["weights"] = ("bfloat16 because they are frozen beside what trains" if adapted == methods else
-                              "float32, computed with in bfloat16, because small steps vanish in bfloat16"
-                              + " (bfloat16 in stages that train something beside them)" * bool(adapted))
-        derived["weights"] += "; as they are stored in stages by ptuning_v2" * ("ptuning_v2" in methods)
-    if experts := facts.experts:
-        share = f"{experts / facts.parameters:.0%} of the parameters are experts, fused into few weights"
-        if "qlora" in methods:
-            derived["experts"] = f"not quantised because {share}, which bitsandbytes does not touch"
-        elif "lora" in methods and full.lora_target_modules == "all-linear":
-            derived["experts"] = f"adapted too because {share}, and all-linear takes those as well"
-    return derived

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .facts import Facts
 from .recipe import METHOD_OPTIONS, OPTIONS, Recipe
 
 # These fields of a recipe have a twin with the prefix `cpt_` that counts for CPT stages.
@@ -79,3 +80,27 @@ def stage_settings(recipe: Recipe, kind: str) -> StageSettings:
     if method == "ptuning_v2":  # the prefix takes the cache's place
         values["packing"] = values["gradient_checkpointing"] = False
     return StageSettings(**values)
+
+
+def derived_settings(full: Recipe, facts: Facts) -> dict[str, str]:
+    """What follows from method, model and device without being a recipe's field: by name, `… because …`."""
+    derived = {"attn_implementation": "eager because transformers has no sdpa for this family"
+               if facts.attention == "eager" else "sdpa because transformers has it for this family"}
+    methods = {full.method, full.cpt_method}
+    if methods == {"qlora"}:
+        derived["weights"] = f"4 bit, computed with in {full.bnb_4bit_compute_dtype}, because that is QLoRA"
+    elif not full.bf16:
+        derived["weights"] = "float32 because bf16 is off"
+    else:
+        adapted = methods & {"lora", "qlora", "ptuning_v2"}
+        derived["weights"] = ("bfloat16 because they are frozen beside what trains" if adapted == methods else
+                              "float32, computed with in bfloat16, because small steps vanish in bfloat16"
+                              + " (bfloat16 in stages that train something beside them)" * bool(adapted))
+        derived["weights"] += "; as they are stored in stages by ptuning_v2" * ("ptuning_v2" in methods)
+    if experts := facts.experts:
+        share = f"{experts / facts.parameters:.0%} of the parameters are experts, fused into few weights"
+        if "qlora" in methods:
+            derived["experts"] = f"not quantised because {share}, which bitsandbytes does not touch"
+        elif "lora" in methods and full.lora_target_modules == "all-linear":
+            derived["experts"] = f"adapted too because {share}, and all-linear takes those as well"
+    return derived

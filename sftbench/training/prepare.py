@@ -34,12 +34,12 @@ from ..named.models import origin_reason
 from ..named.self_replay import settle_self_replay
 from ..pocket import FOLDERS
 from ..recipes.facts import Facts
-from ..recipes.hyperparameters import derived_settings, resolve_recipe
+from ..recipes.hyperparameters import resolve_recipe
 from ..recipes.modes import Mode, StagePlan, check_method_chain, find_start_model, load_mode, recipe_stages
 from ..recipes.pretraining_rates import add_pretraining
 from ..recipes.recipe import ROLES, Recipe, override
 from ..recipes.rules import Advice, advise, suggest_mode
-from ..recipes.stages import Stage, stage_settings
+from ..recipes.stages import Stage, derived_settings, stage_settings
 from ..recipes.warnings import recipe_warnings, settings_without_effect
 from ..runs.stage_store import has_stage, hash_key
 from ..templates.rendering import RenderSettings, render_settings
