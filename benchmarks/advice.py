@@ -1,17 +1,19 @@
 """What the advised values are worth: each swept alone, on a real model and on the pocket.
 
-    python benchmarks/advice.py [--model smollm2] [--table NAME] [--half 0] [--minutes N]
+    python benchmarks/advice.py [--model smollm2] [--table NAME] [--half 0] [--minutes N] [--range]
 
 A point is one training with one value changed, and the loss of held-out questions after it, in nats per
 token. Points are added to `benchmarks/advice.json` one by one and none is measured twice; docs/advice.md is
 written from them. SmolLM2-135M-Instruct learns 200 defaults of the installed libraries' configurations, in
 one pass where passes are not swept, and is asked 50 others; the pocket learns its domain's tasks as advised,
 after CPT on its handbook by `full`. `--half 1` measures, on other rows or another company, only what is
-advised and what was best. `--minutes 0` measures nothing and writes the page.
+advised and what was best. `--range` measures the range tests of the methods whose rates are swept, to be
+held beside the sweeps. `--minutes 0` measures nothing and writes the page.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 
@@ -120,6 +122,16 @@ def measure(recipe: Recipe) -> dict:
             "steps": steps, "seconds": round(time.perf_counter() - began)}
 
 
+def measure_range(recipe: Recipe) -> dict:
+    """The curve of the recipe's range test."""
+    from sftbench.calibration.range_test import rise_rate
+    from sftbench.training.prepare import prepare_recipe
+    ready = prepare_recipe(recipe)
+    test = rise_rate(ready, ready.stages[0])
+    return {"rates": [float(f"{rate:.4g}") for rate in test.rates],
+            "losses": [round(loss, 4) for loss in test.losses], "diverged": test.diverged}
+
+
 def key(model: str, half: int, values: dict) -> str:
     """A point's name among those measured."""
     return json.dumps([model, half, values], sort_keys=True)
@@ -141,8 +153,8 @@ def chosen(measured: dict, model: str, table: str, half: int, facts: Facts) -> l
 
 def page_table(measured: dict) -> str:
     """All that was measured as one table: by value the loss, and how far from the best the advised one is."""
-    lines = ["| swept | model | held-out loss, nats per token | above the best | other half |",
-             "|---|---|---|---|---|"]
+    lines = ["| swept | model | held-out loss, nats per token | above the best | other half | range test |",
+             "|---|---|---|---|---|---|"]
     lines += [line for table in TABLES for model in MODELS if f"facts {model}" in measured
               for line in table_line(measured, model, table)]
     return "\n".join(lines) + "\n"
@@ -163,7 +175,18 @@ def table_line(measured: dict, model: str, table: str) -> list[str]:
     above = "not measured" if own is None else f"{own - min(finite):.3f}"
     pair = [loss_of(measured, model, 1, one) for one in chosen(measured, model, table, 1, facts)]
     other = "–" if None in pair or len(pair) < 2 else f"{pair[0] - pair[1]:+.3f}"
-    return [f"| {table} | {MODELS[model]} | {' · '.join(cells)} | {above} | {other} |"]
+    return [f"| {table} | {MODELS[model]} | {' · '.join(cells)} | {above} | {other} | "
+            f"{range_choice(measured, model, table)} |"]
+
+
+def range_choice(measured: dict, model: str, table: str) -> str:
+    """The rate that the range test of a table's method chooses, by the rule in force; a dash without one."""
+    from sftbench.calibration.range_test import choose_rate
+    curve = measured.get(key(model, 0, {"range": TABLES[table][2].get("method")}))
+    if curve is None or TABLES[table][0] != "learning_rate":
+        return "–"
+    losses = curve["losses"] + [math.inf] * (len(curve["rates"]) - len(curve["losses"]))
+    return shown(choose_rate(curve["rates"], losses)) if losses else "–"
 
 
 def shown(value) -> str:
@@ -177,6 +200,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, help="one of them alone")
     parser.add_argument("--table", default="", help="those that have this in their name")
     parser.add_argument("--half", type=int, default=0, choices=(0, 1), help="of the rows")
+    parser.add_argument("--range", action="store_true", help="the range tests instead of the sweeps")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no further point begins")
     options = parser.parse_args()
     RUNS.mkdir(exist_ok=True)
@@ -184,20 +208,30 @@ def main() -> None:
     until = time.monotonic() + 60 * options.minutes
     for model in [options.model] if options.model else MODELS:
         for table in TABLES:
-            if options.table in table and time.monotonic() < until:
-                measure_table(measured, model, table, options.half, until)
+            fits = not options.range or TABLES[table][0] == "learning_rate"
+            if options.table in table and fits and time.monotonic() < until:
+                measure_table(measured, model, table, None if options.range else options.half, until)
     write_between(PAGE, MARKS, page_table(measured))
 
 
-def measure_table(measured: dict, model: str, table: str, half: int, until: float) -> None:
-    """Measure what of a table is not there yet, point by point, as long as there is time."""
+def measure_table(measured: dict, model: str, table: str, half: int | None, until: float) -> None:
+    """Measure what of a table is not there yet, point by point, as long as there is time.
+
+    Without a half the range test of a table of rates.
+    """
     from sftbench.training.prepare import prepare_recipe
-    start = {"mode": "1", "yardstick": False, **source(model, half, table)}
+    start = {"mode": "1", "yardstick": False, **source(model, half or 0, table)}
     if f"facts {model}" not in measured:
         measured[f"facts {model}"] = prepare_recipe(override(Recipe(), **start)).facts.to_dict()
-    for values in chosen(measured, model, table, half, Facts(**measured[f"facts {model}"])):
-        if (name := key(model, half, values)) not in measured and time.monotonic() < until:
-            measured[name] = measure(override(Recipe(), **start | values))
+    if half is not None:
+        values = chosen(measured, model, table, half, Facts(**measured[f"facts {model}"]))
+        todo = {key(model, half, one): (measure, one) for one in values}
+    else:
+        method = TABLES[table][2]["method"]
+        todo = {key(model, 0, {"range": method}): (measure_range, {"method": method})}
+    for name, (act, values) in todo.items():
+        if name not in measured and time.monotonic() < until:
+            measured[name] = act(override(Recipe(), **start | values))
             MEASURED.write_text(json.dumps(measured, indent=1), encoding="utf-8")
             sys.stdout.write(f"{name} {measured[name]}\n")
             sys.stdout.flush()

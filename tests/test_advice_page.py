@@ -38,12 +38,12 @@ def test_the_page_says_how_far_the_advised_value_is_from_the_best():
                 for rate, loss in losses.items()} | {"facts smollm2": FACTS.to_dict()}
     line = advice.page_table(measured).splitlines()[-1]
     assert line == ("| learning rate, lora | SmolLM2-135M | 0.0005: 0.400 · **0.001: 0.360** · "
-                    "0.0015: 0.310 · 0.003: diverged | 0.050 | – |")
+                    "0.0015: 0.310 · 0.003: diverged | 0.050 | – | – |")
     pair = advice.chosen(measured, "smollm2", "learning rate, lora", 1, FACTS)
     assert [one["learning_rate"] for one in pair] == [1e-3, 1.5e-3]
     for one, loss in zip(pair, (0.5, 0.48), strict=True):
         measured[advice.key("smollm2", 1, one)] = {"loss": loss}
-    assert advice.page_table(measured).splitlines()[-1].endswith("| 0.050 | +0.020 |")
+    assert advice.page_table(measured).splitlines()[-1].endswith("| 0.050 | +0.020 | – |")
 
 
 def test_no_point_is_measured_twice_and_none_begins_when_time_is_up(tmp_path, monkeypatch):
