@@ -104,7 +104,7 @@ def measure(recipe: Recipe) -> dict:
     from sftbench.training.chain import prefix_text
     from sftbench.training.prepare import prepare_recipe
     from sftbench.training.trainer import StageContext, train_stage
-    ready, began, steps = prepare_recipe(recipe), time.perf_counter(), 0
+    ready, steps = prepare_recipe(recipe), 0
     set_seed(recipe.seed)
     model = load_for_training(ready.start, None, ready.stages[0].settings)
     for stage in ready.stages:
@@ -118,8 +118,8 @@ def measure(recipe: Recipe) -> dict:
         except RunFailed as error:
             return {"loss": None, "failed": error.reason}
     rows = encode_probe(ready.tokenizer, ready.roles["domain_tasks"].probe, ready.recipe.max_length)[0]
-    return {"loss": round(probe_losses(model, ready.tokenizer, {"held out": rows})["held out"], 4),
-            "steps": steps, "seconds": round(time.perf_counter() - began)}
+    losses = probe_losses(model, ready.tokenizer, {"held out": rows})
+    return {"loss": round(losses["held out"], 4), "steps": steps}
 
 
 def measure_range(recipe: Recipe) -> dict:

@@ -15,7 +15,7 @@ from .recipe import Recipe
 ASSUMED_PRETRAINING_RATE = 1e-4
 # Of the pre-training rate. CPT goes on with pre-training, on new text.
 LEARNING_RATE_FRACTION = {"sft": 0.1, "cpt": 1 / 3}
-METHOD_FACTOR = {"full": 1, "freeze": 1, "lora": 5, "qlora": 5, "ptuning_v2": 100}  # times what full takes
+METHOD_FACTOR = {"full": 1, "freeze": 2, "lora": 5, "qlora": 5, "ptuning_v2": 100}  # times what full takes
 ADAPTERS = ("lora", "qlora")
 GUESSED_ADAPTER_FACTOR = 10  # the rule behind the guess is for adapters, and full takes a tenth there
 # CPT by LoRA wants so many times the passes: it learns less from each (arXiv:2405.09673). Domain and general
@@ -71,9 +71,10 @@ def format_count(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
 
 
-def full_learning_rate(kind: str, pretraining_rate: float) -> float:
+def full_learning_rate(kind: str, pretraining_rate: float, facts: Facts) -> float:
     """The rate that `full` takes in stages of this kind."""
-    return float(f"{min(LEARNING_RATE_FRACTION[kind] * pretraining_rate, MAX_LEARNING_RATE):.3g}")
+    limit, _ = _rate_limit(pretraining_rate, facts, kind, "full")
+    return float(f"{min(LEARNING_RATE_FRACTION[kind] * pretraining_rate, limit):.3g}")
 
 
 def advised_epochs(kind: str, amount: float) -> float:
@@ -144,9 +145,7 @@ def _rate_limit(pretraining_rate: float, facts: Facts, kind: str, method: str) -
 
 
 def _advise_warmup(recipe: Recipe, facts: Facts, kind: str) -> Advised:
-    pretraining_rate = recipe.pretraining_learning_rate
-    limit, _ = _rate_limit(pretraining_rate, facts, kind, "full")
-    full = min(full_learning_rate(kind, pretraining_rate), float(f"{limit:.3g}"))
+    full = full_learning_rate(kind, recipe.pretraining_learning_rate, facts)
     rate = _stage_field(recipe, kind, "learning_rate")
     times = rate / full
     ratio = min(WARMUP_RATIO[kind] * math.sqrt(times), MAX_WARMUP_RATIO)

@@ -109,7 +109,7 @@ def r8_learning_rate(facts: Facts) -> Suggestion | None:
     """SFT takes about a tenth of the pre-training rate, CPT a larger part of it."""
     if not (rate := facts.pretraining_learning_rate):
         return None
-    sft, cpt = (hyperparameters.full_learning_rate(kind, rate) for kind in ("sft", "cpt"))
+    sft, cpt = (hyperparameters.full_learning_rate(kind, rate, facts) for kind in ("sft", "cpt"))
     return Suggestion("R8", f"With full, take {sft:.3g} for SFT, {cpt:.3g} for CPT; settle the rate first",
                       f"at the pre-training rate, {rate:.3g}, SFT may never converge unless data are huge")
 
@@ -118,7 +118,7 @@ def r9_warm_up(facts: Facts) -> Suggestion | None:
     """SFT warms up for a smaller part of its steps than pre-training; a higher rate wants a larger part."""
     if not (rate := facts.pretraining_learning_rate):
         return None
-    ratio, peak = hyperparameters.WARMUP_RATIO, hyperparameters.full_learning_rate("sft", rate)
+    ratio, peak = hyperparameters.WARMUP_RATIO, hyperparameters.full_learning_rate("sft", rate, facts)
     return Suggestion("R9", f"Warm up for {ratio['sft']:g} of SFT's steps, {ratio['cpt']:g} of CPT's; "
                             "more at higher rates",
                       f"SFT by full goes at {peak:.3g}, pre-training went at {rate:.3g}")
