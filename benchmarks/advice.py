@@ -13,7 +13,6 @@ held beside the sweeps. `--minutes 0` measures nothing and writes the page.
 
 import argparse
 import json
-import math
 import sys
 import time
 
@@ -185,8 +184,7 @@ def range_choice(measured: dict, model: str, table: str) -> str:
     curve = measured.get(key(model, 0, {"range": TABLES[table][2].get("method")}))
     if curve is None or TABLES[table][0] != "learning_rate":
         return "–"
-    losses = curve["losses"] + [math.inf] * (len(curve["rates"]) - len(curve["losses"]))
-    return shown(choose_rate(curve["rates"], losses)) if losses else "–"
+    return shown(choose_rate(curve["rates"], curve["losses"]))
 
 
 def shown(value) -> str:

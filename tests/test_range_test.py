@@ -37,17 +37,16 @@ def recipe(make_model, small_files, monkeypatch):
 RATES = [1e-5 * 10 ** (step / 8) for step in range(33)]
 
 
-def test_the_rate_is_a_tenth_of_that_at_which_the_loss_diverges():
-    losses = [2.0 if rate < 1e-2 else 100.0 for rate in RATES]
-    assert choose_rate(RATES[:26], losses[:26]) == pytest.approx(1.3e-3) and has_diverged(losses[:26])
-    assert not has_diverged(losses[:24])
-    assert choose_rate(RATES, [3.0, 2.0, math.nan]) == pytest.approx(RATES[2] / 10, rel=0.05)
-
-
-def test_without_divergence_it_is_a_tenth_of_that_of_the_lowest_loss():
+def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss():
     losses = [3.0] * 12 + [1.0] * 13 + [2.0] * 8
     assert choose_rate(RATES, losses) == pytest.approx(RATES[24] / 10, rel=0.05)
     assert choose_rate(RATES, [1.0, 2.0, 3.0]) is None  # it never falls
+    assert choose_rate(RATES, [3.0, 2.0, math.inf]) == pytest.approx(RATES[1] / 10, rel=0.05)
+
+
+def test_far_above_its_lowest_the_loss_has_diverged():
+    losses = [2.0 if rate < 1e-2 else 100.0 for rate in RATES]
+    assert has_diverged(losses[:26]) and not has_diverged(losses[:24])
 
 
 def test_an_easy_first_row_is_no_divergence():
@@ -99,7 +98,7 @@ def test_a_loss_that_diverges_ends_the_test(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(range_test, "RANGE", 1e7)
     test, = measure_rates(override(recipe, mode="1"), tmp_path / "curve")
     assert len(test.rates) == len(test.losses) < 2 * STEPS and all(map(math.isfinite, test.losses))
-    assert test.diverged and test.rates[-1] <= 10.5 * test.chosen <= 5 * test.rates[-1]  # or the next step's
+    assert test.diverged and 10 * test.chosen < test.rates[-1]
 
 
 def test_a_failure_that_is_none_of_the_rate_is_reported(recipe, tmp_path, monkeypatch):

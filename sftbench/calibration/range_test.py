@@ -27,9 +27,8 @@ from ..training.trainer import StageContext, train_stage
 
 STEPS = 80
 RANGE = 100  # the test goes from so many times below the advised rate to so many times above it
-# The rate to take is so many times below that at which the loss diverges. For SmolLM2-135M, LoRA and 200 rows
-# that is 1.6e-3, and 1.5e-3 leaves 0.31 nats, the best of a sweep; fastai's rules, a tenth of the rate of the
-# lowest loss and the steepest fall, both give 5.7e-4, and 5e-4 leaves 0.42.
+# The rate to take is so many times below that of the lowest smoothed loss (fastai's rule). Beside the sweeps
+# of docs/advice.md it is 0.4 to 5 times the best rate; a tenth of where the loss diverges, up to ten times it.
 BACK = 10
 SMOOTHING = 0.9  # weight of the smoothed loss against a step's own: a step has few rows
 DIVERGED = 4  # times its lowest value: the smoothed loss has diverged, and no more is learnt from the test
@@ -68,13 +67,10 @@ def has_diverged(losses: list[float]) -> bool:
 
 
 def choose_rate(rates: list[float], losses: list[float]) -> float | None:
-    """A tenth of the rate at which the loss diverges, else of that at which it is lowest, smoothed.
-
-    None where it does neither fall nor diverge.
-    """
+    """A tenth of the rate at which the loss is lowest, smoothed; None where it never falls."""
     smoothed = smooth_losses(losses)
-    last = len(losses) - 1 if has_diverged(losses) else smoothed.index(min(smoothed))
-    return float(f"{rates[last] / BACK:.2g}") if last else None
+    lowest = smoothed.index(min(smoothed))
+    return float(f"{rates[lowest] / BACK:.2g}") if lowest else None
 
 
 def _enough_blocks(ready: PreparedRun, stage: Stage) -> Dataset:

@@ -111,7 +111,7 @@ def _advise_batch(recipe: Recipe, facts: Facts, kind: str) -> Advised:
 def _advise_rate(recipe: Recipe, facts: Facts, kind: str) -> Advised:
     method, pretraining_rate = _stage_field(recipe, kind, "method"), recipe.pretraining_learning_rate
     if rate := facts.tested_rates.get(f"{kind} {method}"):
-        return Advised(rate, "a range test on your model and data says so: its loss bore ten times it", "R8")
+        return Advised(rate, "a range test on your model and data had its lowest loss at ten times it", "R8")
     fraction, factor = LEARNING_RATE_FRACTION[kind], METHOD_FACTOR[method]
     if method in ADAPTERS and is_guess(pretraining_rate, facts):
         factor = GUESSED_ADAPTER_FACTOR

@@ -12,7 +12,7 @@ from .widgets import Fold, button, column, grid, html_area, row, show, text_labe
 LEGEND = ("What is trained is bold, on blue, between « and »; what is only read is on grey; special tokens "
           "are brown; ↵ is a line's end.")
 RATES = ("Trains each kind of stage for up to 80 steps from the start model, at a rate that rises from step "
-         "to step, and takes a tenth of the rate at which the loss diverges. Some minutes with a real model.")
+         "to step, and takes a tenth of that of the lowest loss. With a real model this takes some minutes.")
 RATES_TIMEOUT = 3600.0  # seconds
 
 
