@@ -28,7 +28,7 @@ from ..training.trainer import StageContext, train_stage
 STEPS = 80
 RANGE = 100  # the test goes from so many times below the advised rate to so many times above it
 # The rate to take is so many times below that of the lowest smoothed loss (fastai's rule). Beside the sweeps
-# of docs/advice.md it is 0.4 to 5 times the best rate; a tenth of where the loss diverges, up to ten times it.
+# of docs/advice.md it is 0.3 to 5 times the best rate; a tenth of where the loss diverges, up to 10 times.
 BACK = 10
 SMOOTHING = 0.9  # weight of the smoothed loss against a step's own: a step has few rows
 DIVERGED = 4  # times its lowest value: the smoothed loss has diverged, and no more is learnt from the test
