@@ -161,6 +161,8 @@ def test_notes_state_what_follows_from_model_and_method():
     assert all(" because " in str(text) for text in notes(half, method="qlora").values())
     assert resolve_recipe(override(Recipe(), method="lora"), facts(half))[0].lora_dropout == 0
     assert resolve_recipe(override(Recipe(), method="lora"), facts({}))[0].lora_dropout == 0.05
+    assert resolved({"parameters": 10**6}, method="lora").lora_dropout == 0.05
+    assert resolved({"parameters": 10**8}, method="lora").lora_dropout == 0
 
 
 def test_new_tokens_follow_the_answers():
