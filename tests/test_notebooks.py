@@ -239,11 +239,12 @@ def test_the_notebooks_beside_the_modes_are_laid_out_as_these(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_real_model_reads_and_is_compared_with_one_that_did_not(tmp_path):
     """With few steps, on few fields: what it teaches takes a quarter of an hour."""
     assert main(["fetch", "smollm2"]) == 0
     short = {"max_steps": 2, "probe_rows": 6, "library_fields": 30}
-    executed = execute_notebook(FOLDER / "real_model.ipynb", short, tmp_path / "one", timeout=500)
+    executed = execute_notebook(FOLDER / "real_model.ipynb", short, tmp_path / "one", timeout=1200)
     cells = nbformat.read(executed, as_version=4).cells
     said = {cell.id: "".join(output.get("text", "") for output in cell.outputs)
             for cell in cells if cell.cell_type == "code"}
