@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import time
 import signal
 import subprocess
 import sys
@@ -167,6 +168,9 @@ def train(page, address: str, folder: Path) -> None:
     first, done = image.get_attribute("src"), steps_done(page)
     page.wait_for_function("old => document.querySelector('.sftb img').src != old", arg=first,
                            timeout=PATIENCE)
+    until = time.monotonic() + PATIENCE / 1000
+    while steps_done(page) <= done and time.monotonic() < until:  # scores before the first step change it too
+        page.wait_for_timeout(100)
     press(page, "Stop")
     wait_for_status(page, "has stopped")
     stopped = steps_done(page)

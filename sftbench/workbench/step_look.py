@@ -113,7 +113,7 @@ class RatesPart:
         self.take = button("Take them", lambda: form.set(**self.found))
         self.note, self.result = text_label("", "sftb-quiet"), text_label()
         self.picture = widgets.Image(format="png")
-        self.widget = Fold("Learning rates, tried on this model and data", text_label(RATES, "sftb-quiet"),
+        self.widget = Fold("Which learning rate? A range test", text_label(RATES, "sftb-quiet"),
                            row(self.start, self.note), row(self.result, self.take), self.picture).widget
         self._show({}, b"")
 
