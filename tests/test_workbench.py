@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import re
-import time
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
