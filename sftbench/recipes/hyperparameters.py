@@ -10,6 +10,7 @@ from ..distributed import process_count
 from .facts import Facts
 from .pretraining_rates import GUESS_SOURCE, guess_rate, is_guess
 from .recipe import Recipe
+from .stages import stage_field
 
 # Peak pre-training rate of a model of which nothing is known; usual for some billions of parameters.
 ASSUMED_PRETRAINING_RATE = 1e-4
@@ -84,11 +85,6 @@ def advised_epochs(kind: str, amount: float) -> float:
     return float(min(max(passes, least), MAX_EPOCHS[kind]))
 
 
-def _stage_field(recipe: Recipe, kind: str, name: str) -> Any:
-    """The recipe's field for stages of this kind: CPT fields bear a prefix."""
-    return getattr(recipe, f"cpt_{name}" if kind == "cpt" else name)
-
-
 def _advise_cpt_method(recipe: Recipe, facts: Facts) -> Advised:
     return Advised(recipe.method, "CPT and SFT use one method unless you say otherwise")
 
@@ -109,7 +105,7 @@ def _advise_batch(recipe: Recipe, facts: Facts, kind: str) -> Advised:
 
 
 def _advise_rate(recipe: Recipe, facts: Facts, kind: str) -> Advised:
-    method, pretraining_rate = _stage_field(recipe, kind, "method"), recipe.pretraining_learning_rate
+    method, pretraining_rate = getattr(recipe, stage_field("method", kind)), recipe.pretraining_learning_rate
     if rate := facts.tested_rates.get(f"{kind} {method}"):
         return Advised(rate, "a range test on your model and data had its lowest loss at ten times it", "R8")
     fraction, factor = LEARNING_RATE_FRACTION[kind], METHOD_FACTOR[method]
@@ -121,8 +117,8 @@ def _advise_rate(recipe: Recipe, facts: Facts, kind: str) -> Advised:
         why += ", more than SFT, as it goes on with pre-training"
     if factor != 1:
         why += f", and {method} {factor:g} × that"
-    blocks = _stage_field(recipe, kind, "per_device_train_batch_size") * recipe.gradient_accumulation_steps
-    blocks *= process_count()
+    blocks = getattr(recipe, stage_field("per_device_train_batch_size", kind))
+    blocks *= recipe.gradient_accumulation_steps * process_count()
     scale = min(max(math.sqrt(blocks / BATCH_SIZE[kind]), BATCH_SCALE[0]), BATCH_SCALE[1])
     if scale != 1:
         why += f", × {scale:.2g} for {blocks} blocks a step instead of {BATCH_SIZE[kind]}"
@@ -146,7 +142,7 @@ def _rate_limit(pretraining_rate: float, facts: Facts, kind: str, method: str) -
 
 def _advise_warmup(recipe: Recipe, facts: Facts, kind: str) -> Advised:
     full = full_learning_rate(kind, recipe.pretraining_learning_rate, facts)
-    rate = _stage_field(recipe, kind, "learning_rate")
+    rate = getattr(recipe, stage_field("learning_rate", kind))
     times = rate / full
     ratio = min(WARMUP_RATIO[kind] * math.sqrt(times), MAX_WARMUP_RATIO)
     side = "as" if kind == "cpt" else "less than"

@@ -71,11 +71,15 @@ def _setting_names(method: str) -> list[str]:
             if field.name not in OPTIONS or field.name in METHOD_OPTIONS[method]]
 
 
+def stage_field(name: str, kind: str) -> str:
+    """The recipe's field that holds a setting for stages of this kind (`cpt`, `sft`)."""
+    return f"cpt_{name}" if kind == "cpt" and name in TWINS else name
+
+
 def stage_settings(recipe: Recipe, kind: str) -> StageSettings:
     """What stages of this kind (`cpt`, `sft`) of a resolved recipe are trained with."""
-    prefix = "cpt_" if kind == "cpt" else ""
-    method = getattr(recipe, prefix + "method")
-    values = {name: getattr(recipe, prefix + name if name in TWINS else name)
+    method = getattr(recipe, stage_field("method", kind))
+    values = {name: getattr(recipe, stage_field(name, kind))
               for name in _setting_names(method)}
     if method == "ptuning_v2":  # the prefix takes the cache's place
         values["packing"] = values["gradient_checkpointing"] = False

@@ -22,6 +22,7 @@ from ..named.models import NAMED
 from ..pocket import FOLDERS
 from ..recipes.modes import MODES
 from ..recipes.recipe import ROLES, Recipe, override, recipe_from_dict, recipe_to_dict
+from ..recipes.stages import stage_field
 from ..runs.folder import mask_message, new_run_folder, store_folder
 from ..runs.ownership import StopSignal, attach_lock, catch_stops, release_folder
 from ..sources.names import SELF_REPLAY, locate_source, parse_source
@@ -133,8 +134,7 @@ class Worker:
         ready = self.prepare(recipe_from_dict(request["recipe"]))
         folder = new_run_folder("range_test", ready.recipe.method, None).absolute()
         tests = measure_rates(ready, folder)
-        prefix = {"sft": "", "cpt": "cpt_"}
-        return {"rates": {f"{prefix[test.kind]}learning_rate": test.chosen for test in tests},
+        return {"rates": {stage_field("learning_rate", test.kind): test.chosen for test in tests},
                 "folder": str(folder), "picture": str(folder / "rates.png")}
 
     def talk(self, request: dict) -> dict:
