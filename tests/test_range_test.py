@@ -41,7 +41,8 @@ def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss():
     losses = [3.0] * 12 + [1.0] * 13 + [2.0] * 8
     assert choose_rate(RATES, losses) == pytest.approx(RATES[24] / 10, rel=0.05)
     assert choose_rate(RATES, [1.0, 2.0, 3.0]) is None  # it never falls
-    assert choose_rate(RATES, [3.0, 2.0, math.inf]) == pytest.approx(RATES[1] / 10, rel=0.05)
+    for far in (math.inf, math.nan):
+        assert choose_rate(RATES, [3.0, 2.0, far]) == pytest.approx(RATES[1] / 10, rel=0.05)
 
 
 def test_far_above_its_lowest_the_loss_has_diverged():
@@ -99,6 +100,7 @@ def test_a_loss_that_diverges_ends_the_test(recipe, tmp_path, monkeypatch):
     test, = measure_rates(override(recipe, mode="1"), tmp_path / "curve")
     assert len(test.rates) == len(test.losses) < 2 * STEPS and all(map(math.isfinite, test.losses))
     assert test.diverged and 10 * test.chosen < test.rates[-1]
+    assert test.chosen == choose_rate(list(test.rates), list(test.losses))
 
 
 def test_a_failure_that_is_none_of_the_rate_is_reported(recipe, tmp_path, monkeypatch):

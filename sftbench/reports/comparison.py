@@ -6,11 +6,20 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..recipes.recipe import FIELDS, differing_fields
-from ..runs.answers import PROMPT_ALONE, AnsweredRow, Change, changes, pair_answers, read_answers, select_rows
+from ..runs.answers import (
+    PROMPT_ALONE,
+    AnsweredRow,
+    Change,
+    changes,
+    compare_answers,
+    pair_answers,
+    read_answers,
+    select_rows,
+)
 from ..runs.events import format_duration
 from ..runs.folder import runs_root, try_read_json
 from .html import make_visible
-from .ledger import format_gigabytes
+from .ledger import format_gigabytes, rounded
 from .text_table import format_pairs, format_table, plural, shorten_start, wrap_text
 
 GENERAL_ROLES = ("general_tasks", "yardstick")  # the first that was scored is general ability
@@ -114,8 +123,9 @@ def format_rows(run: Path | str, which: str, other: Path | str | None = None, ro
     names = "start", list(read_answers(run))[-1]
     if other is not None:
         names = Path(run).resolve().name, Path(other).resolve().name
-    rows = format_changes(changes(run, other), which, names, role, count)
-    return "\n\n".join(filter(None, [format_accuracies(pair_answers(run, other), role), rows]))
+    pairs = pair_answers(run, other)
+    rows = format_changes([compare_answers(*pair) for pair in pairs], which, names, role, count)
+    return "\n\n".join(filter(None, [format_accuracies(pairs, role), rows]))
 
 
 def format_accuracies(pairs: list[tuple[AnsweredRow, AnsweredRow]], role: str | None = None) -> str:
@@ -131,9 +141,10 @@ def format_accuracies(pairs: list[tuple[AnsweredRow, AnsweredRow]], role: str | 
         spread = ""
         if span := change_intervals(first, last).get("accuracy"):
             chance = ", within chance" if span[0] <= 0 <= span[1] else ""
-            spread = f" (95 %: {span[0]:+.2f}…{span[1]:+.2f}{chance})"
+            low, high = map(rounded, span)
+            spread = f" (95 %: {low:+}…{high:+}{chance})"
         lines.append(f"accuracy of {name.replace('_', ' ')}, {plural(len(own), 'row')}: "
-                     f"{old:.2f} → {new:.2f}, {new - old:+.2f}{spread}")
+                     f"{rounded(old)} → {rounded(new)}, {rounded(new, old):+}{spread}")
     return "\n".join(map(wrap_text, lines))
 
 

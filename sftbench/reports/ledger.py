@@ -86,8 +86,8 @@ def format_probe_table(states: dict[str, dict]) -> str:
     A state has `probes`, and perhaps `intervals` and `change_intervals`, which stand below its figures.
     """
     lines = [line for name, state in states.items() for line in (
-        (name, _cells(state["probes"], lambda value: str(_rounded(value)))),
-        ("  95 %", _cells(state.get("intervals", {}), lambda span: "–".join(map(str, map(_rounded, span))))))]
+        (name, _cells(state["probes"], lambda value: str(rounded(value)))),
+        ("  95 %", _cells(state.get("intervals", {}), lambda span: "–".join(map(str, map(rounded, span))))))]
     first, *_, last = states.values() if len(states) > 1 else (None, None)
     change = _change_lines(first["probes"], last) if last else []
     return _lay_out([*lines, *change], list(states.values())[-1]["probes"], len(change))
@@ -95,10 +95,10 @@ def format_probe_table(states: dict[str, dict]) -> str:
 
 def _change_lines(first: dict, last: dict) -> list[tuple[str, dict]]:
     """How the last state's figures differ from the first one's, and below the interval of that."""
-    changes = {role: {measure: _rounded(value, first[role][measure]) for measure, value in measures.items()
+    changes = {role: {measure: rounded(value, first[role][measure]) for measure, value in measures.items()
                       if measure in MEASURES} for role, measures in last["probes"].items()}
     spans = _cells(last.get("change_intervals", {}),
-                   lambda span: "…".join(f"{_rounded(value):+}" for value in span))
+                   lambda span: "…".join(f"{rounded(value):+}" for value in span))
     return [("change", _cells(changes, "{:+}".format)), *([("  95 %", spans)] if spans else [])]
 
 
@@ -153,19 +153,19 @@ def _by_chance(first: dict, last: dict) -> list[str]:
     found = []
     for role, spans in last.get("change_intervals", {}).items():
         for measure, (low, high) in spans.items():
-            change = _rounded(last["probes"][role][measure], first[role][measure])
+            change = rounded(last["probes"][role][measure], first[role][measure])
             if change and low <= 0 <= high:
                 found.append(f"{measure} of {role.replace('_', ' ')} ({change:+})")
     return [f"Within chance: {', '.join(found)}."] if found else []
 
 
-def _rounded(value: float, less: float = 0) -> Decimal:
+def rounded(value: float, less: float = 0) -> Decimal:
     """What a probe's figure is (above another) with two decimals, half up: table and sentences agree."""
     return (Decimal(str(value)) - Decimal(str(less))).quantize(Decimal("0.01"), ROUND_HALF_UP) + 0
 
 
 def _percent(value: float) -> str:
-    return f"{int(_rounded(value) * 100)}%"
+    return f"{int(rounded(value) * 100)}%"
 
 
 def _cost_table(result: dict) -> str:
@@ -202,10 +202,10 @@ def _summary(first: dict, last: dict, scorers: dict) -> list[str]:
                              f"{words}: accuracy {before} before, {after} after, by the scorer {names}.")
     if "loss" in last.get("general_text", {}):
         before, after = pair("general_text", "loss")
-        rise = _rounded(after, before)
+        rise = rounded(after, before)
         much = "little was forgotten" if after - before < SMALL_RISE else "so much was forgotten"
         change = f"rose by {rise}: {much}" if rise > 0 else "fell" if rise < 0 else "hardly changed"
-        sentences.append(f"Loss on general text {_rounded(before)} -> {_rounded(after)} nats per token; "
+        sentences.append(f"Loss on general text {rounded(before)} -> {rounded(after)} nats per token; "
                          f"it {change}.")
     if "yardstick" in last:
         english, chinese = (" -> ".join(map(_percent, pair("yardstick", f"accuracy_{language}")))

@@ -94,7 +94,7 @@ def changes(run: Path | str, other: Path | str | None = None, before: str | None
     wanted answer; those of one run alone are left out. Raises BadInput for a state that there is not, and
     where no row is in both.
     """
-    return [_compare(*pair) for pair in pair_answers(run, other, before, after)]
+    return [compare_answers(*pair) for pair in pair_answers(run, other, before, after)]
 
 
 def pair_answers(run: Path | str, other: Path | str | None = None, before: str | None = None,
@@ -122,7 +122,8 @@ def _pair_rows(before: list[AnsweredRow], after: list[AnsweredRow]) -> list[tupl
     return [(mine.pop(), row) for row in after if (mine := waiting[row.role, row.prompt, row.wanted])]
 
 
-def _compare(before: AnsweredRow, after: AnsweredRow) -> Change:
+def compare_answers(before: AnsweredRow, after: AnsweredRow) -> Change:
+    """What became of a probe row between two states."""
     gain = (after.score or 0) - (before.score or 0)
     losses = (row.nats / row.tokens if row.nats is not None and row.tokens else None
               for row in (before, after))
