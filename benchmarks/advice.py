@@ -128,7 +128,7 @@ def measure_range(recipe: Recipe) -> dict:
     ready = prepare_recipe(recipe)
     test = rise_rate(ready, ready.stages[0])
     return {"rates": [float(f"{rate:.4g}") for rate in test.rates],
-            "losses": [round(loss, 4) for loss in test.losses], "diverged": test.diverged}
+            "losses": [round(loss, 4) for loss in test.losses]}
 
 
 def key(model: str, half: int, values: dict) -> str:
